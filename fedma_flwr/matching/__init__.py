@@ -1,0 +1,1 @@
+"""Matrices in, assignments out: knows no Flower and no ``nn.Module``."""

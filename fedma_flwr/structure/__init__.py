@@ -1,0 +1,1 @@
+"""What a model's axes mean: permutation specs, stages and resizing."""
