@@ -1,1 +1,24 @@
 """What a model's axes mean: permutation specs, stages and resizing."""
+
+from fedma_flwr.structure.axes import AxisExpression, SpecError
+from fedma_flwr.structure.resize import resize
+from fedma_flwr.structure.sequential import sequential_spec
+from fedma_flwr.structure.signature import set_signature, signature, signature_tensors
+from fedma_flwr.structure.spec import PermutationSpec, StateDict, UnitGroup
+from fedma_flwr.structure.stages import GroupsPerStage, Stage, StagePlan
+
+__all__ = [
+    "AxisExpression",
+    "GroupsPerStage",
+    "PermutationSpec",
+    "SpecError",
+    "Stage",
+    "StagePlan",
+    "StateDict",
+    "UnitGroup",
+    "resize",
+    "sequential_spec",
+    "set_signature",
+    "signature",
+    "signature_tensors",
+]

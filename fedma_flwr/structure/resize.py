@@ -1,0 +1,179 @@
+"""Give an ``nn.Module`` the widths that a state dict has, module attributes included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fedma_flwr.structure.axes import SpecError
+
+Shape = tuple[int, ...]
+_Shapes = Mapping[str, Shape]
+
+
+def resize(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
+    """Resize a model in place so that ``model.load_state_dict(state_dict)`` fits.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model as its code builds it. Parameters and buffers whose shapes differ are replaced
+        by uninitialised ones of the same dtype, device and `requires_grad`; tied parameters stay
+        tied; the attributes that describe widths (``out_channels``, ``hidden_size``,
+        ``num_features``, ...) follow.
+    state_dict : mapping of str to Tensor
+        All tensors of the model, at the wanted widths.
+
+    Returns
+    -------
+    nn.Module
+        The same object.
+
+    Raises
+    ------
+    SpecError
+        If names differ, or the number of axes of a tensor does.
+
+    Notes
+    -----
+    Widths that a forward pass has hard-coded (``x.view(-1, 400)``) are beyond its reach.
+    """
+    _check_names(model, state_dict)
+    replaced: dict[int, nn.Parameter] = {}
+    for prefix, module in model.named_modules():
+        own = [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False),
+        ]
+        names = {name: f"{prefix}.{name}" if prefix else name for name, _ in own}
+        shapes = {
+            name: tuple(state_dict[names[name]].shape)
+            for name in names
+            if names[name] in state_dict
+        }
+        if all(tuple(tensor.shape) == shapes.get(name, tensor.shape) for name, tensor in own):
+            continue
+        _follow(module, shapes)
+        for name, tensor in own:
+            if name in shapes and tuple(tensor.shape) != shapes[name]:
+                _replace(module, name, tensor, shapes[name], replaced)
+        if isinstance(module, nn.RNNBase):
+            _rebind_flat_weights(module)
+    return model
+
+
+def _check_names(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    own = model.state_dict()
+    if missing := [name for name in own if name not in state_dict]:
+        raise SpecError(f"The state dict lacks tensors of {type(model).__name__}: {missing}.")
+    if extra := [name for name in state_dict if name not in own]:
+        raise SpecError(f"The state dict has tensors that {type(model).__name__} lacks: {extra}.")
+    for name, tensor in own.items():
+        if tensor.dim() != state_dict[name].dim():
+            raise SpecError(
+                f"Tensor {name!r} has shape {tuple(state_dict[name].shape)}, but that of "
+                f"{type(model).__name__} has {tensor.dim()} axes: {tuple(tensor.shape)}."
+            )
+
+
+def _replace(
+    module: nn.Module,
+    name: str,
+    tensor: Tensor,
+    shape: Shape,
+    replaced: dict[int, nn.Parameter],
+) -> None:
+    empty = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+    if not isinstance(tensor, nn.Parameter):
+        setattr(module, name, empty)
+        return
+    if id(tensor) not in replaced:  # a tied parameter is replaced by one object everywhere
+        replaced[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        replaced[id(replaced[id(tensor)])] = replaced[id(tensor)]
+    setattr(module, name, replaced[id(tensor)])
+
+
+def _follow(module: nn.Module, shapes: _Shapes) -> None:
+    """Update the attributes of a module that state its widths."""
+    for kinds, rule in _RULES:
+        if isinstance(module, kinds):
+            for attribute, value in rule(module, shapes).items():
+                setattr(module, attribute, value)
+            return
+
+
+def _linear(_: nn.Module, shapes: _Shapes) -> dict[str, object]:
+    return {"out_features": shapes["weight"][0], "in_features": shapes["weight"][1]}
+
+
+def _bilinear(_: nn.Module, shapes: _Shapes) -> dict[str, object]:
+    out, first, second = shapes["weight"]
+    return {"out_features": out, "in1_features": first, "in2_features": second}
+
+
+def _convolution(module: nn.Module, shapes: _Shapes) -> dict[str, object]:
+    groups, out, inputs = _groups(module, shapes["weight"][0], shapes["weight"][1], "out_channels")
+    return {"out_channels": out, "in_channels": inputs * groups, "groups": groups}
+
+
+def _transposed(module: nn.Module, shapes: _Shapes) -> dict[str, object]:
+    groups, inputs, out = _groups(module, shapes["weight"][0], shapes["weight"][1], "in_channels")
+    return {"in_channels": inputs, "out_channels": out * groups, "groups": groups}
+
+
+def _groups(
+    module: nn.Module, channels: int, per_group: int, attribute: str
+) -> tuple[int, int, int]:
+    """Groups of a convolution; those of a depthwise one grow with its channels."""
+    groups = int(getattr(module, "groups"))  # noqa: B009
+    if groups > 1 and per_group == 1:
+        groups = channels * groups // int(getattr(module, attribute))
+    return groups, channels, per_group
+
+
+def _embedding(_: nn.Module, shapes: _Shapes) -> dict[str, object]:
+    return {"num_embeddings": shapes["weight"][0], "embedding_dim": shapes["weight"][1]}
+
+
+def _features(_: nn.Module, shapes: _Shapes) -> dict[str, object]:
+    return {"num_features": next(iter(shapes.values()))[0]}
+
+
+def _group_norm(_: nn.Module, shapes: _Shapes) -> dict[str, object]:
+    return {"num_channels": shapes["weight"][0]}
+
+
+def _layer_norm(_: nn.Module, shapes: _Shapes) -> dict[str, object]:
+    return {"normalized_shape": shapes["weight"]}
+
+
+def _recurrent(module: nn.Module, shapes: _Shapes) -> dict[str, object]:
+    gates = {"LSTM": 4, "GRU": 3}.get(str(getattr(module, "mode", "")), 1)
+    sizes: dict[str, object] = {
+        "input_size": shapes["weight_ih_l0"][1],
+        "hidden_size": shapes["weight_ih_l0"][0] // gates,
+    }
+    if "weight_hr_l0" in shapes:
+        sizes["proj_size"] = shapes["weight_hr_l0"][0]
+    return sizes
+
+
+def _rebind_flat_weights(module: nn.RNNBase) -> None:
+    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+    module.flatten_parameters()
+
+
+_Rule = Callable[[nn.Module, _Shapes], dict[str, object]]
+_RULES: tuple[tuple[tuple[type[nn.Module], ...], _Rule], ...] = (
+    ((nn.Linear,), _linear),
+    ((nn.Bilinear,), _bilinear),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
+    ((nn.Embedding, nn.EmbeddingBag), _embedding),
+    ((nn.modules.batchnorm._NormBase,), _features),
+    ((nn.GroupNorm,), _group_norm),
+    ((nn.LayerNorm,), _layer_norm),
+    ((nn.RNNBase,), _recurrent),
+)

@@ -1,0 +1,365 @@
+"""`PermutationSpec`: the unit groups of a model, as data.
+
+The matching side of FedMA depends on a spec alone and never sees an ``nn.Module``. A spec can be
+written by hand, built for sequential networks (`sequential_spec`), printed and sent as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from fedma_flwr.structure import spec_text
+from fedma_flwr.structure.axes import AxisExpression, SpecError
+
+StateDict = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """Units that must be permuted together.
+
+    Parameters
+    ----------
+    size : int
+        Number of units in the initial model.
+    growable : bool (default: True)
+        Whether zero-padded units may be added; if not, the group is matched at fixed width.
+    reason : str (default: "")
+        Why the group cannot grow.
+    """
+
+    size: int
+    growable: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True, init=False)
+class PermutationSpec:
+    """The groups of a model and, for every axis of every state-dict tensor, its axis expression.
+
+    Parameters
+    ----------
+    groups : mapping of str to (UnitGroup or int)
+        The groups in forward order, with their sizes.
+    axes : mapping of str to (str or sequence of AxisExpression)
+        For every tensor of the state dict one expression an axis, as text separated by commas
+        (``"conv2, conv1, 5, 5"``; ``""`` for a tensor without axes) or as objects.
+    outputs : mapping of str to int, optional
+        The output axis of each tensor whose output axis is not axis 0 (1 for an embedding or a
+        transposed convolution).
+    statistics : sequence of str, optional
+        Tensors that follow their units but say nothing about them when units are matched
+        (running means and variances).
+    head : sequence of str, optional
+        Tensors that carry the model's output. Default: all whose output axis is fixed.
+
+    Raises
+    ------
+    SpecError
+        If the parts do not fit together; the message names the tensor or group.
+
+    Examples
+    --------
+    >>> spec = PermutationSpec(
+    ...     groups={"hidden": 3},
+    ...     axes={"a.weight": "hidden, 2", "a.bias": "hidden", "b.weight": "1, hidden"},
+    ... )
+    >>> spec.shapes({"hidden": 4})["a.weight"]
+    (4, 2)
+    >>> spec.head
+    ('b.weight',)
+    """
+
+    groups: Mapping[str, UnitGroup]
+    axes: Mapping[str, tuple[AxisExpression, ...]]
+    outputs: Mapping[str, int]
+    statistics: tuple[str, ...]
+    head: tuple[str, ...]
+
+    def __init__(
+        self,
+        groups: Mapping[str, UnitGroup | int],
+        axes: Mapping[str, str | Sequence[AxisExpression]],
+        outputs: Mapping[str, int] | None = None,
+        statistics: Sequence[str] = (),
+        head: Sequence[str] = (),
+    ) -> None:
+        parts = {
+            "groups": MappingProxyType({name: _as_group(size) for name, size in groups.items()}),
+            "axes": MappingProxyType({name: _as_axes(text) for name, text in axes.items()}),
+            "outputs": MappingProxyType(dict(outputs or {})),
+            "statistics": tuple(statistics),
+            "head": tuple(head),
+        }
+        for name, value in parts.items():
+            object.__setattr__(self, name, value)
+        self._check_parts()
+        object.__setattr__(self, "head", self.head or self.default_head())
+
+    def _check_parts(self) -> None:
+        for name, group in self.groups.items():
+            if group.size < 1:
+                raise SpecError(f"Group {name!r} has size {group.size}; it must be at least 1.")
+        used = {group for axes in self.axes.values() for axis in axes for group in axis.groups}
+        if unknown := sorted(used - set(self.groups)):
+            raise SpecError(f"axes name groups that `groups` does not list: {unknown}.")
+        if unused := [name for name in self.groups if name not in used]:
+            raise SpecError(f"`groups` lists groups that no axis uses: {unused}.")
+        for label, names in (
+            ("outputs", self.outputs),
+            ("statistics", self.statistics),
+            ("head", self.head),
+        ):
+            if missing := [name for name in names if name not in self.axes]:
+                raise SpecError(f"`{label}` names tensors that `axes` does not list: {missing}.")
+        for name, axis in self.outputs.items():
+            if not 0 <= axis < len(self.axes[name]):
+                raise SpecError(f"outputs[{name!r}] is {axis}, but the tensor has no such axis.")
+
+    # ------------------------------------------------------------------ what the spec says
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Width of every group in the initial model."""
+        return {name: group.size for name, group in self.groups.items()}
+
+    def default_head(self) -> tuple[str, ...]:
+        """The tensors whose output axis is fixed."""
+        return tuple(name for name in self.axes if not self.output_groups(name))
+
+    def output_axis(self, tensor: str) -> int:
+        """Index of the axis along which a tensor's units (or outputs) lie."""
+        return self.outputs.get(tensor, 0)
+
+    def output_groups(self, tensor: str) -> frozenset[str]:
+        """Groups on the output axis of a tensor; empty for the head and for fixed tensors."""
+        axes = self.axes[tensor]
+        return axes[self.output_axis(tensor)].groups if axes else frozenset()
+
+    def input_groups(self, tensor: str) -> frozenset[str]:
+        """Groups on all axes of a tensor but its output axis."""
+        others = (a for i, a in enumerate(self.axes[tensor]) if i != self.output_axis(tensor))
+        return frozenset().union(*(axis.groups for axis in others))
+
+    def tensor_groups(self, tensor: str) -> frozenset[str]:
+        """Groups on any axis of a tensor."""
+        return frozenset().union(*(axis.groups for axis in self.axes[tensor]))
+
+    def shapes(self, widths: Mapping[str, int] | None = None) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor for the given widths (groups left out keep their size)."""
+        full = {**self.sizes, **(widths or {})}
+        return {name: tuple(a.size(full) for a in axes) for name, axes in self.axes.items()}
+
+    def widths(
+        self, state_dict: StateDict, known: Mapping[str, int] | None = None
+    ) -> dict[str, int]:
+        """Width of every group that the shapes of the given tensors determine.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to Tensor
+            Some or all tensors of a model.
+        known : mapping of str to int, optional
+            Widths that are known already; the tensors must agree with them.
+
+        Raises
+        ------
+        SpecError
+            If a shape contradicts the spec; the message names the tensor and both shapes.
+        """
+        widths = dict(known or {})
+        pending = [name for name in state_dict if name in self.axes]
+        while True:
+            found = [self._solve(name, state_dict[name], widths) for name in pending]
+            if not any(found):
+                break
+        full = {**self.sizes, **widths}
+        for name in pending:
+            self._check_shape(name, state_dict[name], full)
+        return {group: widths[group] for group in self.groups if group in widths}
+
+    def _solve(self, name: str, tensor: Tensor, widths: dict[str, int]) -> bool:
+        """Add the widths that follow from one tensor; whether there was any."""
+        found = False
+        for axis, length in zip(self.axes[name], tensor.shape, strict=False):
+            unknown = axis.groups - widths.keys()
+            if len(unknown) == 1:
+                (group,) = unknown
+                constant = axis.size({**widths, group: 0})
+                slope = axis.size({**widths, group: 1}) - constant
+                width = (length - constant) // slope
+                if width >= 1:
+                    widths[group], found = width, True
+        return found
+
+    def _check_shape(self, name: str, tensor: Tensor, widths: Mapping[str, int]) -> None:
+        expected = tuple(axis.size(widths) for axis in self.axes[name])
+        if tuple(tensor.shape) != expected:
+            raise SpecError(
+                f"Tensor {name!r} has shape {tuple(tensor.shape)}; the spec "
+                f"({self.describe(name) or 'no axes'}) needs {expected}."
+            )
+
+    def check(self, state_dict: StateDict, widths: Mapping[str, int] | None = None) -> None:
+        """Refuse a state dict that lacks tensors, has others, or has other shapes.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to Tensor
+            All tensors of a model.
+        widths : mapping of str to int, optional
+            The widths that it must have. Default: any that are consistent.
+
+        Raises
+        ------
+        SpecError
+            Names the first tensor that does not fit, its shape and the expected shape.
+        """
+        if missing := [name for name in self.axes if name not in state_dict]:
+            raise SpecError(f"The state dict lacks tensors that the spec describes: {missing}.")
+        if extra := [name for name in state_dict if name not in self.axes]:
+            raise SpecError(f"The state dict has tensors that the spec does not describe: {extra}.")
+        self.widths(state_dict, known=widths)
+
+    def describe(self, tensor: str) -> str:
+        """The axis expressions of one tensor, separated by commas."""
+        return ", ".join(str(axis) for axis in self.axes[tensor])
+
+    # ------------------------------------------------------------------ operations
+
+    def permute(
+        self, state_dict: StateDict, permutations: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Reorder units: new unit ``i`` of a group is old unit ``permutation[i]``.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to Tensor
+            Some or all tensors of a model.
+        permutations : mapping of str to Tensor
+            A permutation of ``range(width)`` for each group to reorder.
+
+        Returns
+        -------
+        dict of str to Tensor
+            New tensors of the same shapes: the same function, with its units in another order.
+
+        Raises
+        ------
+        SpecError
+            If a permutation does not fit its group.
+        """
+        widths = self.widths(state_dict)
+        for group, permutation in permutations.items():
+            order = torch.as_tensor(permutation)
+            if not torch.equal(order.sort().values, torch.arange(widths[group])):
+                raise SpecError(f"permutations[{group!r}] is no permutation of {widths[group]}.")
+        return self.select(state_dict, permutations)
+
+    def select(self, state_dict: StateDict, selection: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take the given units of each group, in the given order: a client's local model.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to Tensor
+            Tensors at the global widths.
+        selection : mapping of str to Tensor
+            For each group (n,) global unit numbers; groups left out keep all units.
+
+        Returns
+        -------
+        dict of str to Tensor
+            New tensors, ``n`` units wide along every selected group.
+        """
+        widths = {**self.sizes, **self.widths(state_dict)}
+        units = {group: torch.as_tensor(index) for group, index in selection.items()}
+        result = {}
+        for name, tensor in state_dict.items():
+            for dim, axis in enumerate(self.axes[name]):
+                if axis.groups & units.keys():
+                    tensor = tensor.index_select(dim, axis.positions(units, widths))
+            result[name] = tensor
+        return result
+
+    def expand(
+        self,
+        state_dict: StateDict,
+        assignments: Mapping[str, Tensor],
+        widths: Mapping[str, int],
+    ) -> dict[str, Tensor]:
+        """Put local units where their assignment says; zeros for units that the client lacks.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to Tensor
+            Tensors at the client's widths.
+        assignments : mapping of str to Tensor
+            For each group to expand (n,) global unit numbers of the client's units.
+        widths : mapping of str to int
+            The global width of each group to expand.
+
+        Returns
+        -------
+        dict of str to Tensor
+            New tensors at the global widths. Running variances are padded with 1.
+        """
+        local = {**self.sizes, **self.widths(state_dict)}
+        units = {group: torch.as_tensor(index) for group, index in assignments.items()}
+        wide = {**local, **{group: widths[group] for group in units}}
+        result = {}
+        for name, tensor in state_dict.items():
+            for dim, axis in enumerate(self.axes[name]):
+                if axis.groups & units.keys():
+                    shape = (*tensor.shape[:dim], axis.size(wide), *tensor.shape[dim + 1 :])
+                    padded = tensor.new_full(shape, float(self.padding(name)))
+                    tensor = padded.index_copy(dim, axis.positions(units, wide), tensor)
+            result[name] = tensor
+        return result
+
+    def padding(self, tensor: str) -> float:
+        """Value of a tensor at units that a client lacks: 1 for running variances, else 0."""
+        return 1.0 if tensor in self.statistics and tensor.endswith("running_var") else 0.0
+
+    # ------------------------------------------------------------------ text
+
+    def to_json(self) -> str:
+        """The spec as compact JSON."""
+        return spec_text.to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> PermutationSpec:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        SpecError
+            If the text is no spec.
+        """
+        record = spec_text.parse_json(text)
+        try:
+            groups = {name: UnitGroup(**group) for name, group in record.pop("groups").items()}
+            return cls(groups=groups, **record)
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise SpecError(f"This is no permutation spec in JSON: {error}.") from error
+
+    def __reduce__(self) -> tuple[Callable[[str], PermutationSpec], tuple[str]]:
+        # Read-only mappings cannot be copied or pickled; the JSON says all that a spec says.
+        return PermutationSpec.from_json, (self.to_json(),)
+
+    def __str__(self) -> str:
+        return spec_text.table(self)
+
+
+def _as_group(group: UnitGroup | int) -> UnitGroup:
+    return group if isinstance(group, UnitGroup) else UnitGroup(int(group))
+
+
+def _as_axes(axes: str | Sequence[AxisExpression]) -> tuple[AxisExpression, ...]:
+    if isinstance(axes, str):
+        return tuple(AxisExpression.parse(part.strip()) for part in axes.split(",") if part.strip())
+    return tuple(axes)

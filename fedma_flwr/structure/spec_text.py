@@ -1,0 +1,66 @@
+"""A spec as text: compact JSON for the wire, and a table for people."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from fedma_flwr.structure.axes import SpecError
+
+if TYPE_CHECKING:
+    from fedma_flwr.structure.spec import PermutationSpec, UnitGroup
+
+
+def to_json(spec: PermutationSpec) -> str:
+    """Compact JSON; what equals its default is left out (LeNet: 250 bytes)."""
+    record: dict[str, Any] = {
+        "groups": {name: _group_entry(group) for name, group in spec.groups.items()},
+        "axes": {name: spec.describe(name) for name in spec.axes},
+        "outputs": dict(spec.outputs),
+        "statistics": list(spec.statistics),
+        "head": [] if spec.head == spec.default_head() else list(spec.head),
+    }
+    return json.dumps({key: value for key, value in record.items() if value}, separators=(",", ":"))
+
+
+def _group_entry(group: UnitGroup) -> int | list[int | str]:
+    return group.size if group.growable else [group.size, group.reason]
+
+
+def parse_json(text: str) -> dict[str, Any]:
+    """The keyword arguments of a spec, its groups as keyword arguments of `UnitGroup`.
+
+    Raises
+    ------
+    SpecError
+        If the text is not a JSON object of the form that `to_json` writes.
+    """
+    try:
+        record = json.loads(text)
+        record["groups"] = {
+            name: {"size": entry}
+            if isinstance(entry, int)
+            else {"size": entry[0], "growable": False, "reason": entry[1]}
+            for name, entry in record["groups"].items()
+        }
+    except (TypeError, KeyError, AttributeError, IndexError, json.JSONDecodeError) as error:
+        raise SpecError(f"This is no permutation spec in JSON: {error}.") from error
+    return dict(record)
+
+
+def table(spec: PermutationSpec) -> str:
+    """The groups, with the tensors that make and use their units; then every tensor's axes."""
+    rows = [("group", "units", "grows", "made by -> used by")]
+    for name, group in spec.groups.items():
+        makers = ", ".join(t for t in spec.axes if name in spec.output_groups(t))
+        users = ", ".join(t for t in spec.axes if name in spec.input_groups(t))
+        grows = "yes" if group.growable else f"no: {group.reason or 'fixed by the spec'}"
+        rows.append((name, str(group.size), grows, f"{makers} -> {users}"))
+    rows.append(("(head)", "", "", ", ".join(spec.head)))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
+        for row in rows
+    ]
+    lines += ["", *(f"{name}  [{spec.describe(name)}]" for name in spec.axes)]
+    return "\n".join(line.rstrip() for line in lines)

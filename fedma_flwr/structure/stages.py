@@ -1,0 +1,138 @@
+"""`StagePlan`: which groups are matched and which tensors settle at each stage of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fedma_flwr.structure.signature import signature_tensors
+from fedma_flwr.structure.spec import PermutationSpec
+
+GroupsPerStage = int | Literal["all"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: a server -> clients -> server exchange inside a communication round.
+
+    Parameters
+    ----------
+    index : int
+        Number of the stage, from 0.
+    name : {"local", "retrain", "head"}
+        What clients do in it: train everything, retrain what is not settled, train the head.
+    groups : tuple of str
+        Groups matched with what clients send at the end of this stage (empty in the last one).
+    settles : tuple of str
+        Tensors that are averaged at the end of this stage and frozen from then on.
+    uploads : tuple of str
+        Tensors that clients send: those that settle, and those needed to match the groups.
+    """
+
+    index: int
+    name: str
+    groups: tuple[str, ...]
+    settles: tuple[str, ...]
+    uploads: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """The stages of one communication round.
+
+    Groups are matched in forward order. A tensor settles in the stage that matches its output
+    axis if its input axes are fixed or matched by then. If its output axis was matched earlier (a
+    later producer of a residual stream) it settles one stage after its last input group, so that
+    it was retrained on settled inputs. The head settles last.
+
+    Parameters
+    ----------
+    stages : tuple of Stage
+        The stages in order; the last one is the head stage.
+    """
+
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def build(cls, spec: PermutationSpec, groups_per_stage: GroupsPerStage = 1) -> StagePlan:
+        """Plan the stages for a spec.
+
+        Parameters
+        ----------
+        spec : PermutationSpec
+            The model's spec; its groups stand in forward order.
+        groups_per_stage : int or "all" (default: 1)
+            How many groups are matched in one stage. ``"all"``: all in one stage, then the head.
+
+        Raises
+        ------
+        ValueError
+            If `groups_per_stage` is neither a positive number nor ``"all"``.
+        """
+        names = list(spec.groups)
+        if groups_per_stage == "all":
+            step = max(len(names), 1)
+        elif isinstance(groups_per_stage, int) and groups_per_stage >= 1:
+            step = groups_per_stage
+        else:
+            raise ValueError(
+                f"groups_per_stage was {groups_per_stage!r}; it must be a number >= 1 or 'all'."
+            )
+        bundles = [tuple(names[i : i + step]) for i in range(0, len(names), step)]
+        return cls(tuple(_stages(spec, bundles)))
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def __getitem__(self, index: int) -> Stage:
+        return self.stages[index]
+
+    def settled_before(self, index: int) -> tuple[str, ...]:
+        """Tensors that are frozen during stage `index`."""
+        return tuple(name for stage in self.stages[:index] for name in stage.settles)
+
+
+def _stages(spec: PermutationSpec, bundles: Sequence[tuple[str, ...]]) -> list[Stage]:
+    last = len(bundles)
+    matched_in = {group: index for index, bundle in enumerate(bundles) for group in bundle}
+    settles = {name: _settling_stage(spec, name, matched_in, last) for name in spec.axes}
+    stages = []
+    for index, groups in enumerate([*bundles, ()]):
+        settled = tuple(name for name in spec.axes if settles[name] == index)
+        needed = {*settled, *_matching_tensors(spec, groups, bundles[:index])}
+        stages.append(
+            Stage(
+                index=index,
+                name="local" if index == 0 else "head" if index == last else "retrain",
+                groups=groups,
+                settles=settled,
+                uploads=tuple(name for name in spec.axes if name in needed),
+            )
+        )
+    return stages
+
+
+def _settling_stage(spec: PermutationSpec, name: str, matched_in: dict[str, int], last: int) -> int:
+    if name in spec.head:
+        return last
+    outputs = [matched_in[group] for group in spec.output_groups(name)]
+    inputs = [matched_in[group] for group in spec.input_groups(name)]
+    output = max(outputs, default=-1)
+    if outputs and max(inputs, default=-1) <= output:
+        return output
+    return min(max([output, *inputs]) + 1, last)
+
+
+def _matching_tensors(
+    spec: PermutationSpec, groups: Sequence[str], earlier: Sequence[tuple[str, ...]]
+) -> set[str]:
+    matched = frozenset(group for bundle in earlier for group in bundle)
+    needed: set[str] = set()
+    for group in groups:
+        needed.update(signature_tensors(spec, group, matched))
+        matched |= {group}
+    return needed
+
+
+__all__ = ["GroupsPerStage", "Stage", "StagePlan"]
