@@ -5,14 +5,14 @@ from fedma_flwr.structure.resize import resize
 from fedma_flwr.structure.sequential import sequential_spec
 from fedma_flwr.structure.signature import set_signature, signature, signature_tensors
 from fedma_flwr.structure.spec import PermutationSpec, StateDict, UnitGroup
-from fedma_flwr.structure.stages import GroupsPerStage, Stage, StagePlan
+from fedma_flwr.structure.stages import GroupsPerStage, PlannedStage, StagePlan
 
 __all__ = [
     "AxisExpression",
     "GroupsPerStage",
     "PermutationSpec",
+    "PlannedStage",
     "SpecError",
-    "Stage",
     "StagePlan",
     "StateDict",
     "UnitGroup",

@@ -13,7 +13,7 @@ GroupsPerStage = int | Literal["all"]
 
 
 @dataclass(frozen=True)
-class Stage:
+class PlannedStage:
     """One stage: a server -> clients -> server exchange inside a communication round.
 
     Parameters
@@ -52,7 +52,7 @@ class StagePlan:
         The stages in order; the last one is the head stage.
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[PlannedStage, ...]
 
     @classmethod
     def build(cls, spec: PermutationSpec, groups_per_stage: GroupsPerStage = 1) -> StagePlan:
@@ -85,7 +85,7 @@ class StagePlan:
     def __len__(self) -> int:
         return len(self.stages)
 
-    def __getitem__(self, index: int) -> Stage:
+    def __getitem__(self, index: int) -> PlannedStage:
         return self.stages[index]
 
     def settled_before(self, index: int) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ class StagePlan:
         return tuple(name for stage in self.stages[:index] for name in stage.settles)
 
 
-def _stages(spec: PermutationSpec, bundles: Sequence[tuple[str, ...]]) -> list[Stage]:
+def _stages(spec: PermutationSpec, bundles: Sequence[tuple[str, ...]]) -> list[PlannedStage]:
     last = len(bundles)
     matched_in = {group: index for index, bundle in enumerate(bundles) for group in bundle}
     settles = {name: _settling_stage(spec, name, matched_in, last) for name in spec.axes}
@@ -102,7 +102,7 @@ def _stages(spec: PermutationSpec, bundles: Sequence[tuple[str, ...]]) -> list[S
         settled = tuple(name for name in spec.axes if settles[name] == index)
         needed = {*settled, *_matching_tensors(spec, groups, bundles[:index])}
         stages.append(
-            Stage(
+            PlannedStage(
                 index=index,
                 name="local" if index == 0 else "head" if index == last else "retrain",
                 groups=groups,
@@ -135,4 +135,4 @@ def _matching_tensors(
     return needed
 
 
-__all__ = ["GroupsPerStage", "Stage", "StagePlan"]
+__all__ = ["GroupsPerStage", "PlannedStage", "StagePlan"]
