@@ -1,1 +1,7 @@
 """Matrices in, assignments out: knows no Flower and no ``nn.Module``."""
+
+from .bbp_map import BBPMAP
+from .identity import IdentityMatching
+from .result import Matcher, Matching
+
+__all__ = ["BBPMAP", "IdentityMatching", "Matcher", "Matching"]

@@ -1,0 +1,117 @@
+"""The linear assignment problem of one update, its reduction and its solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from .result import Floats, Integers
+
+Backend = Literal["auto", "scipy", "lapx", "lapsolver"]
+
+NEW = -1
+"""The column that :func:`assign` gives to a row that opens a new unit."""
+
+
+def assign(existing: Floats, new: Floats, prices: Floats, backend: Backend = "auto") -> Integers:
+    """Give every row an existing unit or a new one, at the largest total gain.
+
+    Parameters
+    ----------
+    existing : float array, shape (n, L)
+        Gain of row l in existing unit i.
+    new : float array, shape (n,)
+        Gain of row l in a new unit, before the new unit's price.
+    prices : float array, shape (K,)
+        Price of the k-th new unit, increasing; n <= L + K.
+    backend : {"auto", "scipy", "lapx", "lapsolver"} (default: "auto")
+        The solver; all are exact.
+
+    Returns
+    -------
+    int array, shape (n,)
+        An existing unit's index, or :data:`NEW`; no two rows share an existing unit.
+
+    Examples
+    --------
+    >>> assign(np.array([[5.0, 0.0], [4.0, 0.0]]), np.array([3.0, 3.0]), np.array([1.0, 2.0]))
+    array([ 0, -1])
+    """
+    rows, width = existing.shape
+    cost = np.empty((rows, width + len(prices)))
+    np.negative(existing, out=cost[:, :width])
+    cost[:, width:] = prices - new[:, None]
+    columns = solve(cost, backend)
+    return np.where(columns < width, columns, NEW)
+
+
+def solve(cost: Floats, backend: Backend = "auto") -> Integers:
+    """Return the column of every row at the least total cost.
+
+    Parameters
+    ----------
+    cost : float array, shape (n, m), n <= m
+    backend : {"auto", "scipy", "lapx", "lapsolver"}
+        ``"auto"`` is scipy's solver.
+
+    Returns
+    -------
+    int array, shape (n,)
+
+    Raises
+    ------
+    ValueError
+        The backend is unknown or not installed.
+    """
+    return _SOLVERS[check_backend(backend)](np.ascontiguousarray(cost, dtype=np.float64))
+
+
+def check_backend(backend: str) -> str:
+    """Return the solver that a backend's name stands for, if it can be imported."""
+    if backend == "auto":
+        return "scipy"
+    if backend not in _SOLVERS:
+        raise ValueError(
+            f"backend: {backend!r} is none of 'auto', {', '.join(map(repr, _SOLVERS))}"
+        )
+    if backend in _MODULES and find_spec(_MODULES[backend]) is None:
+        raise ValueError(f"backend: {backend!r} is not installed (pip install {backend})")
+    return backend
+
+
+def _scipy(cost: Floats) -> Integers:
+    # With n <= m every row is assigned and the row indices come back sorted.
+    columns: Integers = linear_sum_assignment(cost)[1]
+    return columns
+
+
+def _lapx(cost: Floats) -> Integers:
+    from lap import lapjvr
+
+    rows, columns = lapjvr(cost, return_cost=False)
+    return _by_row(rows, columns)
+
+
+def _lapsolver(cost: Floats) -> Integers:
+    from lapsolver import solve_dense
+
+    rows, columns = solve_dense(cost)
+    return _by_row(rows, columns)
+
+
+def _by_row(rows: Integers, columns: Integers) -> Integers:
+    ordered = np.empty(len(rows), dtype=np.int64)
+    ordered[rows] = columns
+    return ordered
+
+
+_SOLVERS: dict[str, Callable[[Floats], Integers]] = {
+    "scipy": _scipy,
+    "lapx": _lapx,
+    "lapsolver": _lapsolver,
+}
+_MODULES = {"lapx": "lap", "lapsolver": "lapsolver"}

@@ -1,0 +1,126 @@
+"""What a unit gains in a global unit: the change of the posterior when it joins.
+
+All gains here are up to a constant of the row, which no assignment feels. With precisions
+``s = 1 / local``, ``s0 = 1 / prior`` and a global unit's posterior mean ``m_i`` and precision
+``S_i = s0 + n_i s``,
+
+    |s w + g_i|^2 / (s + S_i) - |g_i|^2 / S_i  =  s |w|^2  -  s S_i / (s + S_i) |w - m_i|^2,
+
+so a unit looks for the global unit whose mean is nearest, and a shift of all rows and of the
+prior mean changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from .products import Products
+from .result import Floats, Integers
+from .state import GlobalUnits
+
+
+class Gains(NamedTuple):
+    """Gains of a client's n rows in the L existing units and in a new one."""
+
+    existing: Floats  # (n, L)
+    new: Floats  # (n,)
+
+
+class Gain(Protocol):
+    """The Gaussian part of the gain; popularity's part is the search's."""
+
+    def __call__(self, state: GlobalUnits, client: int) -> Gains:
+        """Return a client's gains while it is taken out of ``state``."""
+        ...
+
+
+class ScalarGain:
+    """The gain with one local and one prior variance for all dimensions.
+
+    One matrix product an update gives it, and that product is kept for the client's next visit
+    where it is no larger than the client's rows.
+
+    Parameters
+    ----------
+    local, prior : float
+        The local and the prior variance.
+    mean : float64 array, shape (D,)
+        The prior mean, centred as the state's rows.
+    log_determinant : bool
+        Add ``sum_d log d(n) - log d(n+1)``, ``d(n) = n prior + local``.
+    """
+
+    def __init__(self, local: float, prior: float, mean: Floats, log_determinant: bool) -> None:
+        self._s, self._s0 = 1 / local, 1 / prior
+        self._mean = mean
+        self._log_determinant = log_determinant
+        self._kept: dict[int, Products] = {}
+
+    def __call__(self, state: GlobalUnits, client: int) -> Gains:
+        """Return a client's gains while it is taken out of ``state``."""
+        products = self._kept.get(client) or Products(state, client, self._mean)
+        if state.width <= len(self._mean):
+            self._kept[client] = products
+        cross, square, prior = products.at(state.numbering)
+        popularity = state.popularity[state.numbering]
+        s, s0, mean2 = self._s, self._s0, float(self._mean @ self._mean)
+        S = s0 + popularity * s  # (L,)
+        weight = s * S / (s + S)
+        m2 = (s0**2 * mean2 + 2 * s0 * s * prior + s**2 * square) / S**2
+        of_row = np.stack([products.square, products.prior, np.ones_like(products.square)], 1)
+        of_unit = [-weight, 2 * weight * s0 / S, self._logs(popularity) - weight * m2]
+        existing = of_row @ np.stack(of_unit)
+        existing += np.multiply(cross, 2 * weight * s / S, out=cross)
+        distance = products.square - 2 * products.prior + mean2
+        return Gains(existing, self._logs(np.zeros(1)) - s * s0 / (s + s0) * distance)
+
+    def _logs(self, popularity: Integers | Floats) -> Floats:
+        if not self._log_determinant:
+            return np.zeros(len(popularity))
+        ratio = self._s / (self._s0 + popularity * self._s)  # d(n+1) / d(n) - 1
+        logs: Floats = -len(self._mean) * np.log1p(ratio)
+        return logs
+
+
+class VectorGain:
+    """The gain with a local and a prior variance for every dimension.
+
+    Parameters
+    ----------
+    local, prior, mean : float64 arrays, shape (D,)
+    log_determinant : bool
+        As for :class:`ScalarGain`.
+    """
+
+    def __init__(self, local: Floats, prior: Floats, mean: Floats, log_determinant: bool) -> None:
+        self._s, self._s0, self._mean = 1 / local, 1 / prior, mean
+        self._log_determinant = log_determinant
+
+    def __call__(self, state: GlobalUnits, client: int) -> Gains:
+        """Return a client's gains while it is taken out of ``state``."""
+        device = state.sums.device
+        s, s0, mean = (torch.from_numpy(v).to(device) for v in (self._s, self._s0, self._mean))
+        rows = state.rows(client)
+        others = state.sums_of_others(client, rows, state.numbering)
+        popularity = state.popularity[state.numbering]
+        counts, inverse = np.unique(popularity, return_inverse=True)
+        S = s0 + torch.from_numpy(popularity).to(device)[:, None] * s  # (L, D)
+        weight = s * S / (s + S)
+        means = (mean * s0 + s * others) / S
+        few = s0 + torch.from_numpy(counts).to(device)[:, None] * s  # (counts, D)
+        quadratic = (rows**2 @ (s * few / (s + few)).T).cpu().numpy()
+        existing = 2 * rows @ (weight * means).T - (weight * means**2).sum(1)
+        distance = (rows - mean) ** 2 @ (s * s0 / (s + s0))
+        return Gains(
+            existing.cpu().numpy() - quadratic[:, inverse] + self._logs(popularity),
+            self._logs(np.zeros(1)) - distance.cpu().numpy(),
+        )
+
+    def _logs(self, popularity: Integers | Floats) -> Floats:
+        if not self._log_determinant:
+            return np.zeros(len(popularity))
+        logs: Floats = -np.log1p(self._s / (self._s0 + popularity[:, None] * self._s)).sum(1)
+        return logs

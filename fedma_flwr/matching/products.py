@@ -1,0 +1,66 @@
+"""A client's products with the other clients' sums, brought up to date instead of made anew."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .result import Floats, Integers
+from .state import GlobalUnits
+
+
+class Products:
+    """The products that a client's gains need, for every slot of the state.
+
+    Parameters
+    ----------
+    state : GlobalUnits
+    client : int
+    mean : float64 array, shape (D,)
+        The prior mean, centred as the state's rows.
+
+    Attributes
+    ----------
+    square, prior : float64 arrays, shape (n,)
+        ``|w|^2`` and ``mu . w`` of the client's rows.
+    """
+
+    def __init__(self, state: GlobalUnits, client: int, mean: Floats) -> None:
+        self._state, self._client = state, client
+        self._mean = torch.from_numpy(mean).to(state.sums.device)
+        rows = state.rows(client)
+        self.square = torch.linalg.vecdot(rows, rows).cpu().numpy()
+        self.prior = (rows @ self._mean).cpu().numpy()
+        self._cross = np.empty((len(rows), 0))  # w . T_i
+        self._others = np.empty((2, 0))  # |T_i|^2 and mu . T_i
+        self._first = True
+
+    def at(self, slots: Integers) -> tuple[Floats, Floats, Floats]:
+        """Return ``w . T_i``, ``|T_i|^2`` and ``mu . T_i`` of some slots, T_i without the client.
+
+        Only slots that other clients have changed since the client's last visit are multiplied
+        again, so this must be called for all units at every visit.
+
+        Returns
+        -------
+        cross : float64 array, shape (n, slots)
+        square, prior : float64 arrays, shape (slots,)
+        """
+        missing = len(self._state.popularity) - self._cross.shape[1]
+        if missing:
+            self._cross = np.pad(self._cross, ((0, 0), (0, missing)))
+            self._others = np.pad(self._others, ((0, 0), (0, missing)))
+        changed = self._state.changed[slots] > self._state.visited[self._client]
+        stale = slots if self._first else slots[changed]
+        self._first = False
+        if len(stale):
+            self._cross[:, stale], self._others[:, stale] = self._multiply(stale)
+        square, prior = self._others[:, slots]
+        return self._cross[:, slots], square, prior
+
+    def _multiply(self, slots: Integers) -> tuple[Floats, Floats]:
+        rows = self._state.rows(self._client)
+        others = self._state.sums_of_others(self._client, rows, slots)
+        return (rows @ others.T).cpu().numpy(), torch.stack(
+            [torch.linalg.vecdot(others, others), others @ self._mean]
+        ).cpu().numpy()

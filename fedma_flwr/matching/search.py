@@ -1,0 +1,165 @@
+"""The search for the best grouping: a first pass and sweeps, one assignment at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from .assignment import Backend, assign
+from .gain import Gain, ScalarGain, VectorGain
+from .result import Floats, Integers
+from .state import GlobalUnits
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """The Gaussian model of the units.
+
+    Parameters
+    ----------
+    local, prior : float or float64 array, shape (D,)
+        The variance of a local unit around its global unit, and of the global units.
+    mean : float64 array, shape (D,)
+        The mean of the global units.
+    """
+
+    local: float | Floats
+    prior: float | Floats
+    mean: Floats
+
+    def gain(self, centre: Floats, log_determinant: bool) -> Gain:
+        """Return the model's gain for rows from which ``centre`` was subtracted."""
+        mean = self.mean - centre
+        if isinstance(self.local, float) and isinstance(self.prior, float):
+            return ScalarGain(self.local, self.prior, mean, log_determinant)
+        local, prior = (np.broadcast_to(v, mean.shape) for v in (self.local, self.prior))
+        return VectorGain(local.copy(), prior.copy(), mean, log_determinant)
+
+    def posterior(self, sums: Floats, popularity: Integers) -> tuple[Floats, Floats]:
+        """Return the numerators g_i, (L, D), and precisions S_i, (L, D), from members' sums."""
+        precision = 1 / self.prior + popularity[:, None] / self.local
+        return self.mean / self.prior + sums / self.local, np.broadcast_to(precision, sums.shape)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How popularity and new units are priced; see :class:`BBPMAP` for the fields."""
+
+    gamma: float
+    log_determinant: bool
+    popularity_weight: float
+    popularity_cap: int
+    soft_width: int | Literal["double"] | None
+    max_width: int | None
+    backend: Backend
+
+    def slots(self, rows: int, width: int) -> int:
+        """Return K, how many new units are open to a client of ``rows`` units.
+
+        Never fewer than leave room for all of its units: where the reference code has fewer, it
+        drops units.
+        """
+        soft = 2 * rows if self.soft_width == "double" else self.soft_width
+        slots = rows if soft is None else min(rows, max(soft - width, 1))
+        if self.max_width is not None:
+            slots = min(slots, self.max_width - width)
+        return max(slots, rows - width)
+
+    def popularity_gain(self, popularity: Integers, clients: int) -> Floats:
+        """Return ``popularity_weight * log(c / (J - c))``, c = min(n, cap), shape (L,)."""
+        capped = np.minimum(popularity, self.popularity_cap)
+        gain: Floats = self.popularity_weight * np.log(capped / (clients - capped))
+        return gain
+
+    def prices(self, slots: int, clients: int) -> Floats:
+        """Return ``2 log k - 2 log(gamma / J)``, k = 1..K, shape (K,)."""
+        prices: Floats = 2 * np.log(np.arange(1, slots + 1)) - 2 * np.log(self.gamma / clients)
+        return prices
+
+
+class Search:
+    """One run of the search.
+
+    Parameters
+    ----------
+    units : sequence of J float arrays, shapes (L_j, D)
+    model : Model
+    rules : Rules
+    fit : bool
+        Estimate the model anew after the first pass and after every sweep.
+    """
+
+    def __init__(
+        self, units: Sequence[Floats], model: Model, rules: Rules, fit: bool = False
+    ) -> None:
+        self._widths = [len(array) for array in units]
+        total = sum(self._widths)
+        self._centre = sum(array.sum(0, dtype=np.float64) for array in units) / total
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.state = GlobalUnits(units, self._centre, device)
+        self._rules, self._fit = rules, fit
+        self.model = model
+
+    def run(self, orders: Integers) -> int:
+        """Search; return the number of sweeps done before one of them changed nothing.
+
+        Parameters
+        ----------
+        orders : int array, shape (sweeps, J)
+            The clients' order in every sweep.
+        """
+        self._gain = self.model.gain(self._centre, self._rules.log_determinant)
+        # Stable: ties go by index.
+        for client in np.argsort([-width for width in self._widths], kind="stable"):
+            self._visit(int(client))
+        self._refit()
+        for done, order in enumerate(orders, start=1):
+            moved = [self._visit(int(client)) for client in order]
+            if not any(moved):
+                self._replay(orders[done:])
+                return done
+            self._refit()
+        return len(orders)
+
+    def _visit(self, client: int) -> bool:
+        """Take a client's units out and assign them anew; return whether anything changed."""
+        state, clients = self.state, len(self._widths)
+        state.take_out(client)
+        existing, new = self._gain(state, client)
+        existing += self._rules.popularity_gain(state.popularity[state.numbering], clients)
+        slots = self._rules.slots(len(new), state.width)
+        columns = assign(existing, new, self._rules.prices(slots, clients), self._rules.backend)
+        return state.put_back(client, columns)
+
+    def _replay(self, orders: Integers) -> None:
+        """Number the units as further sweeps would, which change nothing else."""
+        for client in orders.ravel():
+            self.state.renumber(int(client))
+
+    def _refit(self) -> None:
+        if self._fit:
+            self.model = estimate(self.state, self._centre)
+            self._gain = self.model.gain(self._centre, self._rules.log_determinant)
+
+
+def estimate(state: GlobalUnits, centre: Floats) -> Model:
+    """Estimate mean and variances, per dimension, from a grouping (SPAHM's moments).
+
+    Both variances are at least 1e-10, as in the reference code.
+    """
+    popularity = state.popularity[state.numbering][:, None]
+    width, members = len(popularity), popularity.sum()
+    sums = state.sums[torch.from_numpy(state.numbering).to(state.sums.device)].cpu().numpy()
+    squares = sum(
+        (state.rows(client) ** 2).sum(0).cpu().numpy() for client in range(len(state.slots))
+    )
+    means = sums / popularity
+    mean = means.mean(0)
+    local = (squares - (sums * means).sum(0)) / max(members - width, 1)
+    local = np.maximum(local, 1e-10)
+    prior = ((means - mean) ** 2).mean(0) - local * (1 / popularity).sum() / width
+    return Model(local, np.maximum(prior, 1e-10), mean + centre)

@@ -1,0 +1,144 @@
+"""The global units while the search goes on: sums, popularity, numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .assignment import NEW
+from .result import Floats, Integers
+
+
+class GlobalUnits:
+    """Sums and popularity of the global units, and who is assigned to them.
+
+    A global unit lives in a *slot*, a row of ``sums`` that it keeps while it exists;
+    ``numbering`` lists the slots in the order of the units' numbers. The reference code keeps
+    units in the order of their numbers and moves them; a slot stays, so that products with it
+    can be kept.
+
+    Parameters
+    ----------
+    units : sequence of J float arrays, shapes (L_j, D)
+    centre : float64 array, shape (D,)
+        Subtracted from every row: the gains are differences of squares, which lose digits
+        when all rows share a large offset.
+    device : torch.device
+    """
+
+    def __init__(self, units: Sequence[Floats], centre: Floats, device: torch.device) -> None:
+        self._units = [torch.from_numpy(array).to(device) for array in units]
+        self._centre = torch.from_numpy(centre).to(device)
+        capacity = max(len(array) for array in units)
+        self.sums = torch.zeros(capacity, len(centre), dtype=torch.float64, device=device)
+        self.popularity = np.zeros(capacity, dtype=np.int64)
+        self.numbering = np.empty(0, dtype=np.int64)
+        self.slots = [np.empty(0, dtype=np.int64) for _ in units]
+        # The time at which a slot's members last changed.
+        self.changed = np.zeros(capacity, dtype=np.int64)
+        # The time of a client's last visit; only others' changes after it are news to it.
+        self.visited = np.zeros(len(units), dtype=np.int64)
+        self._time = 0
+
+    @property
+    def width(self) -> int:
+        """The number of global units, L."""
+        return len(self.numbering)
+
+    def rows(self, client: int, index: Integers | slice = slice(None)) -> torch.Tensor:
+        """Return rows of a client's centred units, float64, shape (rows, D)."""
+        return self._units[client][index].double() - self._centre
+
+    def take_out(self, client: int) -> None:
+        """Take a client's units out; units without members vanish and numbers close up.
+
+        The sums keep the client's rows until :meth:`put_back`, see :meth:`sums_of_others`.
+        """
+        self.popularity[self.slots[client]] -= 1
+        self.numbering = self.numbering[self.popularity[self.numbering] > 0]
+
+    def sums_of_others(self, client: int, rows: torch.Tensor, slots: Integers) -> torch.Tensor:
+        """Return the slots' sums over all other clients, shape (slots, D)."""
+        sums = self.sums[torch.from_numpy(slots).to(self.sums.device)]
+        if len(self.slots[client]):
+            position = np.full(len(self.popularity), -1)
+            position[slots] = np.arange(len(slots))
+            targets = position[self.slots[client]]
+            held = np.flatnonzero(targets >= 0)
+            sums[targets[held]] -= rows[held]
+        return sums
+
+    def put_back(self, client: int, columns: Integers) -> bool:
+        """Put a client's units where ``columns`` says; return whether the grouping changed.
+
+        Parameters
+        ----------
+        client : int
+        columns : int array, shape (L_j,)
+            Numbers of existing units, or NEW. New units are numbered in row order.
+        """
+        opened = columns == NEW
+        slots = np.where(opened, NEW, np.append(self.numbering, NEW)[columns])
+        self._give_slots(client, slots, opened)
+        old = self.slots[client]
+        moved = np.flatnonzero(slots != old) if len(old) else np.arange(len(slots))
+        self._move(client, moved, slots)
+        self.slots[client] = slots
+        self.popularity[slots] += 1
+        self.numbering = np.append(self.numbering, slots[opened])
+        return len(moved) > 0
+
+    def _give_slots(self, client: int, slots: Integers, opened: Integers) -> None:
+        """Fill in the slots of opened units, in place; a unit nobody else holds keeps its own."""
+        old = self.slots[client]
+        if len(old):
+            alone = opened & (self.popularity[old] == 0)
+            slots[alone] = old[alone]
+        homeless = np.flatnonzero(slots == NEW)
+        free = self.popularity == 0
+        free[slots[slots != NEW]] = False
+        # A slot that the client is about to leave still holds its row.
+        free[old] = False
+        self._grow(len(homeless) - int(free.sum()))
+        free = np.append(free, np.ones(len(self.popularity) - len(free), dtype=bool))
+        slots[homeless] = np.flatnonzero(free)[: len(homeless)]
+
+    def _grow(self, missing: int) -> None:
+        if missing <= 0:
+            return
+        extra = max(missing, len(self.popularity) // 8)
+        self.sums = torch.nn.functional.pad(self.sums, (0, 0, 0, extra))
+        self.popularity = np.pad(self.popularity, (0, extra))
+        self.changed = np.pad(self.changed, (0, extra))
+
+    def _move(self, client: int, moved: Integers, slots: Integers) -> None:
+        self._time += 1
+        self.visited[client] = self._time
+        if not len(moved):
+            return
+        rows = self.rows(client, moved)
+        if len(self.slots[client]):
+            left = self.slots[client][moved]
+            self.sums[left] -= rows
+            self.sums[left[self.popularity[left] == 0]] = 0.0
+            self.changed[left] = self._time
+        self.sums[slots[moved]] += rows
+        self.changed[slots[moved]] = self._time
+
+    def assignments(self) -> tuple[Integers, ...]:
+        """Return local unit -> number of its global unit, for every client."""
+        number = np.full(len(self.popularity), -1, dtype=np.int64)
+        number[self.numbering] = np.arange(self.width)
+        return tuple(number[slots] for slots in self.slots)
+
+    def renumber(self, client: int) -> None:
+        """Number the units as if the client had been visited and its grouping had stayed.
+
+        A unit that it holds alone vanishes, the numbers close up, and it is appended again.
+        """
+        slots = self.slots[client]
+        alone = slots[self.popularity[slots] == 1]
+        kept = self.numbering[~np.isin(self.numbering, alone)]
+        self.numbering = np.append(kept, alone)

@@ -1,0 +1,106 @@
+"""Refuse wrong input where it comes in, naming the client and the shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .result import Floats, Integers
+
+
+def check_units(units: Sequence[Any]) -> list[Floats]:
+    """Return the clients' units as float arrays of shapes (L_j, D).
+
+    Raises
+    ------
+    ValueError
+        No client, an array that is not (L_j, D) with L_j, D >= 1, different D, or a value that
+        is NaN or infinite.
+    """
+    if len(units) == 0:
+        raise ValueError("units: expected at least one client's array (L_j, D), got none")
+    arrays = [_as_floats(array, client) for client, array in enumerate(units)]
+    size = arrays[0].shape[1]
+    for client, array in enumerate(arrays):
+        if array.shape[1] != size:
+            raise ValueError(
+                f"units: client {client} has shape {array.shape}, expected (L_j, {size}) "
+                f"as client 0 has shape {arrays[0].shape}"
+            )
+        # A sum is finite only if all terms are, and costs no array of flags; the
+        # slow test then decides whether it was merely an overflow.
+        if not np.isfinite(array.sum(dtype=np.float64)) and not np.isfinite(array).all():
+            raise ValueError(f"units: client {client}, shape {array.shape}, has NaN or infinity")
+    return arrays
+
+
+def _as_floats(array: Any, client: int) -> Floats:
+    floats = np.asarray(array)
+    if floats.ndim != 2 or 0 in floats.shape:
+        raise ValueError(
+            f"units: client {client} has shape {floats.shape}, expected (L_j, D) with L_j, D >= 1"
+        )
+    if floats.dtype not in (np.float32, np.float64):
+        try:
+            floats = floats.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"units: client {client}, shape {floats.shape}, has dtype {floats.dtype}, "
+                "expected floats"
+            ) from error
+    return np.ascontiguousarray(floats)
+
+
+def check_prior_mean(prior_mean: Any, size: int) -> Floats:
+    """Return the prior mean as an array of shape (D,); scalars are repeated."""
+    mean = np.asarray(prior_mean, dtype=np.float64)
+    if mean.shape not in ((), (size,)) or not np.isfinite(mean).all():
+        raise ValueError(
+            f"prior_mean: expected a finite scalar or shape ({size},), got shape {mean.shape}"
+        )
+    return np.broadcast_to(mean, (size,)).copy()
+
+
+def check_weights(weights: Any, clients: int) -> Floats | None:
+    """Return the clients' weights as an array of shape (J,), all positive, or None."""
+    if weights is None:
+        return None
+    array = np.asarray(weights, dtype=np.float64)
+    if array.shape != (clients,):
+        raise ValueError(f"weights: expected shape ({clients},), got {array.shape}")
+    wrong = np.flatnonzero(~(np.isfinite(array) & (array > 0)))
+    if len(wrong):
+        raise ValueError(
+            f"weights: client {wrong[0]} has {array[wrong[0]]}, expected finite and > 0"
+        )
+    return array
+
+
+def check_orders(orders: Any, sweeps: int, clients: int, seed: int) -> Integers:
+    """Return client orders of shape (sweeps, J), drawn from ``seed`` where None is given."""
+    if orders is None:
+        rng = np.random.default_rng(seed)
+        drawn = [rng.permutation(clients) for _ in range(sweeps)]
+        return np.array(drawn, dtype=np.int64).reshape(sweeps, clients)
+    array = np.asarray(orders)
+    if array.shape != (sweeps, clients):
+        raise ValueError(f"orders: expected shape ({sweeps}, {clients}), got {array.shape}")
+    for sweep, order in enumerate(array):
+        if not np.array_equal(np.sort(order), np.arange(clients)):
+            raise ValueError(
+                f"orders: sweep {sweep} is {order.tolist()}, "
+                f"not a permutation of the clients 0..{clients - 1}"
+            )
+    return array.astype(np.int64)
+
+
+def check_max_width(max_width: int | None, units: Sequence[Floats]) -> None:
+    """Refuse a ``max_width`` below the widest client."""
+    widest = max(range(len(units)), key=lambda client: len(units[client]))
+    if max_width is not None and max_width < len(units[widest]):
+        raise ValueError(
+            f"max_width: {max_width} is below client {widest}, which has shape "
+            f"{units[widest].shape}"
+        )
