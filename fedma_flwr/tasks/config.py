@@ -1,0 +1,78 @@
+"""Reading the run config: every value is checked, every error names its key."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+RunConfig = Mapping[str, bool | float | int | str]
+
+PARTITIONS = ("dirichlet", "homogeneous")
+
+
+def text(run_config: RunConfig, key: str) -> str:
+    """Return a string value; ValueError if it is missing or no string."""
+    value = _value(run_config, key)
+    if not isinstance(value, str):
+        raise ValueError(f"{key} must be a string, not {value!r}")
+    return value
+
+
+def integer(run_config: RunConfig, key: str) -> int:
+    """Return an integer value; ValueError if it is missing or no integer."""
+    value = _value(run_config, key)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{key} must be an integer, not {value!r}")
+    return value
+
+
+def number(run_config: RunConfig, key: str) -> float:
+    """Return a finite number; ValueError if it is missing or not one."""
+    value = _value(run_config, key)
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        raise ValueError(f"{key} must be a finite number, not {value!r}")
+    return float(value)
+
+
+def check_choice(run_config: RunConfig, key: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless the value is one of `choices`."""
+    value = _value(run_config, key)
+    if value not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def check_partition(run_config: RunConfig) -> None:
+    """Raise ValueError unless the keys that say how to split the data are allowed."""
+    check_choice(run_config, "partition", PARTITIONS)
+    _check_bound(run_config, "seed", integer, lambda seed: seed >= 0, "at least 0")
+    _check_bound(run_config, "alpha", number, lambda alpha: alpha > 0, "greater than 0")
+
+
+def check_training(run_config: RunConfig) -> None:
+    """Raise ValueError unless the keys of local training are allowed."""
+    for key in ("local-epochs", "retrain-epochs", "batch-size"):
+        _check_bound(run_config, key, integer, lambda value: value >= 1, "at least 1")
+    for key in ("head-epochs-factor", "lr", "retrain-lr", "head-lr-factor"):
+        _check_bound(run_config, key, number, lambda value: value > 0, "greater than 0")
+    _check_bound(run_config, "weight-decay", number, lambda value: value >= 0, "at least 0")
+    _check_bound(
+        run_config, "momentum", number, lambda value: 0 <= value < 1, "at least 0 and less than 1"
+    )
+
+
+def _check_bound(
+    run_config: RunConfig,
+    key: str,
+    read: Callable[[RunConfig, str], float],
+    allowed: Callable[[float], bool],
+    words: str,
+) -> None:
+    value = read(run_config, key)
+    if not allowed(value):
+        raise ValueError(f"{key} must be {words}, not {value!r}")
+
+
+def _value(run_config: RunConfig, key: str) -> bool | float | int | str:
+    if key not in run_config:
+        raise ValueError(f"{key} is missing from the run config")
+    return run_config[key]
