@@ -13,12 +13,26 @@ from .result import Floats, Integers
 
 Backend = Literal["auto", "scipy", "lapx", "lapsolver"]
 
+_PRICE_TRIALS = 3
+
 NEW = -1
 """The column that :func:`assign` gives to a row that opens a new unit."""
 
 
-def assign(existing: Floats, new: Floats, prices: Floats, backend: Backend = "auto") -> Integers:
+def assign(
+    existing: Floats,
+    new: Floats,
+    prices: Floats,
+    backend: Backend = "auto",
+    expected: int = 0,
+) -> Integers:
     """Give every row an existing unit or a new one, at the largest total gain.
+
+    New units differ only by their price, so all can be offered at one price ``p``: solve the
+    n x L problem in which a row may also stay outside at ``p``. If m rows stay outside and
+    ``prices[m - 1] <= p <= prices[m]``, this is the optimum of the full n x (L + K) problem,
+    as the best total with exactly m new units is concave in m. A few prices are tried; then
+    the full problem is solved.
 
     Parameters
     ----------
@@ -30,6 +44,9 @@ def assign(existing: Floats, new: Floats, prices: Floats, backend: Backend = "au
         Price of the k-th new unit, increasing; n <= L + K.
     backend : {"auto", "scipy", "lapx", "lapsolver"} (default: "auto")
         The solver; all are exact.
+    expected : int (default: 0)
+        A guess of how many units will be opened. The result does not depend on it (but where
+        optima tie).
 
     Returns
     -------
@@ -41,10 +58,44 @@ def assign(existing: Floats, new: Floats, prices: Floats, backend: Backend = "au
     >>> assign(np.array([[5.0, 0.0], [4.0, 0.0]]), np.array([3.0, 3.0]), np.array([1.0, 2.0]))
     array([ 0, -1])
     """
-    rows, width = existing.shape
-    cost = np.empty((rows, width + len(prices)))
-    np.negative(existing, out=cost[:, :width])
-    cost[:, width:] = prices - new[:, None]
+    if existing.shape[1] == 0:
+        return np.full(len(new), NEW)
+    if len(prices) == 0:
+        return solve(-existing, backend)
+    extra = new[:, None] - existing  # what a row loses by joining
+    guess = expected
+    for _ in range(_PRICE_TRIALS):
+        price = prices[min(max(guess, 1), len(prices)) - 1]
+        columns = _assign_at(extra, price, backend)
+        opened = int((columns == NEW).sum())
+        if _is_certified(price, opened, prices):
+            return columns
+        # The number wanted lies between the guess and what this price opened.
+        guess = opened if guess == expected else (guess + opened) // 2
+    return _assign_in_full(extra, prices, backend)
+
+
+def _assign_at(extra: Floats, price: float, backend: Backend) -> Integers:
+    """Assign where every row may stay outside at one price."""
+    rows, width = extra.shape
+    # One outside column a row would be exact; columns of zeros are as good, and where there are
+    # fewer units than rows only the difference is needed.
+    cost = np.zeros((rows, max(rows, width)))
+    np.minimum(extra - price, 0.0, out=cost[:, :width])
+    columns = solve(cost, backend)
+    return np.where(cost[np.arange(rows), columns] < 0, columns, NEW)
+
+
+def _is_certified(price: float, opened: int, prices: Floats) -> bool:
+    if opened > len(prices):
+        return False
+    below = opened == 0 or prices[opened - 1] <= price
+    return bool(below and (opened == len(prices) or price <= prices[opened]))
+
+
+def _assign_in_full(extra: Floats, prices: Floats, backend: Backend) -> Integers:
+    rows, width = extra.shape
+    cost = np.hstack([extra, np.broadcast_to(prices, (rows, len(prices)))])
     columns = solve(cost, backend)
     return np.where(columns < width, columns, NEW)
 
@@ -92,7 +143,7 @@ def _scipy(cost: Floats) -> Integers:
 def _lapx(cost: Floats) -> Integers:
     from lap import lapjvr
 
-    rows, columns = lapjvr(cost, return_cost=False)
+    rows, columns = lapjvr(cost, extend_cost=True, return_cost=False)
     return _by_row(rows, columns)
 
 

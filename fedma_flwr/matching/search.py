@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .assignment import Backend, assign
+from .assignment import NEW, Backend, assign
 from .gain import Gain, ScalarGain, VectorGain
 from .result import Floats, Integers
 from .state import GlobalUnits
@@ -102,6 +102,8 @@ class Search:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.state = GlobalUnits(units, self._centre, device)
         self._rules, self._fit = rules, fit
+        # How many units the last visit opened: the next one's first guess.
+        self._opened = 0
         self.model = model
 
     def run(self, orders: Integers) -> int:
@@ -132,7 +134,9 @@ class Search:
         existing, new = self._gain(state, client)
         existing += self._rules.popularity_gain(state.popularity[state.numbering], clients)
         slots = self._rules.slots(len(new), state.width)
-        columns = assign(existing, new, self._rules.prices(slots, clients), self._rules.backend)
+        prices = self._rules.prices(slots, clients)
+        columns = assign(existing, new, prices, self._rules.backend, self._opened)
+        self._opened = int((columns == NEW).sum()) if state.width else 0
         return state.put_back(client, columns)
 
     def _replay(self, orders: Integers) -> None:
