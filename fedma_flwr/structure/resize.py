@@ -41,7 +41,7 @@ def resize(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
     Widths that a forward pass has hard-coded (``x.view(-1, 400)``) are beyond its reach.
     """
     _check_names(model, state_dict)
-    replaced: dict[int, nn.Parameter] = {}
+    replaced: dict[nn.Parameter, nn.Parameter] = {}
     for prefix, module in model.named_modules():
         own = [
             *module.named_parameters(recurse=False, remove_duplicate=False),
@@ -83,16 +83,15 @@ def _replace(
     name: str,
     tensor: Tensor,
     shape: Shape,
-    replaced: dict[int, nn.Parameter],
+    replaced: dict[nn.Parameter, nn.Parameter],
 ) -> None:
     empty = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
     if not isinstance(tensor, nn.Parameter):
         setattr(module, name, empty)
         return
-    if id(tensor) not in replaced:  # a tied parameter is replaced by one object everywhere
-        replaced[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-        replaced[id(replaced[id(tensor)])] = replaced[id(tensor)]
-    setattr(module, name, replaced[id(tensor)])
+    if tensor not in replaced:  # a tied parameter is replaced by one object everywhere
+        replaced[tensor] = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    setattr(module, name, replaced[tensor])
 
 
 def _follow(module: nn.Module, shapes: _Shapes) -> None:
@@ -114,23 +113,23 @@ def _bilinear(_: nn.Module, shapes: _Shapes) -> dict[str, object]:
 
 
 def _convolution(module: nn.Module, shapes: _Shapes) -> dict[str, object]:
-    groups, out, inputs = _groups(module, shapes["weight"][0], shapes["weight"][1], "out_channels")
-    return {"out_channels": out, "in_channels": inputs * groups, "groups": groups}
+    out, per_group = shapes["weight"][:2]
+    groups = _groups(module, out, "out_channels")
+    return {"out_channels": out, "in_channels": per_group * groups, "groups": groups}
 
 
 def _transposed(module: nn.Module, shapes: _Shapes) -> dict[str, object]:
-    groups, inputs, out = _groups(module, shapes["weight"][0], shapes["weight"][1], "in_channels")
-    return {"in_channels": inputs, "out_channels": out * groups, "groups": groups}
+    inputs, per_group = shapes["weight"][:2]
+    groups = _groups(module, inputs, "in_channels")
+    return {"in_channels": inputs, "out_channels": per_group * groups, "groups": groups}
 
 
-def _groups(
-    module: nn.Module, channels: int, per_group: int, attribute: str
-) -> tuple[int, int, int]:
-    """Groups of a convolution; those of a depthwise one grow with its channels."""
-    groups = int(getattr(module, "groups"))  # noqa: B009
-    if groups > 1 and per_group == 1:
-        groups = channels * groups // int(getattr(module, attribute))
-    return groups, channels, per_group
+def _groups(module: nn.Module, channels: int, attribute: str) -> int:
+    """Groups of a convolution; those of a depthwise one follow its channels."""
+    groups: int = getattr(module, "groups")  # noqa: B009
+    if groups > 1 and groups == getattr(module, "in_channels"):  # noqa: B009
+        return channels * groups // int(getattr(module, attribute))
+    return groups
 
 
 def _embedding(_: nn.Module, shapes: _Shapes) -> dict[str, object]:
@@ -143,6 +142,10 @@ def _features(_: nn.Module, shapes: _Shapes) -> dict[str, object]:
 
 def _group_norm(_: nn.Module, shapes: _Shapes) -> dict[str, object]:
     return {"num_channels": shapes["weight"][0]}
+
+
+def _prelu(_: nn.Module, shapes: _Shapes) -> dict[str, object]:
+    return {"num_parameters": shapes["weight"][0]}
 
 
 def _layer_norm(_: nn.Module, shapes: _Shapes) -> dict[str, object]:
@@ -160,6 +163,20 @@ def _recurrent(module: nn.Module, shapes: _Shapes) -> dict[str, object]:
     return sizes
 
 
+def _recurrent_cell(module: nn.Module, shapes: _Shapes) -> dict[str, object]:
+    return {"input_size": shapes["weight_ih"][1], "hidden_size": shapes["weight_hh"][1]}
+
+
+def _attention(module: nn.Module, shapes: _Shapes) -> dict[str, object]:
+    if "in_proj_weight" in shapes:
+        embed = key = value = shapes["in_proj_weight"][1]
+    else:
+        embed = shapes["q_proj_weight"][1]
+        key, value = shapes["k_proj_weight"][1], shapes["v_proj_weight"][1]
+    heads: int = getattr(module, "num_heads")  # noqa: B009
+    return {"embed_dim": embed, "kdim": key, "vdim": value, "head_dim": embed // heads}
+
+
 def _rebind_flat_weights(module: nn.RNNBase) -> None:
     module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
     module.flatten_parameters()
@@ -174,6 +191,9 @@ _RULES: tuple[tuple[tuple[type[nn.Module], ...], _Rule], ...] = (
     ((nn.Embedding, nn.EmbeddingBag), _embedding),
     ((nn.modules.batchnorm._NormBase,), _features),
     ((nn.GroupNorm,), _group_norm),
-    ((nn.LayerNorm,), _layer_norm),
+    ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
+    ((nn.PReLU,), _prelu),
     ((nn.RNNBase,), _recurrent),
+    ((nn.RNNCellBase,), _recurrent_cell),
+    ((nn.MultiheadAttention,), _attention),
 )

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
 from fedma_flwr.structure import spec_text
 from fedma_flwr.structure.axes import AxisExpression, SpecError
+from fedma_flwr.structure.widths import check_units, solve_widths
 
 StateDict = Mapping[str, Tensor]
 
@@ -172,38 +172,7 @@ class PermutationSpec:
         SpecError
             If a shape contradicts the spec; the message names the tensor and both shapes.
         """
-        widths = dict(known or {})
-        pending = [name for name in state_dict if name in self.axes]
-        while True:
-            found = [self._solve(name, state_dict[name], widths) for name in pending]
-            if not any(found):
-                break
-        full = {**self.sizes, **widths}
-        for name in pending:
-            self._check_shape(name, state_dict[name], full)
-        return {group: widths[group] for group in self.groups if group in widths}
-
-    def _solve(self, name: str, tensor: Tensor, widths: dict[str, int]) -> bool:
-        """Add the widths that follow from one tensor; whether there was any."""
-        found = False
-        for axis, length in zip(self.axes[name], tensor.shape, strict=False):
-            unknown = axis.groups - widths.keys()
-            if len(unknown) == 1:
-                (group,) = unknown
-                constant = axis.size({**widths, group: 0})
-                slope = axis.size({**widths, group: 1}) - constant
-                width = (length - constant) // slope
-                if width >= 1:
-                    widths[group], found = width, True
-        return found
-
-    def _check_shape(self, name: str, tensor: Tensor, widths: Mapping[str, int]) -> None:
-        expected = tuple(axis.size(widths) for axis in self.axes[name])
-        if tuple(tensor.shape) != expected:
-            raise SpecError(
-                f"Tensor {name!r} has shape {tuple(tensor.shape)}; the spec "
-                f"({self.describe(name) or 'no axes'}) needs {expected}."
-            )
+        return solve_widths(self.axes, self.sizes, state_dict, known)
 
     def check(self, state_dict: StateDict, widths: Mapping[str, int] | None = None) -> None:
         """Refuse a state dict that lacks tensors, has others, or has other shapes.
@@ -254,11 +223,14 @@ class PermutationSpec:
         SpecError
             If a permutation does not fit its group.
         """
-        widths = self.widths(state_dict)
+        widths = {**self.sizes, **self.widths(state_dict)}
+        check_units("permutations", permutations, widths)
         for group, permutation in permutations.items():
-            order = torch.as_tensor(permutation)
-            if not torch.equal(order.sort().values, torch.arange(widths[group])):
-                raise SpecError(f"permutations[{group!r}] is no permutation of {widths[group]}.")
+            if len(permutation) != widths[group]:
+                raise SpecError(
+                    f"permutations[{group!r}] has {len(permutation)} units; the group has "
+                    f"{widths[group]}."
+                )
         return self.select(state_dict, permutations)
 
     def select(self, state_dict: StateDict, selection: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -277,12 +249,13 @@ class PermutationSpec:
             New tensors, ``n`` units wide along every selected group.
         """
         widths = {**self.sizes, **self.widths(state_dict)}
-        units = {group: torch.as_tensor(index) for group, index in selection.items()}
+        units = check_units("selection", selection, widths)
         result = {}
         for name, tensor in state_dict.items():
             for dim, axis in enumerate(self.axes[name]):
                 if axis.groups & units.keys():
-                    tensor = tensor.index_select(dim, axis.positions(units, widths))
+                    index = axis.positions(units, widths).to(tensor.device)
+                    tensor = tensor.index_select(dim, index)
             result[name] = tensor
         return result
 
@@ -309,15 +282,22 @@ class PermutationSpec:
             New tensors at the global widths. Running variances are padded with 1.
         """
         local = {**self.sizes, **self.widths(state_dict)}
-        units = {group: torch.as_tensor(index) for group, index in assignments.items()}
-        wide = {**local, **{group: widths[group] for group in units}}
+        wide = {**local, **{group: widths[group] for group in assignments}}
+        units = check_units("assignments", assignments, wide)
+        for group, index in units.items():
+            if len(index) != local[group]:
+                raise SpecError(
+                    f"assignments[{group!r}] has {len(index)} units; the tensors have "
+                    f"{local[group]}."
+                )
         result = {}
         for name, tensor in state_dict.items():
             for dim, axis in enumerate(self.axes[name]):
                 if axis.groups & units.keys():
                     shape = (*tensor.shape[:dim], axis.size(wide), *tensor.shape[dim + 1 :])
-                    padded = tensor.new_full(shape, float(self.padding(name)))
-                    tensor = padded.index_copy(dim, axis.positions(units, wide), tensor)
+                    padded = tensor.new_full(shape, self.padding(name))
+                    index = axis.positions(units, wide).to(tensor.device)
+                    tensor = padded.index_copy(dim, index, tensor)
             result[name] = tensor
         return result
 
