@@ -1,0 +1,243 @@
+"""The server's arithmetic of one stage: match the groups, average what settles. No Flower here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fedma_flwr.matching import Matcher, Matching
+from fedma_flwr.structure import (
+    PermutationSpec,
+    PlannedStage,
+    set_signature,
+    signature,
+    signature_tensors,
+)
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What one client sent at the end of a stage.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        The stage's uploads: at the global widths along groups matched in earlier stages, at the
+        client's own widths along the groups of this stage.
+    examples : float
+        The client's weight in sample-weighted means (its number of training examples).
+    class_counts : Tensor, optional
+        (outputs,) training examples of each class.
+    """
+
+    tensors: Mapping[str, Tensor]
+    examples: float
+    class_counts: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What the server knows after a stage.
+
+    Parameters
+    ----------
+    tensors : dict of str to Tensor
+        The settled tensors at the global widths.
+    assignments : tuple of dict of str to Tensor
+        For each client the (n,) global unit of each of its units, by group.
+    widths : dict of str to int
+        Global width of the groups matched in this stage.
+    matchings : dict of str to Matching
+        The matcher's results by group.
+    head_by_class : bool
+        Whether the head was averaged by class counts (False also when there is no head here).
+    """
+
+    tensors: dict[str, Tensor]
+    assignments: tuple[dict[str, Tensor], ...]
+    widths: dict[str, int] = field(default_factory=dict)
+    matchings: dict[str, Matching] = field(default_factory=dict)
+    head_by_class: bool = False
+
+
+def settle_stage(
+    spec: PermutationSpec,
+    stage: PlannedStage,
+    updates: Sequence[ClientUpdate],
+    *,
+    matched: frozenset[str],
+    matcher: Matcher,
+    max_widths: Mapping[str, int],
+    weighted: bool = False,
+    seed: int = 0,
+) -> StageOutcome:
+    """Match the groups of a stage across clients and average the tensors that settle.
+
+    Units are averaged over the clients that hold them; where two matched axes meet (recurrent
+    weights, layers bundled in one stage), over the clients that hold the pair. The head is
+    averaged row by row with weights ``n_jc / sum_j n_jc`` (Wang et al., 2020, section 2.2).
+
+    Parameters
+    ----------
+    spec : PermutationSpec
+        The model's spec.
+    stage : PlannedStage
+        The stage that ends.
+    updates : sequence of ClientUpdate
+        One a client, in the order in which the matcher shall see them; at least one.
+    matched : frozenset of str
+        Groups matched in earlier stages of the round.
+    matcher : Matcher
+        Finds the assignments of one group: a dataclass with a field `max_width`.
+    max_widths : mapping of str to int
+        The most units that each group may have.
+    weighted : bool (default: False)
+        Weigh clients by their examples when matched units are averaged, instead of equally.
+    seed : int (default: 0)
+        Seed of the matcher's client orders.
+
+    Returns
+    -------
+    StageOutcome
+        Settled tensors in the dtype of the uploads.
+    """
+    wide = [dict(update.tensors) for update in updates]
+    assignments: list[dict[str, Tensor]] = [{} for _ in updates]
+    widths: dict[str, int] = {}
+    matchings: dict[str, Matching] = {}
+    rows: dict[str, tuple[str, ...]] = {}
+    weights = [update.examples if weighted else 1.0 for update in updates]
+    for number, group in enumerate(stage.groups):
+        rows[group] = signature_tensors(spec, group, matched | widths.keys())
+        units = [signature(spec, group, rows[group], tensors).numpy() for tensors in wide]
+        limited: Matcher = replace(cast(Any, matcher), max_width=max_widths[group])
+        matching = limited.match(units, weights=weights if weighted else None, seed=seed + number)
+        widths[group], matchings[group] = len(matching.units), matching
+        for client, assignment in enumerate(matching.assignments):
+            assignments[client][group] = torch.as_tensor(assignment, dtype=torch.int64)
+            wide[client] = _expand_group(spec, group, wide[client], assignments[client], widths)
+    settled = {
+        name: _average_units(
+            spec, name, wide=wide, assignments=assignments, widths=widths, weights=weights
+        )
+        for name in stage.settles
+        if spec.tensor_groups(name) & widths.keys()
+    }
+    by_class = _average_rest(spec, stage, updates, settled)
+    if getattr(matcher, "output", "mean") == "posterior":
+        for group, matching in matchings.items():
+            names = [name for name in rows[group] if name in settled]
+            if tuple(names) == rows[group]:
+                set_signature(spec, group, names, settled, torch.as_tensor(matching.units))
+    return StageOutcome(settled, tuple(assignments), widths, matchings, by_class)
+
+
+def _expand_group(
+    spec: PermutationSpec,
+    group: str,
+    tensors: Mapping[str, Tensor],
+    assignments: Mapping[str, Tensor],
+    widths: Mapping[str, int],
+) -> dict[str, Tensor]:
+    touched = {name: t for name, t in tensors.items() if group in spec.tensor_groups(name)}
+    return {**tensors, **spec.expand(touched, {group: assignments[group]}, widths)}
+
+
+def _average_units(
+    spec: PermutationSpec,
+    name: str,
+    *,
+    wide: Sequence[Mapping[str, Tensor]],
+    assignments: Sequence[Mapping[str, Tensor]],
+    widths: Mapping[str, int],
+    weights: Sequence[float],
+) -> Tensor:
+    """Weighted mean of one tensor over the clients that hold each entry; 0 where nobody does."""
+    like = wide[0][name]
+    total = torch.zeros(like.shape, dtype=torch.float64)
+    holders = torch.zeros(like.shape, dtype=torch.float64)
+    known = {**spec.widths({name: like}), **widths}
+    for tensors, assignment, weight in zip(wide, assignments, weights, strict=True):
+        held = _holding_mask(spec, name, assignment, known) * weight
+        total += tensors[name].to(torch.float64) * held
+        holders += held
+    mean = total / holders.clamp_min(torch.finfo(torch.float64).tiny)
+    mean = torch.where(holders > 0, mean, torch.full_like(mean, spec.padding(name)))
+    return _as_dtype(mean, like.dtype)
+
+
+def _holding_mask(
+    spec: PermutationSpec,
+    name: str,
+    assignment: Mapping[str, Tensor],
+    widths: Mapping[str, int],
+) -> Tensor:
+    """1 where a client holds the unit or the pair of units; broadcasts to the tensor's shape.
+
+    Only groups matched in this stage count: along groups matched earlier the client has trained
+    every unit of the global width, its own or not.
+    """
+    axes = spec.axes[name]
+    mask = torch.ones([1] * len(axes), dtype=torch.float64)
+    for dim, axis in enumerate(axes):
+        if axis.groups & assignment.keys():
+            held = torch.zeros(axis.size(widths), dtype=torch.float64)
+            held[axis.positions(assignment, widths)] = 1.0
+            mask = mask * held.reshape([-1 if d == dim else 1 for d in range(len(axes))])
+    return mask
+
+
+def _average_rest(
+    spec: PermutationSpec,
+    stage: PlannedStage,
+    updates: Sequence[ClientUpdate],
+    settled: dict[str, Tensor],
+) -> bool:
+    """Average the tensors with no axis matched in this stage; whether class counts were used."""
+    by_class = False
+    for name in stage.settles:
+        if name in settled:
+            continue
+        tensors = [update.tensors[name] for update in updates]
+        weights = None
+        if name in spec.head:
+            weights = _class_weights(spec, name, updates)
+            by_class = by_class or weights is not None
+        if weights is None:
+            examples = torch.tensor([update.examples for update in updates], dtype=torch.float64)
+            weights = (examples / examples.sum()).reshape([-1] + [1] * tensors[0].dim())
+        stacked = torch.stack([tensor.to(torch.float64) for tensor in tensors])
+        settled[name] = _as_dtype((stacked * weights).sum(0), tensors[0].dtype)
+    return by_class
+
+
+def _class_weights(
+    spec: PermutationSpec, name: str, updates: Sequence[ClientUpdate]
+) -> Tensor | None:
+    """Weights (J, 1.., outputs, ..1) by class counts; None unless every client has fitting ones."""
+    shape = updates[0].tensors[name].shape
+    if not shape:
+        return None
+    dim = spec.output_axis(name)
+    counts = [update.class_counts for update in updates if update.class_counts is not None]
+    if len(counts) < len(updates) or any(len(count) != shape[dim] for count in counts):
+        return None
+    stacked = torch.stack([count.to(torch.float64) for count in counts])  # (J, outputs)
+    total = stacked.sum(0)
+    # A class that nobody has seen says nothing about whom to trust: plain mean.
+    weights = torch.where(total > 0, stacked / total.clamp_min(1e-300), 1.0 / len(updates))
+    return weights.reshape([-1, *(shape[d] if d == dim else 1 for d in range(len(shape)))])
+
+
+def _as_dtype(mean: Tensor, dtype: torch.dtype) -> Tensor:
+    return mean.to(dtype) if dtype.is_floating_point else mean.round().to(dtype)
+
+
+def max_width(size: int, growable: bool, max_growth: float) -> int:
+    """The most units that a group of the given initial size may have."""
+    return max(size, math.floor(size * max_growth + 1e-9)) if growable else size

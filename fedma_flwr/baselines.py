@@ -1,0 +1,145 @@
+"""FedAvg and FedProx on Flower's own classes, with FedMA's cohorts and records."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from logging import INFO
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError
+from flwr.serverapp.strategy import Result
+from flwr.supercore import log
+
+from fedma_flwr import protocol
+from fedma_flwr.cohort import TRAIN_STREAM, SeededCohort, error_reason, sent_to
+from fedma_flwr.records import ExchangeRecord, mean_epochs
+
+
+class FedAvg(SeededCohort):
+    """Flower's FedAvg (McMahan et al., 2017), sampled by seed, with one record an exchange.
+
+    Parameters
+    ----------
+    **options : Any
+        Those of `SeededCohort` and of Flower's FedAvg.
+    """
+
+    def _begin(self, timeout: float) -> None:
+        super()._begin(timeout)
+        self._sent: list[Message] = []
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Result:
+        """Run the strategy; see Flower's ``Strategy.start``."""
+        check_rounds(num_rounds)
+        self._begin(timeout)
+        return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Send the global model to the round's cohort."""
+        if self.fraction_train == 0.0:
+            return []
+        nodes = self._sample(grid, server_round, TRAIN_STREAM)
+        config["server-round"] = server_round
+        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        self._sent = self._construct_messages(record, nodes, MessageType.TRAIN)
+        self._sent_at = time.monotonic()
+        return self._sent
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average as Flower does, in the order of the client keys."""
+        replies = list(replies)
+        if not replies and not self._sent:
+            return None, None
+        self._record_exchange(server_round, replies)
+        return super().aggregate_train(server_round, self._sorted(replies, self._sent))
+
+    def _record_exchange(self, server_round: int, replies: list[Message]) -> None:
+        record = ExchangeRecord(server_round, 0, 1, protocol.LOCAL, cohort=len(self._sent))
+        nodes = sent_to(self._sent)
+        answered = {nodes[r.metadata.reply_to_message_id]: r for r in replies if not r.has_error()}
+        record.dropped = {
+            self.client_key(nodes[reply.metadata.reply_to_message_id]): error_reason(reply)
+            for reply in replies
+            if reply.has_error()
+        }
+        record.answered = len(answered)
+        record.bytes_down = protocol.count_bytes(message.content for message in self._sent)
+        record.bytes_up = protocol.count_bytes(reply.content for reply in answered.values())
+        record.epochs = mean_epochs(
+            {
+                node: metrics
+                for node, reply in answered.items()
+                for metrics in reply.content.metric_records.values()
+            }
+        )
+        record.seconds_waiting = time.monotonic() - self._sent_at
+        self.history.add(record)
+        if not answered:
+            raise AggregationError(all_failed(server_round, "train", record.dropped))
+
+
+class FedProx(FedAvg):
+    """FedAvg whose clients add ``(mu / 2) * ||w - w_global||^2`` to their loss.
+
+    The value of mu reaches the train function as config key ``proximal-mu``; `proximal_term`
+    computes the term (Li et al., 2020).
+
+    Parameters
+    ----------
+    proximal_mu : float (default: 0.001)
+        Weight of the term, the paper's mu.
+    **options : Any
+        Those of `FedAvg`.
+    """
+
+    def __init__(self, *, proximal_mu: float = 0.001, **options: Any) -> None:
+        super().__init__(**options)
+        if not 0.0 <= proximal_mu < float("inf"):
+            raise ValueError(f"proximal_mu was {proximal_mu}; it must be 0 or more.")
+        self.proximal_mu = proximal_mu
+
+    def summary(self) -> None:
+        """Log the configuration."""
+        log(INFO, "\t├──> FedProx settings:")
+        log(INFO, "\t│\t└── Proximal mu: %s", self.proximal_mu)
+        super().summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Send the global model and mu to the round's cohort."""
+        config[protocol.PROXIMAL_MU_KEY] = self.proximal_mu
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+def check_rounds(num_rounds: int) -> None:
+    """Refuse fewer than one round."""
+    if num_rounds < 1:
+        raise ValueError(f"num_rounds was {num_rounds}; it must be at least 1.")
+
+
+def all_failed(server_round: int, stage: str, dropped: dict[str, str]) -> str:
+    """The reason that most clients of a failed stage gave."""
+    if not dropped:
+        return f"Round {server_round}: no client replied in the {stage} stage."
+    reason, count = Counter(dropped.values()).most_common(1)[0]
+    return (
+        f"Round {server_round}: every client failed in the {stage} stage. "
+        f"{count} of {len(dropped)} said: {reason}"
+    )

@@ -1,0 +1,209 @@
+"""What a train function uses: `load_model`, `Stage`, `proximal_term`, `class_counts`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Message
+from torch import Tensor, nn
+
+from fedma_flwr import protocol
+from fedma_flwr.protocol import ClientError, Instruction
+from fedma_flwr.structure import resize
+
+Source = Message | ArrayRecord | Mapping[str, Tensor]
+
+MISSING_MOD = (
+    "This message is a stage of FedMA, but fedma_mod has not prepared it: "
+    "write ClientApp(mods=[fedma_mod]), with `from fedma_flwr import fedma_mod`."
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a train function may want to know about the stage it works for.
+
+    Parameters
+    ----------
+    round : int
+        Communication round, from 1.
+    index, count : int
+        Number of the stage (from 0), and of stages in a round.
+    name : {"local", "retrain", "head"}
+        Train everything; retrain what is not settled; train the head.
+    frozen, trainable : tuple of str
+        Tensors that `load_model` freezes, and the others. A client that starts from its own
+        weights has no arrays yet: then `trainable` is empty too.
+    epochs : int or None
+        Config key ``local-epochs`` of the message, which the strategy sets stage by stage.
+    lr : float or None
+        Config key ``lr`` of the message, likewise.
+    """
+
+    round: int
+    index: int
+    count: int
+    name: str
+    frozen: tuple[str, ...]
+    trainable: tuple[str, ...]
+    epochs: int | None
+    lr: float | None
+
+    @classmethod
+    def from_message(cls, message: Message) -> Stage:
+        """Read the stage of a message; one of FedAvg or FedProx is a single ``local`` stage."""
+        instruction = protocol.find_instruction(message.content) or Instruction("", stages=1)
+        config = _merged_config(message)
+        arrays = next(iter(message.content.array_records.values()), ArrayRecord())
+        epochs, lr = config.get("local-epochs"), config.get("lr")
+        return cls(
+            round=instruction.round or int(config.get("server-round", 0)),
+            index=instruction.stage,
+            count=instruction.stages,
+            name=instruction.name,
+            frozen=instruction.settled,
+            trainable=tuple(name for name in arrays if name not in instruction.settled),
+            epochs=None if epochs is None else int(epochs),
+            lr=None if lr is None else float(lr),
+        )
+
+
+def _merged_config(message: Message) -> dict[str, Any]:
+    records = message.content.config_records
+    return {
+        key: value
+        for name, record in records.items()
+        if name != protocol.FEDMA_KEY
+        for key, value in record.items()
+    }
+
+
+def load_model(model: nn.Module, source: Source) -> nn.Module:
+    """Give a model the widths and values of a message, and freeze what is settled.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As its code builds it; it is changed in place.
+    source : Message or ArrayRecord or mapping of str to Tensor
+        A message to a train or evaluate function (of any strategy), the arrays that
+        ``evaluate_fn`` gets or that a run returned, or a saved state dict.
+
+    Returns
+    -------
+    nn.Module
+        The same object. Settled parameters do not require gradients, and normalisation layers
+        whose running statistics are settled keep them, also after ``model.train()``. If clients
+        start from their own weights and the message brings none, the model is left as it is.
+
+    Raises
+    ------
+    RuntimeError
+        If a FedMA message did not pass through `fedma_mod`.
+    SpecError
+        If the arrays are not those of this model.
+
+    Examples
+    --------
+    >>> net = load_model(nn.Linear(2, 3), {"weight": torch.ones(5, 2), "bias": torch.zeros(5)})
+    >>> net.out_features
+    5
+    """
+    settled: Sequence[str] = ()
+    state_dict: Mapping[str, Tensor] | None
+    if isinstance(source, Message):
+        settled, state_dict = _read_message(source)
+        if state_dict is None:
+            return model
+    elif isinstance(source, ArrayRecord):
+        state_dict = protocol.to_tensors(source)
+    else:
+        state_dict = source
+    resize(model, state_dict)
+    model.load_state_dict(state_dict)
+    _freeze(model, frozenset(settled))
+    return model
+
+
+def _read_message(message: Message) -> tuple[Sequence[str], dict[str, Tensor] | None]:
+    instruction = protocol.find_instruction(message.content)
+    if instruction is not None and not instruction.merged:
+        raise ClientError(MISSING_MOD)
+    arrays = list(message.content.array_records.values())
+    if instruction is not None and not arrays:
+        return (), None
+    if len(arrays) != 1:
+        raise ClientError(f"The message has {len(arrays)} ArrayRecords; load_model needs one.")
+    return instruction.settled if instruction else (), protocol.to_tensors(arrays[0])
+
+
+def _freeze(model: nn.Module, settled: frozenset[str]) -> None:
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in settled:
+            parameter.requires_grad_(False)
+    for prefix, module in model.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        if f"{dot}running_mean" in settled:
+            # requires_grad does not stop running statistics, and model.train() undoes eval().
+            module.register_forward_pre_hook(_use_kept_statistics)
+
+
+def _use_kept_statistics(module: nn.Module, _: Any) -> None:
+    module.eval()
+
+
+def proximal_term(model: nn.Module, mu: float, reference: Mapping[str, Tensor]) -> Tensor:
+    """FedProx's term ``(mu / 2) * ||w - w_global||^2`` (Li et al., 2020, equation 2).
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model in training; only parameters that require gradients count.
+    mu : float
+        Weight of the term; a message of FedProx has it as config key ``proximal-mu``.
+    reference : mapping of str to Tensor
+        The global parameters by name: copies made after `load_model` and before training.
+
+    Returns
+    -------
+    Tensor
+        Scalar, to be added to the loss.
+    """
+    squares = [
+        (parameter - reference[name]).square().sum()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
+    return 0.5 * mu * torch.stack(squares).sum()
+
+
+def class_counts(labels: Tensor | Sequence[int], num_classes: int) -> list[int]:
+    """Count the examples of each class, for the metric ``class-counts`` of a reply.
+
+    Parameters
+    ----------
+    labels : Tensor or sequence of int
+        Class of each training example.
+    num_classes : int
+        Number of the model's outputs.
+
+    Returns
+    -------
+    list of int
+        `num_classes` counts. With them FedMA averages the head class by class.
+
+    Raises
+    ------
+    ValueError
+        If a label is outside ``0 .. num_classes - 1``.
+    """
+    flat = torch.as_tensor(labels).reshape(-1).to(torch.int64)
+    if len(flat) and (int(flat.min()) < 0 or int(flat.max()) >= num_classes):
+        raise ValueError(
+            f"labels run from {int(flat.min())} to {int(flat.max())}, but num_classes is "
+            f"{num_classes}: they must lie in 0..{num_classes - 1}."
+        )
+    return [int(count) for count in torch.bincount(flat, minlength=num_classes)]

@@ -1,0 +1,259 @@
+"""The stage protocol: the only place that knows a record's keys.
+
+A message to a client carries up to three records: the arrays (under FedAvg's ``arrayrecord_key``),
+the user's config (``configrecord_key``) and the instruction of `fedma_mod` (``"fedma"``). A reply
+carries the arrays that the stage asked for, the user's metrics, and a report (``"fedma"``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from torch import Tensor
+
+VERSION = 1
+FEDMA_KEY = "fedma"  # the instruction in a message, the report in a reply
+ARRAYS_KEY, METRICS_KEY = "arrays", "metrics"  # what fedma_mod calls the records of its reply
+KEPT_ARRAYS_KEY, KEPT_STATE_KEY = "fedma.arrays", "fedma.state"  # in Context.state
+CLASS_COUNTS_KEY, EPOCHS_KEY = "class-counts", "epochs"  # optional metrics of a train function
+PROXIMAL_MU_KEY = "proximal-mu"
+
+HELLO, UPDATE, FULL = "hello", "update", "full"  # kinds of instruction
+DONE, LOST = "done", "lost"  # statuses of a report
+LOCAL, RETRAIN, HEAD = "local", "retrain", "head"  # names of stages
+
+Assignments = dict[str, Tensor]
+
+
+class ClientError(RuntimeError):
+    """A client cannot do what a stage asks; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the server tells `fedma_mod` in one message.
+
+    Parameters
+    ----------
+    kind : {"hello", "update", "full"}
+        Ask who the client is; send what is new since the state it holds; send everything.
+    round, stage, stages : int
+        Communication round (from 1), stage (from 0), number of stages of a round.
+    name : {"local", "retrain", "head"}
+        What the stage is for.
+    needs, gives : str
+        State token that the client must hold, and the one it holds after it has answered.
+    settled : tuple of str
+        Frozen tensors.
+    uploads : tuple of str
+        Tensors that the reply must carry.
+    assignments : dict of str to Tensor
+        ``update``: the client's global units of the newly matched groups. ``full``: of all groups
+        matched so far in this round.
+    widths : dict of str to int
+        Global width of each group in `assignments`.
+    spec : str
+        The spec as JSON (``full`` only); the client keeps it.
+    arrays_key : str
+        Key of the message's ArrayRecord.
+    merged : bool
+        Set by `fedma_mod` once it has put the full arrays into the message.
+    """
+
+    kind: str
+    round: int = 0
+    stage: int = 0
+    stages: int = 0
+    name: str = LOCAL
+    needs: str = ""
+    gives: str = ""
+    settled: tuple[str, ...] = ()
+    uploads: tuple[str, ...] = ()
+    assignments: Assignments = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
+    spec: str = ""
+    arrays_key: str = ARRAYS_KEY
+    merged: bool = False
+    version: int = VERSION
+
+    def to_record(self) -> ConfigRecord:
+        """Encode for the wire; empty values are left out (Flower cannot count an empty list)."""
+        values: dict[str, Any] = {
+            "version": self.version,
+            "kind": self.kind,
+            "round": self.round,
+            "stage": self.stage,
+            "stages": self.stages,
+            "name": self.name,
+            "needs": self.needs,
+            "gives": self.gives,
+            "settled": list(self.settled),
+            "uploads": list(self.uploads),
+            "spec": self.spec,
+            "arrays-key": self.arrays_key,
+            "merged": self.merged,
+            **_assignment_entries(self.assignments, self.widths),
+        }
+        return ConfigRecord({key: value for key, value in values.items() if value not in ("", [])})
+
+    @classmethod
+    def from_record(cls, record: ConfigRecord) -> Instruction:
+        """Decode what `to_record` made."""
+        values: Mapping[str, Any] = record
+        assignments, widths = _read_assignments(record)
+        return cls(
+            kind=str(values.get("kind", "")),
+            round=int(values.get("round", 0)),
+            stage=int(values.get("stage", 0)),
+            stages=int(values.get("stages", 0)),
+            name=str(values.get("name", LOCAL)),
+            needs=str(values.get("needs", "")),
+            gives=str(values.get("gives", "")),
+            settled=tuple(values.get("settled", ())),
+            uploads=tuple(values.get("uploads", ())),
+            assignments=assignments,
+            widths=widths,
+            spec=str(values.get("spec", "")),
+            arrays_key=str(values.get("arrays-key", ARRAYS_KEY)),
+            merged=bool(values.get("merged", False)),
+            version=int(values.get("version", 0)),
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `fedma_mod` tells the server in a reply.
+
+    Parameters
+    ----------
+    status : {"done", "lost", "hello"}
+        The stage was done; the state that the message needed is not there; answer to a hello.
+    holds : str
+        State token that the client holds now.
+    client_key : str
+        Answer to a hello: what identifies the client for longer than a node id does.
+    """
+
+    status: str
+    holds: str = ""
+    client_key: str = ""
+    version: int = VERSION
+
+    def to_record(self) -> ConfigRecord:
+        """Encode for the wire."""
+        values = {
+            "version": self.version,
+            "status": self.status,
+            "holds": self.holds,
+            "client-key": self.client_key,
+        }
+        return ConfigRecord({key: value for key, value in values.items() if value != ""})
+
+    @classmethod
+    def from_record(cls, record: ConfigRecord) -> Report:
+        """Decode what `to_record` made."""
+        return cls(
+            status=str(record.get("status", "")),
+            holds=str(record.get("holds", "")),
+            client_key=str(record.get("client-key", "")),
+            version=int(cast(int, record.get("version", 0))),
+        )
+
+
+@dataclass(frozen=True)
+class KeptState:
+    """What a client keeps between stages, beside its arrays.
+
+    Parameters
+    ----------
+    token : str
+        Names the state: run, round and stage.
+    spec : str
+        The spec as JSON.
+    assignments : dict of str to Tensor
+        The client's global units of every group matched so far.
+    widths : dict of str to int
+        Global width of each group in `assignments`.
+    """
+
+    token: str
+    spec: str
+    assignments: Assignments = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
+
+    def to_record(self) -> ConfigRecord:
+        """Encode for ``Context.state``."""
+        entries: dict[str, Any] = {"token": self.token, "spec": self.spec}
+        return ConfigRecord({**entries, **_assignment_entries(self.assignments, self.widths)})
+
+    @classmethod
+    def from_record(cls, record: ConfigRecord) -> KeptState:
+        """Decode what `to_record` made."""
+        assignments, widths = _read_assignments(record)
+        return cls(str(record["token"]), str(record["spec"]), assignments, widths)
+
+
+def find_instruction(content: RecordDict) -> Instruction | None:
+    """The instruction of a message; None if it is not one of FedMA's stages."""
+    record = content.get(FEDMA_KEY)
+    return Instruction.from_record(record) if isinstance(record, ConfigRecord) else None
+
+
+def find_report(content: RecordDict) -> Report | None:
+    """The report of a reply; None if no `fedma_mod` has made it."""
+    record = content.get(FEDMA_KEY)
+    return Report.from_record(record) if isinstance(record, ConfigRecord) else None
+
+
+def _assignment_entries(assignments: Assignments, widths: Mapping[str, int]) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    for group, units in assignments.items():
+        kind = np.uint16 if widths[group] <= 2**16 else np.uint32
+        entries[f"units.{group}"] = units.numpy().astype(f"<{np.dtype(kind).str[1:]}").tobytes()
+        entries[f"width.{group}"] = int(widths[group])
+    return entries
+
+
+def _read_assignments(record: Mapping[str, Any]) -> tuple[Assignments, dict[str, int]]:
+    widths = {
+        key.removeprefix("width."): int(value)
+        for key, value in record.items()
+        if key.startswith("width.")
+    }
+    assignments = {}
+    for group, width in widths.items():
+        units = np.frombuffer(record[f"units.{group}"], dtype="<u2" if width <= 2**16 else "<u4")
+        assignments[group] = torch.from_numpy(units.astype(np.int64))
+    return assignments, widths
+
+
+def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Tensors as an ArrayRecord (contiguous, on the CPU)."""
+    return ArrayRecord(
+        {
+            name: Array(tensor.detach().cpu().contiguous().numpy())
+            for name, tensor in tensors.items()
+        }
+    )
+
+
+def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
+    """An ArrayRecord of a trusted sender as tensors."""
+    return {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
+
+
+def count_bytes(contents: Iterable[RecordDict]) -> int:
+    """Bytes of serialised records; a record sent to many clients is serialised once."""
+    sizes: dict[int, int] = {}
+    total = 0
+    for content in contents:
+        if id(content) not in sizes:
+            sizes[id(content)] = recorddict_to_proto(content).ByteSize()
+        total += sizes[id(content)]
+    return total

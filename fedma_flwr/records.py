@@ -1,0 +1,114 @@
+"""What every run records: one JSON object an exchange, and the running totals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fedma_flwr import protocol
+
+HELLO = protocol.HELLO
+
+
+@dataclass
+class ExchangeRecord:
+    """One send-and-receive with the cohort.
+
+    Parameters
+    ----------
+    round, stage, stages : int
+        Communication round (from 1), stage (from 0), stages in a round.
+    name : str
+        ``local``, ``retrain``, ``head``; ``hello`` for the small exchange that learns client keys.
+    groups : tuple of str
+        Groups matched after this exchange.
+    cohort, answered : int
+        Clients asked, and those whose reply was used.
+    dropped : dict of str to str
+        Why a client was dropped, by client key.
+    resent : tuple of str
+        Client keys that had lost their state and got a full-state message.
+    bytes_down, bytes_up : int
+        Bytes of the serialised records to and from the clients.
+    epochs : float
+        Mean local epochs, of the clients that report the metric ``epochs``.
+    seconds_waiting, seconds_matching : float
+        For the clients; for matching and averaging.
+    widths : dict of str to int
+        Global width of the groups known after this exchange.
+    growth : float
+        Parameters of the global model / parameters of the initial model (of the last round).
+    identity : float or None
+        Share of clients whose assignments are all the identity; None if nothing was matched.
+    popularity : dict of str to list of int
+        For each matched group, how many units 1, 2, ... J clients hold.
+    objective : dict of str to float
+        The matcher's objective for each matched group.
+    """
+
+    round: int
+    stage: int
+    stages: int
+    name: str
+    groups: tuple[str, ...] = ()
+    cohort: int = 0
+    answered: int = 0
+    dropped: dict[str, str] = field(default_factory=dict)
+    resent: tuple[str, ...] = ()
+    bytes_down: int = 0
+    bytes_up: int = 0
+    epochs: float = 0.0
+    seconds_waiting: float = 0.0
+    seconds_matching: float = 0.0
+    widths: dict[str, int] = field(default_factory=dict)
+    growth: float = 1.0
+    identity: float | None = None
+    popularity: dict[str, list[int]] = field(default_factory=dict)
+    objective: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as an object of plain JSON types."""
+        return asdict(self)
+
+
+OnExchange = Callable[[ExchangeRecord], None]
+
+
+@dataclass
+class History:
+    """All exchanges of a run.
+
+    Parameters
+    ----------
+    on_exchange : callable, optional
+        Called with each record as soon as it is complete.
+    """
+
+    on_exchange: OnExchange | None = None
+    exchanges: list[ExchangeRecord] = field(default_factory=list)
+
+    def add(self, record: ExchangeRecord) -> None:
+        """Append a complete record."""
+        self.exchanges.append(record)
+        if self.on_exchange is not None:
+            self.on_exchange(record)
+
+    def __iter__(self) -> Iterator[ExchangeRecord]:
+        return iter(self.exchanges)
+
+    def totals(self) -> dict[str, float]:
+        """Cumulative counters: bytes up and down, exchanges (without hellos), client epochs."""
+        return {
+            "bytes_up": sum(record.bytes_up for record in self),
+            "bytes_down": sum(record.bytes_down for record in self),
+            "exchanges": sum(record.name != HELLO for record in self),
+            "client_epochs": sum(record.epochs for record in self),
+        }
+
+
+def mean_epochs(metrics: Mapping[Any, Mapping[str, Any]]) -> float:
+    """Mean of the metric ``epochs`` over the clients that report a sensible one; 0 if none does."""
+    epochs = [entry.get(protocol.EPOCHS_KEY) for entry in metrics.values()]
+    known = [float(e) for e in epochs if isinstance(e, (int, float)) and 0 <= e < float("inf")]
+    return sum(known) / len(known) if known else 0.0

@@ -1,0 +1,213 @@
+"""What a client sends is checked here before it touches the model: no client is trusted."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedma_flwr import protocol
+from fedma_flwr.averaging import ClientUpdate
+from fedma_flwr.cohort import error_reason
+from fedma_flwr.structure import PermutationSpec, SpecError
+
+_NPY_HEADER_BYTES = 4096  # more than numpy ever writes before the data
+_MISSING_MOD = (
+    "the reply lacks FedMA's record: make the ClientApp with `ClientApp(mods=[fedma_mod])` "
+    "(from fedma_flwr import fedma_mod)"
+)
+
+
+class ReplyError(Exception):
+    """A reply cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a reply must look like.
+
+    Parameters
+    ----------
+    spec : PermutationSpec
+        The model's spec.
+    uploads : tuple of str
+        The tensors that the stage asked for.
+    dtypes : mapping of str to torch.dtype
+        Of the global model.
+    widths : mapping of str to int
+        Widths that the client is known to have: global ones of matched groups, its own of others.
+    max_widths : mapping of str to int
+        The most units that the client may have in groups whose width is not known.
+    token : str
+        The state token that the client holds if it did the stage.
+    weighted_by_key : str
+        Metric that every reply must have.
+    """
+
+    spec: PermutationSpec
+    uploads: tuple[str, ...]
+    dtypes: Mapping[str, torch.dtype]
+    widths: Mapping[str, int]
+    max_widths: Mapping[str, int]
+    token: str
+    weighted_by_key: str
+
+
+@dataclass(frozen=True)
+class StageReply:
+    """A reply that passed.
+
+    Parameters
+    ----------
+    update : ClientUpdate or None
+        None if the client has lost its state and must be sent everything.
+    widths : dict of str to int
+        The client's widths, as far as they are known now.
+    content : RecordDict
+        The reply's arrays-free content: one MetricRecord, for the metrics aggregation.
+    """
+
+    update: ClientUpdate | None
+    widths: dict[str, int]
+    content: RecordDict
+
+
+def read_reply(reply: Message, expected: Expected) -> StageReply:
+    """Check a reply and decode it.
+
+    Parameters
+    ----------
+    reply : Message
+        Whatever the client, or the SuperLink in its place, has sent.
+    expected : Expected
+        What it must look like.
+
+    Returns
+    -------
+    StageReply
+        With finite tensors of the right names, shapes and dtypes.
+
+    Raises
+    ------
+    ReplyError
+        If anything is wrong with it.
+    """
+    if reply.has_error():
+        raise ReplyError(error_reason(reply))
+    report = protocol.find_report(reply.content)
+    if report is None:
+        raise ReplyError(_MISSING_MOD)
+    if report.version != protocol.VERSION:
+        raise ReplyError(
+            f"the client speaks version {report.version} of FedMA's stage protocol, the server "
+            f"{protocol.VERSION}: install the same version of fedma-flwr on both"
+        )
+    if report.status == protocol.LOST:
+        return StageReply(None, {}, RecordDict())
+    if report.status != protocol.DONE or report.holds != expected.token:
+        raise ReplyError(f"the reply is for another stage (status {report.status!r})")
+    metrics = _read_metrics(reply.content)
+    arrays = list(reply.content.array_records.values())
+    if len(arrays) != 1:
+        raise ReplyError(f"the reply has {len(arrays)} ArrayRecords instead of one")
+    tensors, widths = _read_arrays(arrays[0], expected)
+    update = ClientUpdate(tensors, _read_weight(metrics, expected), _read_counts(metrics))
+    return StageReply(update, widths, RecordDict({protocol.METRICS_KEY: metrics}))
+
+
+def _read_metrics(content: RecordDict) -> MetricRecord:
+    records = list(content.metric_records.values())
+    if len(records) != 1:
+        raise ReplyError(f"the reply has {len(records)} MetricRecords instead of one")
+    return records[0]
+
+
+def _read_weight(metrics: MetricRecord, expected: Expected) -> float:
+    key = expected.weighted_by_key
+    if key not in metrics:
+        raise ReplyError(
+            f"the reply's MetricRecord lacks {key!r} (weighted_by_key): return "
+            f'MetricRecord({{"{key}": len(trainset), ...}}) from the train function'
+        )
+    value: Any = metrics[key]
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ReplyError(f"{key!r} is {value!r}; it must be a number above 0")
+    return float(value)
+
+
+def _read_counts(metrics: MetricRecord) -> Tensor | None:
+    counts: Any = metrics.get(protocol.CLASS_COUNTS_KEY)
+    if counts is None:
+        return None
+    if not isinstance(counts, list) or not all(0 <= count < math.inf for count in counts):
+        raise ReplyError(
+            f"{protocol.CLASS_COUNTS_KEY!r} must be a list of numbers from 0 up, one an output"
+        )
+    return torch.tensor(counts, dtype=torch.float64)
+
+
+def _read_arrays(
+    arrays: ArrayRecord, expected: Expected
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    if missing := [name for name in expected.uploads if name not in arrays]:
+        raise ReplyError(f"the reply lacks the tensors {missing}")
+    if extra := [name for name in arrays if name not in expected.uploads]:
+        raise ReplyError(f"the reply has tensors that nobody asked for: {extra[:5]}")
+    widths = _check_shapes(arrays, expected)
+    tensors = {name: _decode(name, arrays[name], expected) for name in expected.uploads}
+    return tensors, widths
+
+
+def _check_shapes(arrays: ArrayRecord, expected: Expected) -> dict[str, int]:
+    """Widths that follow from the declared shapes, before any data is decoded."""
+    try:
+        # The "meta" device has shapes and no data, so a lie about a shape costs no memory.
+        shapes = {name: torch.empty(tuple(arrays[name].shape), device="meta") for name in arrays}
+        widths = expected.spec.widths(shapes, known=expected.widths)
+    except (SpecError, RuntimeError, TypeError, OverflowError) as error:
+        raise ReplyError(str(error)) from error
+    for group, width in widths.items():
+        if group not in expected.widths and width > expected.max_widths[group]:
+            raise ReplyError(
+                f"group {group!r} is {width} units wide; at most {expected.max_widths[group]} "
+                "are allowed (max_growth)"
+            )
+    return widths
+
+
+def _decode(name: str, array: Array, expected: Expected) -> Tensor:
+    dtype, shape = expected.dtypes[name], tuple(array.shape)
+    wanted = str(dtype).removeprefix("torch.")
+    size = math.prod(shape) * dtype.itemsize
+    if array.dtype != wanted or not size <= len(array.data) <= size + _NPY_HEADER_BYTES:
+        raise ReplyError(
+            f"tensor {name!r} comes as {array.dtype} in {len(array.data)} bytes; {wanted} of shape "
+            f"{shape} was expected"
+        )
+    try:
+        _check_header(array.data, shape, wanted)
+        tensor = torch.from_numpy(np.ascontiguousarray(array.numpy()).reshape(shape))
+    except Exception as error:  # whatever hostile bytes provoke in the decoder
+        raise ReplyError(f"tensor {name!r} cannot be decoded: {error}") from error
+    if not bool(torch.isfinite(tensor).all()):
+        raise ReplyError(f"tensor {name!r} is not finite (NaN or infinity)")
+    return tensor
+
+
+def _check_header(data: bytes, shape: tuple[int, ...], dtype: str) -> None:
+    """Refuse data whose own header claims another size: numpy would allocate what it claims."""
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+    if read is None:
+        raise ValueError(f"unknown npy version {version}")
+    claimed, _, kind = read(stream)
+    if tuple(claimed) != shape or kind != np.dtype(dtype):
+        raise ValueError(f"its data is {kind} of shape {claimed}")
