@@ -1,0 +1,1 @@
+"""Experiments on top of the package, each one command: `python -m simulations.demo`."""

@@ -1,0 +1,135 @@
+"""FedMA against FedAvg and FedProx on handwritten digits, by `flwr run`, in minutes.
+
+Prints one table and writes results.json and curves.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from simulations.flower import Config, LocalFlower, RunFailedError
+from simulations.progress import EXCHANGES, RESULT, Display
+from simulations.report import plot, read_run, table, write_results
+
+APP = Path(__file__).resolve().parents[1]
+ROUNDS = {"fedma": 3, "fedavg": 9, "fedprox": 9}
+CONFIG: Config = {
+    "task": "mnist",
+    "dataset": "embedded",
+    "partition": "dirichlet",
+    "alpha": 0.1,
+    "local-epochs": 20,
+    "retrain-epochs": 5,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the comparison; return the exit status."""
+    arguments = _parser().parse_args(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)  # so that the SuperLink is stopped on the way out
+    output = arguments.output_dir.resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    for name in ("results.json", "curves.png"):
+        (output / name).unlink(missing_ok=True)
+    try:
+        runs = _run_all(arguments, output)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except (RunFailedError, ValueError) as error:
+        print(f"the demo failed: {error}", file=sys.stderr)
+        return 1
+    write_results(runs, output / "results.json")
+    plot(runs, output / "curves.png")
+    console = Console()
+    console.print(table(runs))
+    console.print(f"Wrote {output}/results.json and curves.png", highlight=False, soft_wrap=True)
+    return 0
+
+
+def run_configs(
+    strategies: Sequence[str], seed: int, overrides: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return each strategy's run config; `overrides` win over the demo's own values."""
+    return {
+        name: {
+            **CONFIG,
+            "strategy": name,
+            "seed": seed,
+            "num-server-rounds": ROUNDS[name],
+            **overrides,
+        }
+        for name in strategies
+    }
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """Return the key and the value of "key=value"; the value is TOML's, or else a string."""
+    key, equals, value = setting.partition("=")
+    if not equals or not key.strip():
+        raise argparse.ArgumentTypeError(f"expected key=value, not {setting!r}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+
+
+def _run_all(arguments: argparse.Namespace, output: Path) -> list[dict[str, Any]]:
+    configs = run_configs(arguments.strategies, arguments.seed, dict(arguments.set))
+    totals = {name: config["num-server-rounds"] for name, config in configs.items()}
+    runs = []
+    with LocalFlower() as flower, Display(totals, Console(stderr=True)) as display:
+        for name, config in configs.items():
+            folder = output / name
+            folder.mkdir(exist_ok=True)
+            (folder / EXCHANGES).unlink(missing_ok=True)
+            display.start(name)
+            flower.run(
+                APP,
+                {**config, "output-dir": str(folder)},
+                num_supernodes=arguments.num_supernodes,
+                client_cpus=arguments.client_cpus,
+                client_gpus=arguments.client_gpus,
+                log=folder / "run.log",
+                result=folder / RESULT,
+                while_running=lambda name=name, folder=folder: display.update(name, folder),
+            )
+            display.finish(name)
+            runs.append(read_run(folder / RESULT))
+    return runs
+
+
+def _stop(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m simulations.demo", description=__doc__)
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--strategies", nargs="+", choices=list(ROUNDS), default=list(ROUNDS))
+    parser.add_argument("--num-supernodes", type=int, default=10, help="simulated clients")
+    parser.add_argument("--client-cpus", type=int, default=1, help="CPUs for each client")
+    parser.add_argument("--client-gpus", type=float, default=0.0, help="GPUs for each client")
+    parser.add_argument(
+        "--set",
+        action="append",
+        type=parse_setting,
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a config key for all strategies; may be repeated",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
