@@ -19,7 +19,7 @@ import numpy as np
 
 from .assignment import Backend, check_backend
 from .calibrate import calibrate
-from .result import Floats, Integers, Matching, average_members
+from .result import Floats, Integers, Matching, average_members, column_sums
 from .search import Model, Rules, Search
 from .validate import check_max_width, check_orders, check_prior_mean, check_units, check_weights
 
@@ -203,7 +203,7 @@ class BBPMAP:
             mean = np.zeros(size)
         else:
             rows = sum(len(array) for array in units)
-            mean = sum(array.sum(0, dtype=np.float64) for array in units) / rows
+            mean = sum(column_sums(array) for array in units) / rows
         local, prior = self.local_variance, self.prior_variance
         if local is None or prior is None:
             found = calibrate(units, mean)
@@ -226,7 +226,7 @@ class BBPMAP:
     ) -> Matching:
         assignments = search.state.assignments()
         popularity = search.state.popularity[search.state.numbering]
-        means = average_members(units, assignments, len(popularity))
+        means = search.state.means()
         numerator, precision = search.model.posterior(means * popularity[:, None], popularity)
         objective = float((numerator**2 / precision).sum())
         if self.output == "posterior":

@@ -28,10 +28,8 @@ class Products:
     def __init__(self, state: GlobalUnits, client: int, mean: Floats) -> None:
         self._state, self._client = state, client
         self._mean = torch.from_numpy(mean).to(state.sums.device)
-        rows = state.rows(client)
-        self.square = torch.linalg.vecdot(rows, rows).cpu().numpy()
-        self.prior = (rows @ self._mean).cpu().numpy()
-        self._cross = np.empty((len(rows), 0))  # w . T_i
+        self.square, self.prior = self._of_rows()
+        self._cross = np.empty((len(self.square), 0))  # w . T_i
         self._others = np.empty((2, 0))  # |T_i|^2 and mu . T_i
         self._first = True
 
@@ -58,9 +56,22 @@ class Products:
         square, prior = self._others[:, slots]
         return self._cross[:, slots], square, prior
 
+    def _of_rows(self) -> tuple[Floats, Floats]:
+        square = prior = torch.zeros((), dtype=torch.float64)
+        for block in self._state.blocks:
+            rows = self._state.rows(self._client, block)
+            square = square + torch.linalg.vecdot(rows, rows)
+            prior = prior + rows @ self._mean[block]
+        return square.cpu().numpy(), prior.cpu().numpy()
+
     def _multiply(self, slots: Integers) -> tuple[Floats, Floats]:
-        rows = self._state.rows(self._client)
-        others = self._state.sums_of_others(self._client, rows, slots)
-        return (rows @ others.T).cpu().numpy(), torch.stack(
-            [torch.linalg.vecdot(others, others), others @ self._mean]
-        ).cpu().numpy()
+        device = self._state.sums.device
+        cross = torch.zeros(len(self.square), len(slots), dtype=torch.float64, device=device)
+        of_sums = torch.zeros(2, len(slots), dtype=torch.float64, device=device)
+        for block in self._state.blocks:
+            rows = self._state.rows(self._client, block)
+            others = self._state.sums_of_others(self._client, rows, slots, block)
+            cross.addmm_(rows, others.T)
+            of_sums[0] += torch.linalg.vecdot(others, others)
+            of_sums[1] += others @ self._mean[block]
+        return cross.cpu().numpy(), of_sums.cpu().numpy()

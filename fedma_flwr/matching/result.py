@@ -100,3 +100,9 @@ def average_members(
         total[assignment] += rows if weight == 1.0 else weight * rows
         mass[assignment] += weight
     return total / mass[:, None]
+
+
+def column_sums(units: Floats) -> Floats:
+    """Return the sum of all rows in float64, shape (D,), without a float64 copy of them."""
+    sums: Floats = np.ones(len(units), dtype=units.dtype) @ units
+    return sums.astype(np.float64)

@@ -11,7 +11,7 @@ import torch
 
 from .assignment import NEW, Backend, assign
 from .gain import Gain, ScalarGain, VectorGain
-from .result import Floats, Integers
+from .result import Floats, Integers, column_sums
 from .state import GlobalUnits
 
 
@@ -98,7 +98,7 @@ class Search:
     ) -> None:
         self._widths = [len(array) for array in units]
         total = sum(self._widths)
-        self._centre = sum(array.sum(0, dtype=np.float64) for array in units) / total
+        self._centre = sum(column_sums(array) for array in units) / total
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.state = GlobalUnits(units, self._centre, device)
         self._rules, self._fit = rules, fit

@@ -10,6 +10,11 @@ import torch
 from .assignment import NEW
 from .result import Floats, Integers
 
+# Sizes of the pieces in which float32 units become float64: they stay in a core's cache, and no
+# second copy of the units is ever held.
+_BLOCK = 512
+_ROWS = 64
+
 
 class GlobalUnits:
     """Sums and popularity of the global units, and who is assigned to them.
@@ -41,15 +46,18 @@ class GlobalUnits:
         # The time of a client's last visit; only others' changes after it are news to it.
         self.visited = np.zeros(len(units), dtype=np.int64)
         self._time = 0
+        step = _BLOCK if device.type == "cpu" else len(centre)
+        self.blocks = [slice(i, i + step) for i in range(0, len(centre), step)]
 
     @property
     def width(self) -> int:
         """The number of global units, L."""
         return len(self.numbering)
 
-    def rows(self, client: int, index: Integers | slice = slice(None)) -> torch.Tensor:
-        """Return rows of a client's centred units, float64, shape (rows, D)."""
-        return self._units[client][index].double() - self._centre
+    def rows(self, client: int, block: slice = slice(None)) -> torch.Tensor:
+        """Return the block's columns of a client's centred units, float64, shape (L_j, d)."""
+        # float32 - float64 is computed in float64.
+        return self._units[client][:, block] - self._centre[block]
 
     def take_out(self, client: int) -> None:
         """Take a client's units out; units without members vanish and numbers close up.
@@ -59,15 +67,26 @@ class GlobalUnits:
         self.popularity[self.slots[client]] -= 1
         self.numbering = self.numbering[self.popularity[self.numbering] > 0]
 
-    def sums_of_others(self, client: int, rows: torch.Tensor, slots: Integers) -> torch.Tensor:
-        """Return the slots' sums over all other clients, shape (slots, D)."""
-        sums = self.sums[torch.from_numpy(slots).to(self.sums.device)]
+    def sums_of_others(
+        self, client: int, rows: torch.Tensor, slots: Integers, block: slice = slice(None)
+    ) -> torch.Tensor:
+        """Return the slots' sums over all other clients, shape (slots, d).
+
+        Parameters
+        ----------
+        client : int
+        rows : float64 tensor, shape (L_j, d)
+            The client's rows, ``rows(client, block)``.
+        slots : int array
+        block : slice of D (default: all)
+        """
+        sums = self.sums[:, block][self._index(slots)]
         if len(self.slots[client]):
             position = np.full(len(self.popularity), -1)
             position[slots] = np.arange(len(slots))
             targets = position[self.slots[client]]
             held = np.flatnonzero(targets >= 0)
-            sums[targets[held]] -= rows[held]
+            sums.index_add_(0, self._index(targets[held]), rows[held], alpha=-1)
         return sums
 
     def put_back(self, client: int, columns: Integers) -> bool:
@@ -116,16 +135,26 @@ class GlobalUnits:
     def _move(self, client: int, moved: Integers, slots: Integers) -> None:
         self._time += 1
         self.visited[client] = self._time
-        if not len(moved):
-            return
-        rows = self.rows(client, moved)
-        if len(self.slots[client]):
-            left = self.slots[client][moved]
-            self.sums[left] -= rows
-            self.sums[left[self.popularity[left] == 0]] = 0.0
+        left = self.slots[client][moved] if len(self.slots[client]) else None
+        # Blocks of rows stay in the cache.
+        for part in np.array_split(np.arange(len(moved)), -(-len(moved) // _ROWS) or 1):
+            rows = self._units[client][moved[part]] - self._centre
+            if left is not None:
+                self.sums.index_add_(0, self._index(left[part]), rows, alpha=-1)
+            self.sums.index_add_(0, self._index(slots[moved[part]]), rows)
+        if left is not None:
+            self.sums[self._index(left[self.popularity[left] == 0])] = 0.0
             self.changed[left] = self._time
-        self.sums[slots[moved]] += rows
         self.changed[slots[moved]] = self._time
+
+    def _index(self, array: Integers) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.sums.device)
+
+    def means(self) -> Floats:
+        """Return the members' means in the order of the numbers, not centred, shape (L, D)."""
+        popularity = torch.from_numpy(self.popularity[self.numbering]).to(self.sums.device)
+        means = self.sums[self._index(self.numbering)].div_(popularity[:, None])
+        return means.add_(self._centre).cpu().numpy()
 
     def assignments(self) -> tuple[Integers, ...]:
         """Return local unit -> number of its global unit, for every client."""

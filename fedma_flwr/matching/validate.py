@@ -31,7 +31,7 @@ def check_units(units: Sequence[Any]) -> list[Floats]:
             )
         # A sum is finite only if all terms are, and costs no array of flags; the
         # slow test then decides whether it was merely an overflow.
-        if not np.isfinite(array.sum(dtype=np.float64)) and not np.isfinite(array).all():
+        if not np.isfinite(array.sum()) and not np.isfinite(array).all():
             raise ValueError(f"units: client {client}, shape {array.shape}, has NaN or infinity")
     return arrays
 
