@@ -10,6 +10,7 @@ import signal
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _run_all(arguments: argparse.Namespace, output: Path) -> list[dict[str, Any]
                 client_gpus=arguments.client_gpus,
                 log=folder / "run.log",
                 result=folder / RESULT,
-                while_running=lambda name=name, folder=folder: display.update(name, folder),
+                while_running=partial(display.update, name, folder),
             )
             display.finish(name)
             runs.append(read_run(folder / RESULT))

@@ -48,6 +48,13 @@ class RunFailedError(RuntimeError):
 class LocalFlower:
     """A SuperLink in simulation mode that lives as long as the `with` block.
 
+    Attributes
+    ----------
+    home : Path
+        Its folder for state, logs and Ray's session, removed at the end.
+    marker : str
+        "NAME=value" in the environment of every process that it starts.
+
     Examples
     --------
     >>> with LocalFlower() as flower:
@@ -56,7 +63,8 @@ class LocalFlower:
 
     def __enter__(self) -> Self:
         # Below /tmp whatever TMPDIR says: Ray's socket paths must stay under 104 characters.
-        self._home = Path(tempfile.mkdtemp(prefix="fedma-", dir="/tmp"))
+        self.home = Path(tempfile.mkdtemp(prefix="fedma-", dir="/tmp"))
+        self.marker = f"FLWR_HOME={self.home}"
         self._superlink: subprocess.Popen[bytes] | None = None
         try:
             self._start()
@@ -111,7 +119,7 @@ class LocalFlower:
         RunFailedError
             If the run did not complete or left no `result`.
         """
-        overrides = self._home / "run.toml"
+        overrides = self.home / "run.toml"
         overrides.write_text(to_toml(run_config), encoding="utf-8")
         resources = federation_config(num_supernodes, client_cpus, client_gpus)
         command = ["flwr", "run", str(app), CONNECTION, "--stream"]
@@ -128,14 +136,14 @@ class LocalFlower:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         config = f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-        (self._home / "config.toml").write_text(config, encoding="utf-8")
+        (self.home / "config.toml").write_text(config, encoding="utf-8")
         programs = Path(sys.executable).parent  # Flower finds its other programs on PATH
         self._environment = os.environ | ENVIRONMENT
         self._environment["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
-        self._environment["FLWR_HOME"] = self._environment["RAY_TMPDIR"] = str(self._home)
+        self._environment["FLWR_HOME"] = self._environment["RAY_TMPDIR"] = str(self.home)
         command = ["flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"]
         command += ["--host", "127.0.0.1", "--port", str(port)]
-        with (self._home / "superlink.log").open("wb") as log:
+        with (self.home / "superlink.log").open("wb") as log:
             self._superlink = subprocess.Popen(
                 [str(programs / command[0]), *command[1:]],
                 env=self._environment,
@@ -154,7 +162,7 @@ class LocalFlower:
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(POLL_SECONDS / 2)
-        reason = last_lines(self._home / "superlink.log")
+        reason = last_lines(self.home / "superlink.log")
         raise RunFailedError(f"Flower's SuperLink did not start (flower-superlink):\n{reason}")
 
     def _follow(self, command: list[str], log: Path, while_running: Callable[[], None]) -> None:
@@ -209,8 +217,8 @@ class LocalFlower:
 
     def _stop(self) -> None:
         if self._superlink is not None:
-            processes.stop(self._superlink, f"FLWR_HOME={self._home}")
-        shutil.rmtree(self._home, ignore_errors=True)
+            processes.stop(self._superlink, self.marker)
+        shutil.rmtree(self.home, ignore_errors=True)
 
 
 def to_toml(run_config: Config) -> str:

@@ -159,4 +159,5 @@ def _cells(entry: Mapping[str, Any]) -> list[str]:
 
 def _title(run: Run) -> str:
     config = run["config"]
-    return f"{run['task']}, {config['partition']} partition, alpha {config['alpha']}, seed {run['seed']}"
+    split = f"{config['partition']} partition, alpha {config['alpha']}"
+    return f"{run['task']}, {split}, seed {run['seed']}"

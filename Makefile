@@ -1,0 +1,56 @@
+# Two commands that do all their own set-up in .venv: make demo, make test.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Newer than pyproject.toml when everything that it asks for is installed.
+STAMP := $(VENV)/.installed
+PYTHONS := python3.11 python3.12 python3.13 python3 python
+
+# Flower: no telemetry, no update check, and no new installation of the dependencies by every run.
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test clean
+
+help:
+	@echo "make demo    FedMA, FedAvg and FedProx on handwritten digits; writes outputs/demo"
+	@echo "make test    lint, format check, type check and all tests"
+	@echo "make setup   install everything in $(VENV) (the other commands do it when needed)"
+	@echo "make clean   remove $(VENV), outputs and caches"
+	@echo
+	@echo "make demo ARGS='--seed 1 --strategies fedma fedavg' passes options to the demo,"
+	@echo "make demo ARGS=--help lists them, make PYTHONS=/path/to/python3 setup takes that Python."
+
+setup: $(STAMP)
+
+$(BIN)/python:
+	@for python in $(PYTHONS); do \
+	  if $$python -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Making $(VENV) with $$($$python --version)"; \
+	    $$python -m venv $(VENV) || rm -rf $(VENV); \
+	    exec test -x $@; \
+	  fi; \
+	done; \
+	echo "fedma-flwr needs Python 3.11 or newer with its venv module; none of these is:" \
+	  "$(PYTHONS) (on Debian or Ubuntu: apt install python3.11 python3.11-venv)" >&2; \
+	exit 1
+
+$(STAMP): pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV): once, some minutes, 7 GB"
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python -m simulations.demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest $(ARGS)
+
+clean:
+	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
