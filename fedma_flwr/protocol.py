@@ -147,7 +147,7 @@ class Report:
 
     def to_record(self) -> ConfigRecord:
         """Encode for the wire."""
-        values = {
+        values: dict[str, Any] = {
             "version": self.version,
             "status": self.status,
             "holds": self.holds,

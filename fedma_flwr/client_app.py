@@ -1,0 +1,126 @@
+"""The ClientApp of the shipped tasks. One app serves FedMA, FedAvg and FedProx."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from fedma_flwr.client import Stage, class_counts, load_model, proximal_term
+from fedma_flwr.mod import fedma_mod
+from fedma_flwr.protocol import LOCAL, PROXIMAL_MU_KEY
+from fedma_flwr.tasks import Task, get_task
+
+app = ClientApp(mods=[fedma_mod])
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train what is not settled, and tell the server what it needs to weigh the result."""
+    task = get_task(str(context.run_config["task"]))
+    dataset = _partition(task, context)
+    stage = Stage.from_message(message)
+    seed = _client_seed(context, stage.round, stage.index)
+    model = load_model(task.build_model(_client_seed(context)), message)
+    saved = _local_model(context, stage)
+    if saved is not None and saved.is_file():
+        loss, epochs = _take_saved(task, model, saved, dataset), 0
+    else:
+        loss, epochs = _train(task, model, dataset, _config(message, context), seed)
+        if saved is not None:
+            saved.parent.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_model(model, str(saved))
+    metrics: dict[str, int | float | list[int] | list[float]] = {
+        "num-examples": len(dataset),
+        "class-counts": class_counts(dataset.tensors[1], task.num_classes),
+        "epochs": epochs,
+        "train-loss": loss,
+    }
+    arrays = ArrayRecord(model.cpu().state_dict())
+    content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
+    return Message(content, reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the global model on this client's share of the test examples."""
+    task = get_task(str(context.run_config["task"]))
+    model = load_model(task.build_model(0), message)
+    index, clients = _place(context)
+    share = TensorDataset(*(t[index::clients] for t in task.load_test(context.run_config).tensors))
+    loss, accuracy = task.evaluate(model, share)
+    metrics = MetricRecord({"num-examples": len(share), "loss": loss, "accuracy": accuracy})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def _config(message: Message, context: Context) -> dict[str, Any]:
+    """The run config, overridden by what the strategy says for this stage."""
+    return {**context.run_config, **message.content.config_records["config"]}
+
+
+def _train(
+    task: Task, model: nn.Module, dataset: TensorDataset, config: dict[str, Any], seed: int
+) -> tuple[float, int]:
+    """Loss of the last epoch, and number of epochs."""
+    penalty = None
+    if config.get(PROXIMAL_MU_KEY):
+        reference = {name: p.detach().clone() for name, p in model.named_parameters()}
+        penalty = partial(_penalty, model, config[PROXIMAL_MU_KEY], reference)
+    loss = task.train(
+        model,
+        dataset,
+        epochs=config["local-epochs"],
+        lr=config["lr"],
+        momentum=config["momentum"],
+        weight_decay=config["weight-decay"],
+        batch_size=config["batch-size"],
+        seed=seed,
+        penalty=penalty,
+    )
+    return loss, config["local-epochs"]
+
+
+def _penalty(model: nn.Module, mu: float, reference: dict[str, torch.Tensor]) -> torch.Tensor:
+    device = next(model.parameters()).device
+    return proximal_term(model, mu, {name: t.to(device) for name, t in reference.items()})
+
+
+def _place(context: Context) -> tuple[int, int]:
+    node = context.node_config
+    if "partition-id" not in node or "num-partitions" not in node:
+        raise ValueError(
+            "The shipped tasks need the client's share of the data: start the SuperNode with "
+            '--node-config "partition-id=0 num-partitions=10".'
+        )
+    return int(node["partition-id"]), int(node["num-partitions"])
+
+
+def _partition(task: Task, context: Context) -> TensorDataset:
+    return task.load_partition(context.run_config, *_place(context))
+
+
+def _client_seed(context: Context, *place: int) -> int:
+    """A seed of this client's own, for its first weights or for one stage of one round."""
+    run_seed = int(context.run_config["seed"])
+    return int(np.random.SeedSequence([run_seed, _place(context)[0], *place]).generate_state(1)[0])
+
+
+def _local_model(context: Context, stage: Stage) -> Path | None:
+    """Where this client's local model is saved; None but in the first round's local stage."""
+    folder = str(context.run_config["local-models"])
+    if not folder or stage.round != 1 or stage.name != LOCAL:
+        return None
+    return Path(folder) / f"client-{_place(context)[0]}.safetensors"
+
+
+def _take_saved(task: Task, model: nn.Module, path: Path, dataset: TensorDataset) -> float:
+    load_model(model, safetensors.torch.load_file(path))
+    return task.evaluate(model, dataset)[0]

@@ -1,0 +1,103 @@
+"""What a run of the shipped tasks leaves behind: its exchanges, its rounds, its model."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from flwr.app import ArrayRecord
+
+from fedma_flwr import protocol
+from fedma_flwr.records import ExchangeRecord, History
+from fedma_flwr.structure import PermutationSpec
+
+EXCHANGES, RESULT, MODEL = "exchanges.jsonl", "result.json", "model.safetensors"
+
+
+class RunRecorder:
+    """Collect what a run does, and write it to a folder while it goes on.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Gets ``exchanges.jsonl`` (one JSON object an exchange, appended), ``result.json`` (the run
+        so far, replaced after every round) and ``model.safetensors``. None: nothing is written.
+    spec : PermutationSpec
+        Of the model, for its widths.
+    about : mapping
+        What ``result.json`` says about the run: strategy, task, seed, config.
+    """
+
+    def __init__(
+        self, folder: Path | None, spec: PermutationSpec, about: Mapping[str, Any]
+    ) -> None:
+        self.folder = folder
+        self.spec = spec
+        self.result: dict[str, Any] = {**about, "rounds": []}
+        self._started = time.monotonic()
+        self._initial_parameters = 0
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in (EXCHANGES, RESULT, MODEL):  # an earlier run's must not pass for this one's
+                (folder / name).unlink(missing_ok=True)
+
+    def add_exchange(self, record: ExchangeRecord) -> None:
+        """Append an exchange."""
+        if self.folder is not None:
+            with (self.folder / EXCHANGES).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record.to_json()) + "\n")
+
+    def add_round(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        history: History,
+        *,
+        loss: float,
+        accuracy: float,
+    ) -> None:
+        """Add the global model's state after a round; round 0 is the initial model.
+
+        Parameters
+        ----------
+        server_round : int
+            Communication round.
+        arrays : ArrayRecord
+            The global model.
+        history : History
+            The exchanges so far.
+        loss, accuracy : float
+            On the test examples.
+        """
+        tensors = protocol.to_tensors(arrays)
+        parameters = sum(tensor.numel() for tensor in tensors.values())
+        if server_round == 0:
+            self._initial_parameters = parameters
+            return
+        entry = {
+            "round": server_round,
+            "accuracy": accuracy,
+            "loss": loss,
+            **history.totals(),
+            "seconds": round(time.monotonic() - self._started, 3),
+            "widths": self.spec.widths(tensors),
+            "growth": parameters / self._initial_parameters,
+        }
+        self.result["rounds"].append(entry)
+        self._write(RESULT, json.dumps(self.result, indent=2).encode())
+
+    def add_model(self, arrays: ArrayRecord) -> None:
+        """Save the final model; `load_model` takes what ``safetensors.torch.load_file`` reads."""
+        self._write(MODEL, safetensors.torch.save(protocol.to_tensors(arrays)))
+
+    def _write(self, name: str, data: bytes) -> None:
+        if self.folder is None:
+            return
+        partial = self.folder / f".{name}.partial"
+        partial.write_bytes(data)
+        os.replace(partial, self.folder / name)  # a reader sees the old file or the new one

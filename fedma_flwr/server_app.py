@@ -1,0 +1,190 @@
+"""The ServerApp of the shipped tasks: run config in, FedMA, FedAvg or FedProx out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from torch import nn
+
+from fedma_flwr.baselines import FedAvg, FedProx
+from fedma_flwr.client import load_model
+from fedma_flwr.cohort import SeededCohort
+from fedma_flwr.matching import BBPMAP, IdentityMatching, Matcher
+from fedma_flwr.recorder import RunRecorder
+from fedma_flwr.strategy import FedMA
+from fedma_flwr.structure import GroupsPerStage, sequential_spec
+from fedma_flwr.tasks import RunConfig, Task, get_task
+
+app = ServerApp()
+
+STRATEGIES = ("fedma", "fedavg", "fedprox")
+MATCHERS = ("bbpmap", "reference", "learned", "identity")
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the strategy that the run config names."""
+    run(grid, context.run_config)
+
+
+def run(grid: Grid, config: RunConfig) -> RunRecorder:
+    """Run the strategy that the run config names, on any grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's, or an in-process one.
+    config : mapping
+        The run config; its keys are those of ``[tool.flwr.app.config]``.
+
+    Returns
+    -------
+    RunRecorder
+        With the rounds' accuracies and counters.
+
+    Raises
+    ------
+    ValueError
+        If a value is not allowed; the message names its key. Nothing has been sent then.
+    """
+    task = get_task(str(config["task"]))
+    rounds, seed = int(config["num-server-rounds"]), int(config["seed"])
+    if rounds < 1:
+        raise ValueError(f"num-server-rounds must be at least 1, not {rounds}")
+    clients = max(len(list(grid.get_node_ids())), int(config["min-available-nodes"]))
+    task.validate(config, clients)
+    model = task.build_model(seed)
+    recorder = make_recorder(config, model)
+    strategy = make_strategy(config, model, task, recorder)
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        net = load_model(task.build_model(0), arrays)
+        loss, accuracy = task.evaluate(net, task.load_test(config))
+        recorder.add_round(server_round, arrays, strategy.history, loss=loss, accuracy=accuracy)
+        return MetricRecord({"accuracy": accuracy, "loss": loss})
+
+    result = strategy.start(
+        grid,
+        ArrayRecord(model.state_dict()),
+        num_rounds=rounds,
+        timeout=float(config["stage-timeout"]),
+        train_config=ConfigRecord(
+            {
+                "local-epochs": int(config["local-epochs"]),
+                "lr": float(config["lr"]),
+                "weight-decay": float(config["weight-decay"]),
+            }
+        ),
+        evaluate_fn=evaluate,
+    )
+    recorder.add_model(result.arrays)
+    return recorder
+
+
+def make_recorder(config: RunConfig, model: nn.Module) -> RunRecorder:
+    """The recorder of a run; ``output-dir`` must be absolute, since a run has no folder."""
+    folder = str(config["output-dir"])
+    if folder and not Path(folder).is_absolute():
+        raise ValueError(
+            f"output-dir must be an absolute path, not {folder!r}: the ServerApp runs in a folder "
+            "of Flower's choosing"
+        )
+    about = {
+        "strategy": config["strategy"],
+        "task": config["task"],
+        "seed": config["seed"],
+        "config": {key: config[key] for key in sorted(config) if key != "output-dir"},
+    }
+    return RunRecorder(Path(folder) if folder else None, sequential_spec(model), about)
+
+
+def make_strategy(
+    config: RunConfig, model: nn.Module, task: Task, recorder: RunRecorder
+) -> SeededCohort:
+    """The strategy that the run config names.
+
+    Raises
+    ------
+    ValueError
+        If there is no such strategy, or if one of its values is not allowed.
+    """
+    name = config["strategy"]
+    common: dict[str, Any] = {
+        "fraction_train": float(config["fraction-train"]),
+        "fraction_evaluate": float(config["fraction-evaluate"]),
+        "min_train_nodes": int(config["min-train-nodes"]),
+        "min_evaluate_nodes": int(config["min-evaluate-nodes"]),
+        "min_available_nodes": int(config["min-available-nodes"]),
+        "seed": int(config["seed"]),
+        "node_timeout": float(config["node-timeout"]),
+        "stage_timeout": float(config["stage-timeout"]),
+        "on_exchange": recorder.add_exchange,
+    }
+    if name == "fedavg":
+        return FedAvg(**common)
+    if name == "fedprox":
+        return FedProx(proximal_mu=float(config["proximal-mu"]), **common)
+    if name != "fedma":
+        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not {name!r}")
+    retrain_epochs, retrain_lr = int(config["retrain-epochs"]), float(config["retrain-lr"])
+    return FedMA(
+        model=model,
+        matcher=make_matcher(config),
+        groups_per_stage=_groups_per_stage(config),
+        initialisation=str(config["initialisation"]),
+        max_growth=float(config["max-growth"]),
+        weighted_units=bool(config["weighted-units"]),
+        retrain_config={
+            "local-epochs": retrain_epochs,
+            "lr": retrain_lr,
+            "weight-decay": float(config["retrain-weight-decay"]),
+        },
+        head_config={
+            "local-epochs": max(1, round(retrain_epochs * float(config["head-epochs-factor"]))),
+            "lr": retrain_lr * float(config["head-lr-factor"]),
+            "weight-decay": float(config["head-weight-decay"]),
+        },
+        **common,
+    )
+
+
+def make_matcher(config: RunConfig) -> Matcher:
+    """The matcher that the run config names.
+
+    Raises
+    ------
+    ValueError
+        If there is no such matcher, or if one of its values is not allowed.
+    """
+    name = config["matcher"]
+    if name == "identity":
+        return IdentityMatching()
+    options: dict[str, Any] = {
+        "gamma": float(config["gamma"]),
+        "local_variance": float(config["local-variance"]),
+        "prior_variance": float(config["prior-variance"]),
+        "sweeps": int(config["sweeps"]),
+        "output": str(config["output"]),
+    }
+    if name == "bbpmap":
+        for key in ("local_variance", "prior_variance"):
+            options[key] = options[key] or None  # 0: calibrated from the data
+        return BBPMAP(**options)
+    if name == "reference":
+        return BBPMAP.reference(**options)
+    if name == "learned":
+        return BBPMAP.learned(**options)
+    raise ValueError(f"matcher must be one of {', '.join(MATCHERS)}, not {name!r}")
+
+
+def _groups_per_stage(config: RunConfig) -> GroupsPerStage:
+    value = config["groups-per-stage"]
+    if isinstance(value, str) and value.isdigit():
+        return int(value)
+    every: Literal["all"] = "all"
+    if value != every and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ValueError(f"groups-per-stage must be a number >= 1 or 'all', not {value!r}")
+    return every if value == every else int(value)
