@@ -54,7 +54,8 @@ def check_training(run_config: RunConfig) -> None:
         _check_bound(run_config, key, integer, lambda value: value >= 1, "at least 1")
     for key in ("head-epochs-factor", "lr", "retrain-lr", "head-lr-factor"):
         _check_bound(run_config, key, number, lambda value: value > 0, "greater than 0")
-    _check_bound(run_config, "weight-decay", number, lambda value: value >= 0, "at least 0")
+    for key in ("weight-decay", "retrain-weight-decay", "head-weight-decay"):
+        _check_bound(run_config, key, number, lambda value: value >= 0, "at least 0")
     _check_bound(
         run_config, "momentum", number, lambda value: 0 <= value < 1, "at least 0 and less than 1"
     )

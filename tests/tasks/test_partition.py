@@ -23,6 +23,8 @@ CONFIG = {
     "head-lr-factor": 0.1,
     "momentum": 0.9,
     "weight-decay": 0.0,
+    "retrain-weight-decay": 0.0,
+    "head-weight-decay": 1e-4,
     "batch-size": 32,
 }
 
@@ -120,6 +122,7 @@ def test_good_config_is_accepted():
         ("head-lr-factor", -1.0, "greater than 0"),
         ("momentum", 1.0, "at least 0 and less than 1"),
         ("weight-decay", -1e-4, "at least 0"),
+        ("head-weight-decay", -1e-4, "at least 0"),
         ("batch-size", 0, "at least 1"),
     ],
 )
