@@ -82,11 +82,9 @@ class FedAvg(SeededCohort):
         record.bytes_down = protocol.count_bytes(message.content for message in self._sent)
         record.bytes_up = protocol.count_bytes(reply.content for reply in answered.values())
         record.epochs = mean_epochs(
-            {
-                node: metrics
-                for node, reply in answered.items()
-                for metrics in reply.content.metric_records.values()
-            }
+            metrics
+            for reply in answered.values()
+            for metrics in reply.content.metric_records.values()
         )
         record.seconds_waiting = time.monotonic() - self._sent_at
         self.history.add(record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -107,8 +107,8 @@ class History:
         }
 
 
-def mean_epochs(metrics: Mapping[Any, Mapping[str, Any]]) -> float:
+def mean_epochs(metrics: Iterable[Mapping[str, Any]]) -> float:
     """Mean of the metric ``epochs`` over the clients that report a sensible one; 0 if none does."""
-    epochs = [entry.get(protocol.EPOCHS_KEY) for entry in metrics.values()]
+    epochs = [entry.get(protocol.EPOCHS_KEY) for entry in metrics]
     known = [float(e) for e in epochs if isinstance(e, (int, float)) and 0 <= e < float("inf")]
     return sum(known) / len(known) if known else 0.0
