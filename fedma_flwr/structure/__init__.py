@@ -1,6 +1,8 @@
 """What a model's axes mean: permutation specs, stages and resizing."""
 
-from fedma_flwr.structure.axes import AxisExpression, SpecError
+from fedma_flwr.structure.axes import AxisExpression, SpecError, UnsupportedModelError
+from fedma_flwr.structure.derive import derive_spec
+from fedma_flwr.structure.prove import SpecProof, prove_spec
 from fedma_flwr.structure.resize import resize
 from fedma_flwr.structure.sequential import sequential_spec
 from fedma_flwr.structure.signature import set_signature, signature, signature_tensors
@@ -13,9 +15,13 @@ __all__ = [
     "PermutationSpec",
     "PlannedStage",
     "SpecError",
+    "SpecProof",
     "StagePlan",
     "StateDict",
     "UnitGroup",
+    "UnsupportedModelError",
+    "derive_spec",
+    "prove_spec",
     "resize",
     "sequential_spec",
     "set_signature",

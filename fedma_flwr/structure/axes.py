@@ -22,6 +22,10 @@ class SpecError(ValueError):
     """A spec is malformed, or does not fit the tensors or the model it was used with."""
 
 
+class UnsupportedModelError(SpecError):
+    """No spec can be derived for a model; the message says what to do instead."""
+
+
 @dataclass(frozen=True)
 class AxisExpression:
     """The meaning of one tensor axis.

@@ -57,6 +57,8 @@ class PermutationSpec:
         (running means and variances).
     head : sequence of str, optional
         Tensors that carry the model's output. Default: all whose output axis is fixed.
+    pinned : mapping of str to str, optional
+        For axes that could not be permuted (``"fc.weight[1]"``), why not.
 
     Raises
     ------
@@ -80,6 +82,7 @@ class PermutationSpec:
     outputs: Mapping[str, int]
     statistics: tuple[str, ...]
     head: tuple[str, ...]
+    pinned: Mapping[str, str]
 
     def __init__(
         self,
@@ -88,6 +91,8 @@ class PermutationSpec:
         outputs: Mapping[str, int] | None = None,
         statistics: Sequence[str] = (),
         head: Sequence[str] = (),
+        *,
+        pinned: Mapping[str, str] | None = None,
     ) -> None:
         parts = {
             "groups": MappingProxyType({name: _as_group(size) for name, size in groups.items()}),
@@ -95,6 +100,7 @@ class PermutationSpec:
             "outputs": MappingProxyType(dict(outputs or {})),
             "statistics": tuple(statistics),
             "head": tuple(head),
+            "pinned": MappingProxyType(dict(pinned or {})),
         }
         for name, value in parts.items():
             object.__setattr__(self, name, value)

@@ -19,6 +19,7 @@ def to_json(spec: PermutationSpec) -> str:
         "outputs": dict(spec.outputs),
         "statistics": list(spec.statistics),
         "head": [] if spec.head == spec.default_head() else list(spec.head),
+        "pinned": dict(spec.pinned),
     }
     return json.dumps({key: value for key, value in record.items() if value}, separators=(",", ":"))
 
@@ -54,13 +55,20 @@ def table(spec: PermutationSpec) -> str:
     for name, group in spec.groups.items():
         makers = ", ".join(t for t in spec.axes if name in spec.output_groups(t))
         users = ", ".join(t for t in spec.axes if name in spec.input_groups(t))
-        grows = "yes" if group.growable else f"no: {group.reason or 'fixed by the spec'}"
-        rows.append((name, str(group.size), grows, f"{makers} -> {users}"))
+        rows.append(
+            (name, str(group.size), "yes" if group.growable else "no", f"{makers} -> {users}")
+        )
     rows.append(("(head)", "", "", ", ".join(spec.head)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
         for row in rows
     ]
+    kept = {name: group.reason for name, group in spec.groups.items() if not group.growable}
+    if kept:
+        lines += ["", "matched at fixed width:"]
+        lines += [f"{name}  {reason or 'fixed by the spec'}" for name, reason in kept.items()]
     lines += ["", *(f"{name}  [{spec.describe(name)}]" for name in spec.axes)]
+    if spec.pinned:
+        lines += ["", "pinned:", *(f"{axis}  {reason}" for axis, reason in spec.pinned.items())]
     return "\n".join(line.rstrip() for line in lines)

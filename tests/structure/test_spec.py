@@ -120,7 +120,7 @@ def test_json_pickle_and_copy_round_trips(spec):
 
 
 def test_the_table_says_why_a_group_is_fixed():
-    assert "no: a view" in str(RICH)
+    assert "h  a view" in str(RICH)
     assert "gates.weight  [h + h, conv x 2]" in str(RICH)
 
 

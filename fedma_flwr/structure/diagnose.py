@@ -1,0 +1,83 @@
+"""Find out which group and which tensor of a wrong spec are to blame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fedma_flwr.structure.axes import AxisExpression
+from fedma_flwr.structure.subject import Outputs, Subject
+
+# Other readings of axes that are tried before giving up on naming a single tensor.
+_MAX_READINGS = 200
+
+
+def diagnose(
+    subject: Subject, reference: Outputs, tolerance: float, generator: torch.Generator
+) -> str:
+    """Explain why permuting all groups changes the output.
+
+    Parameters
+    ----------
+    subject : Subject
+        The model under test, at weights for which the spec was found to be wrong.
+    reference : list of Tensor
+        Its output.
+    tolerance : float
+        Relative change that counts as none.
+    generator : torch.Generator
+        Where permutations come from.
+    """
+    spec = subject.spec
+    for group, width in spec.sizes.items():
+        order = torch.randperm(width, generator=generator)
+        moved = subject.permuted({group: order})
+        change = subject.change(moved, reference)
+        if change < tolerance:
+            continue
+        tensors = ", ".join(repr(name) for name in moved)
+        message = (
+            f"Permuting the units of group {group!r} in {tensors} changes the output by "
+            f"{change:.1%}, so that the spec is wrong"
+        )
+        for name, axes, hint in _readings(subject, group):
+            other = _moved(subject.tensors[name], axes, {group: order}, spec.sizes)
+            if subject.change({**moved, name: other}, reference) < tolerance:
+                return f"{message}: tensor {name!r} [{spec.describe(name)}] {hint}."
+        return f"{message}; no change to a single tensor's axes would mend it."
+    return "Permuting all groups at once changes the output, though none does by itself."
+
+
+def _moved(
+    tensor: Tensor,
+    axes: tuple[AxisExpression, ...],
+    units: dict[str, Tensor],
+    widths: dict[str, int],
+) -> Tensor:
+    for dim, axis in enumerate(axes):
+        if axis.groups & units.keys():
+            tensor = tensor.index_select(dim, axis.positions(units, widths))
+    return tensor
+
+
+def _readings(
+    subject: Subject, group: str
+) -> Iterator[tuple[str, tuple[AxisExpression, ...], str]]:
+    """Other axes for single tensors: without the group, or with it in another place."""
+    spec, width = subject.spec, subject.spec.sizes[group]
+    count = 0
+    for name, axes in spec.axes.items():
+        for dim, axis in enumerate(axes):
+            length = axis.size(spec.sizes)
+            texts = [str(length)] if group in axis.groups else []
+            if width and length % width == 0:
+                block = length // width
+                texts += [group] if block == 1 else [f"{group} x {block}", f"{block} x {group}"]
+            for text in texts:
+                other = AxisExpression.parse(text)
+                if other != axis and count < _MAX_READINGS:
+                    count += 1
+                    fixed = (*axes[:dim], other, *axes[dim + 1 :])
+                    yield name, fixed, f"does not fit; '{text}' on axis {dim} would"

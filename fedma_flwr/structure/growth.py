@@ -1,0 +1,83 @@
+"""Growability: zero-padded units must leave the output unchanged."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from fedma_flwr.structure.axes import SpecError
+from fedma_flwr.structure.capture import first_line
+from fedma_flwr.structure.resize import resize
+from fedma_flwr.structure.subject import Subject, relative_change
+
+
+def why_not_growable(
+    subject: Subject, tolerance: float, generator: torch.Generator
+) -> dict[str, str]:
+    """For every group that must keep its width, why.
+
+    Parameters
+    ----------
+    subject : Subject
+        The model under test, at weights on which its output depends.
+    tolerance : float
+        Relative change that counts as none.
+    generator : torch.Generator
+        Where the places of the new units come from.
+
+    Notes
+    -----
+    If any two groups may grow one without the other, a few runs show it: run ``k`` lets the groups
+    grow whose number has bit ``k`` set. Otherwise every group is tried by itself.
+    """
+    groups = [name for name, group in subject.spec.groups.items() if group.growable]
+    trial = _Trial(subject, tolerance, generator)
+    bits = range(len(groups).bit_length())
+    coded = [[g for i, g in enumerate(groups, start=1) if i >> bit & 1] for bit in bits]
+    if not any(trial.problem(dict.fromkeys(some, 1)) for some in coded):
+        return trial.together(groups)
+    reasons = {name: trial.problem({name: 1}) for name in groups}
+    growable = [name for name in groups if not reasons[name]]
+    return {**{n: why for n, why in reasons.items() if why}, **trial.together(growable)}
+
+
+class _Trial:
+    def __init__(self, subject: Subject, tolerance: float, generator: torch.Generator) -> None:
+        self.subject = subject
+        self.tolerance = tolerance
+        self.generator = generator
+        self.reference = subject.run()
+
+    def together(self, groups: Sequence[str]) -> dict[str, str]:
+        """Let all groups grow by different amounts at once."""
+        problem = self.problem({name: 1 + i % 3 for i, name in enumerate(groups)})
+        return dict.fromkeys(groups, f"together with others: {problem}") if problem else {}
+
+    def problem(self, growth: Mapping[str, int]) -> str:
+        """What goes wrong when groups grow by the given numbers of units; empty if nothing."""
+        if not growth:
+            return ""
+        subject = self.subject
+        widths = {name: subject.spec.sizes[name] + more for name, more in growth.items()}
+        places = {
+            name: torch.randperm(width, generator=self.generator)[: subject.spec.sizes[name]]
+            for name, width in widths.items()
+        }
+        state = subject.spec.expand(subject.tensors, places, widths)
+        # What does not grow is shared with the model under test, not copied.
+        shared = [*subject.model.parameters(), *subject.model.buffers()]
+        try:
+            wide = resize(copy.deepcopy(subject.model, {id(t): t for t in shared}), state)
+            own = wide.state_dict()
+            for name, tensor in state.items():
+                if tensor is not subject.tensors[name]:
+                    own[name].copy_(tensor)
+            change = relative_change(subject.run(wide), self.reference)
+        except SpecError as error:
+            cause = error.__cause__ or error
+            return f"the model does not run with more units ({first_line(cause)})"
+        if not change < self.tolerance:
+            return "zero-padded units change the output"
+        return ""

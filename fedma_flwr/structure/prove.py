@@ -1,0 +1,187 @@
+"""Prove a spec numerically: invariance, sensitivity, growability."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedma_flwr.structure.axes import AxisExpression, SpecError
+from fedma_flwr.structure.diagnose import diagnose
+from fedma_flwr.structure.growth import why_not_growable
+from fedma_flwr.structure.redraw import ATTEMPTS, redraw
+from fedma_flwr.structure.sensitivity import Pair, all_pairs, sensitive_pairs
+from fedma_flwr.structure.spec import PermutationSpec, UnitGroup
+from fedma_flwr.structure.subject import Subject
+
+# Largest relative change of the output, in float64, that counts as none.
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class SpecProof:
+    """What was proven about a spec.
+
+    Parameters
+    ----------
+    spec : PermutationSpec
+        The spec with `growable` and `reason` of every group as they were found.
+    invariance : float
+        Largest relative change of the output under random permutations of all groups at once.
+    inert : tuple of (str, str)
+        Groups and tensors where no weights were found for which the output depends on the order
+        of the units in that tensor: the bias of an attention's keys, for example.
+    """
+
+    spec: PermutationSpec
+    invariance: float
+    inert: tuple[Pair, ...] = ()
+
+    @property
+    def growable(self) -> tuple[str, ...]:
+        """The groups that zero-padded units may be added to."""
+        return tuple(name for name, group in self.spec.groups.items() if group.growable)
+
+
+def prove_spec(
+    spec: PermutationSpec,
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    *,
+    seed: int = 0,
+    drop_unused: bool = False,
+) -> SpecProof:
+    """Prove that a spec is right for a model.
+
+    Weights, running statistics and inputs are drawn anew until the output depends on every group;
+    for each draw, random permutations of all groups at once must leave the output unchanged. Then
+    zero-padded units are added to every group; where that changes the output, or the model does
+    not run, the group must keep its width.
+
+    Parameters
+    ----------
+    spec : PermutationSpec
+        The spec, derived or written by hand.
+    model : nn.Module
+        The model. It is copied, never changed.
+    example_inputs : tuple
+        Inputs as in ``model(*example_inputs)``; their shapes and types matter, and integers stay
+        in range.
+    seed : int (default: 0)
+        Seed of all draws. The global random generator is left alone.
+    drop_unused : bool (default: False)
+        Whether to drop groups that the output does not depend on instead of refusing them.
+
+    Returns
+    -------
+    SpecProof
+        With the spec to use from then on.
+
+    Raises
+    ------
+    SpecError
+        If the spec does not fit the model's tensors, if permuting a group changes the output, or
+        if the output does not depend on a group. The message names the group and tensor.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    subject = Subject(spec, model, example_inputs)
+    pending, worst, ran = all_pairs(spec), 0.0, False
+    for attempt in range(ATTEMPTS):
+        if not redraw(subject, attempt, generator):
+            continue
+        ran = True
+        worst = max(worst, _check_invariance(subject, generator))
+        pending -= sensitive_pairs(subject, pending, generator)
+        if not pending:
+            break
+    if not ran:
+        raise SpecError("The model's output is not finite for any weights and inputs tried.")
+    unused = [g for g in spec.groups if all(pair in pending for pair in _pairs_of(spec, g))]
+    if unused and not drop_unused:
+        raise SpecError(
+            f"The model's output does not depend on the units of {unused}, for any weights and "
+            f"inputs tried; tensors: {sorted({t for g, t in pending if g in unused})}."
+        )
+    spec = without_groups(spec, unused, "the output does not depend on it")
+    subject.spec = spec
+    inert = tuple(sorted(pair for pair in pending if pair[0] not in unused))
+    return SpecProof(
+        _with_growth(spec, why_not_growable(subject, TOLERANCE, generator)), worst, inert
+    )
+
+
+def _pairs_of(spec: PermutationSpec, group: str) -> Iterable[Pair]:
+    return ((group, name) for name in spec.axes if group in spec.tensor_groups(name))
+
+
+def _check_invariance(subject: Subject, generator: torch.Generator) -> float:
+    reference = subject.run()
+    if not subject.spec.groups:
+        return 0.0
+    permutations = random_permutations(subject.spec, subject.spec.groups, generator)
+    change = subject.change(subject.permuted(permutations), reference)
+    if not change < TOLERANCE:
+        raise SpecError(diagnose(subject, reference, TOLERANCE, generator))
+    return change
+
+
+def random_permutations(
+    spec: PermutationSpec, groups: Iterable[str], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """A random permutation for each of the given groups."""
+    return {group: torch.randperm(spec.sizes[group], generator=generator) for group in groups}
+
+
+def without_groups(spec: PermutationSpec, groups: Iterable[str], reason: str) -> PermutationSpec:
+    """The spec with some groups turned into fixed sizes.
+
+    Parameters
+    ----------
+    spec : PermutationSpec
+        The spec.
+    groups : iterable of str
+        The groups to drop.
+    reason : str
+        Why, for `PermutationSpec.pinned`.
+    """
+    dropped = set(groups)
+    if not dropped:
+        return spec
+
+    def fix(axis: AxisExpression) -> AxisExpression:
+        return AxisExpression(
+            tuple(
+                tuple(spec.sizes[f] if isinstance(f, str) and f in dropped else f for f in term)
+                for term in axis.terms
+            )
+        )
+
+    pinned = {
+        f"{name}[{dim}]": reason
+        for name, axes in spec.axes.items()
+        for dim, axis in enumerate(axes)
+        if axis.groups & dropped
+    }
+    axes = {name: tuple(fix(axis) for axis in own) for name, own in spec.axes.items()}
+    return PermutationSpec(
+        groups={name: group for name, group in spec.groups.items() if name not in dropped},
+        axes=axes,
+        outputs=spec.outputs,
+        statistics=[n for n in spec.statistics if any(axis.groups for axis in axes[n])],
+        head=spec.head,
+        pinned={**spec.pinned, **pinned},
+    )
+
+
+def _with_growth(spec: PermutationSpec, reasons: Mapping[str, str]) -> PermutationSpec:
+    groups: dict[str, UnitGroup] = {}
+    for name, group in spec.groups.items():
+        if group.growable and name in reasons:
+            group = replace(group, growable=False, reason=reasons[name])
+        groups[name] = group
+    return PermutationSpec(
+        groups, spec.axes, spec.outputs, spec.statistics, spec.head, pinned=spec.pinned
+    )

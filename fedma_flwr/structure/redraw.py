@@ -1,0 +1,127 @@
+"""Draw weights, statistics and inputs on which a model's output depends on all its units.
+
+A freshly built model often does not: zero-initialised scales switch branches off, statistics that
+do not fit saturate what follows, biases are all alike, example inputs are all zero.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from fedma_flwr.structure.axes import SpecError
+from fedma_flwr.structure.subject import Subject
+
+_GAINS = (1.4, 1.0, 2.0, 1.4)
+ATTEMPTS = len(_GAINS)
+
+
+def redraw(subject: Subject, attempt: int, generator: torch.Generator) -> bool:
+    """Draw new tensors and inputs in place.
+
+    Parameters
+    ----------
+    subject : Subject
+        The model under test.
+    attempt : int
+        Each attempt draws in another way; the second keeps the model's own weights, nearly.
+    generator : torch.Generator
+        Where randomness comes from.
+
+    Returns
+    -------
+    bool
+        Whether the model runs on what was drawn, with a finite output.
+    """
+    for name, tensor in subject.tensors.items():
+        tensor.copy_(_draw(subject, name, attempt, generator))
+    subject.inputs = tree_map(
+        lambda value: _draw_input(subject, value, attempt, generator), subject.example
+    )
+    if not _runs(subject):
+        subject.inputs = subject.example
+    if attempt != 1:
+        _fit_statistics(subject, generator)
+    return _runs(subject)
+
+
+def _runs(subject: Subject) -> bool:
+    try:
+        outputs = subject.run()
+    except SpecError:
+        return False
+    return all(not out.is_floating_point() or bool(out.isfinite().any()) for out in outputs)
+
+
+def _draw(subject: Subject, name: str, attempt: int, generator: torch.Generator) -> Tensor:
+    own = subject.original[name]
+    if not own.is_floating_point() or not _is_drawn(subject, name):
+        return own
+
+    def noise() -> Tensor:
+        return torch.randn(own.shape, generator=generator, dtype=own.dtype)
+
+    if attempt == 1:
+        spread: Tensor = noise() * 0.1 * (float(own.std()) if own.numel() > 1 else 0.1)
+        return own + spread
+    if name.endswith("running_var"):
+        return torch.rand(own.shape, generator=generator, dtype=own.dtype) + 0.5
+    if own.numel() == 1:
+        return own * (1 + 0.1 * noise())
+    if own.numel() == max(own.shape, default=1):
+        mean = float(own.mean())
+        spread = 0.25 * noise().clamp(-2, 2)
+        return spread + mean if abs(mean) > 0.5 else spread
+    drawn = noise() * (_GAINS[attempt] / math.sqrt(_fan_in(subject, name)))
+    return drawn.abs() if attempt == 2 else drawn
+
+
+def _is_drawn(subject: Subject, name: str) -> bool:
+    """Parameters, and buffers that follow units; other buffers may be constants of the code."""
+    is_parameter = name in dict(subject.model.named_parameters(remove_duplicate=False))
+    return is_parameter or bool(subject.spec.tensor_groups(name))
+
+
+def _fan_in(subject: Subject, name: str) -> float:
+    tensor = subject.tensors[name]
+    return max(tensor.numel() / tensor.shape[subject.spec.output_axis(name)], 1)
+
+
+def _draw_input(subject: Subject, value: Any, attempt: int, generator: torch.Generator) -> Any:
+    if not isinstance(value, Tensor) or value.dtype == torch.bool or value.is_complex():
+        return value
+    if value.is_floating_point():
+        drawn = torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        return drawn.abs() if attempt == 2 else drawn
+    tables = [m.num_embeddings for m in subject.model.modules() if isinstance(m, nn.Embedding)]
+    high = max(min(tables, default=0), int(value.max()) + 1 if value.numel() else 1)
+    return torch.randint(0, high, value.shape, generator=generator, dtype=value.dtype)
+
+
+def _fit_statistics(subject: Subject, generator: torch.Generator) -> None:
+    """Re-estimate running statistics, so that no batch norm saturates what follows it."""
+    layers = [
+        module
+        for module in subject.model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_var is not None
+    ]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 1.0
+        layer.train()
+    try:
+        subject.run()
+    except SpecError:
+        return  # a single value for each channel has no variance
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            layer.eval()
+    for layer in layers:
+        if layer.running_var is not None:
+            spread = torch.rand(layer.running_var.shape, generator=generator, dtype=torch.float64)
+            layer.running_var.clamp_(min=0.01).mul_(0.75 + 0.5 * spread)

@@ -1,0 +1,33 @@
+"""One rule for each operator: which permutations of its inputs become which of its outputs.
+
+Importing this package fills the table `RULES`, by operator name. A rule may only unite, refine or
+pin axes; whatever it returns must be permuted exactly as the operator would permute it.
+"""
+
+from fedma_flwr.structure.rules import (
+    attention,
+    convolution,
+    elementwise,
+    indexing,
+    normalisation,
+    products,
+    recurrent,
+    reductions,
+    shapes,
+)
+from fedma_flwr.structure.rules.call import RULES, Call, Stack
+
+__all__ = [
+    "RULES",
+    "Call",
+    "Stack",
+    "attention",
+    "convolution",
+    "elementwise",
+    "indexing",
+    "normalisation",
+    "products",
+    "recurrent",
+    "reductions",
+    "shapes",
+]

@@ -1,0 +1,89 @@
+"""Matrix products, linear layers and einsum: contracted axes are united."""
+
+from __future__ import annotations
+
+from fedma_flwr.structure.factors import Axes, Axis, size, unify
+from fedma_flwr.structure.rules.call import Call, broadcast, fixed_like, rule
+
+
+@rule("linear")
+def linear(call: Call) -> Axes:
+    """``y[..., o] = sum_i x[..., i] w[o, i] + b[o]``."""
+    x, w, bias = call.axes("input"), call.axes("weight"), call.optional("bias")
+    call.contract(w[-1], x[-1])
+    out = w[:-1]
+    if bias and out:
+        unify(bias[0], out[0])
+    return (*x[:-1], *out)
+
+
+@rule("bilinear")
+def bilinear(call: Call) -> Axes:
+    """``y[..., o] = sum_ij x[..., i] w[o, i, j] z[..., j] + b[o]``."""
+    x, z, w = call.axes("input1"), call.axes("input2"), call.axes("weight")
+    call.contract(w[1], x[-1])
+    call.contract(w[2], z[-1])
+    if bias := call.optional("bias"):
+        unify(bias[0], w[0])
+    return (*broadcast(x[:-1], z[:-1]), w[0])
+
+
+def _product(call: Call, left: Axes, right: Axes) -> Axes:
+    """`matmul` of operands of any rank."""
+    inner = right[-2] if len(right) > 1 else right[0]
+    call.contract(inner, left[-1])
+    batch = broadcast(left[:-2], right[:-2])
+    return (*batch, *left[-2:-1], *(right[-1:] if len(right) > 1 else ()))
+
+
+@rule("matmul", "mm", "bmm", "mv", "dot", "inner.default", "vdot")
+def matmul(call: Call) -> Axes:
+    """The last axis of one operand is summed with the last but one of the other."""
+    left, right = call.all_axes()
+    return _product(call, left, right)
+
+
+@rule("addmm", "baddbmm", "addmv", "addbmm", "addmm_", "baddbmm_")
+def product_and_sum(call: Call) -> Axes:
+    """``self + left @ right``."""
+    added, left, right = call.all_axes()
+    result = _product(call, left, right)
+    if len(call.shape) < len(result):  # addbmm sums over the batch
+        result = result[1:]
+    return broadcast(result, added)
+
+
+@rule("outer", "ger")
+def outer(call: Call) -> Axes:
+    """``y[i, j] = a[i] b[j]``."""
+    left, right = call.all_axes()
+    return (left[0], right[0])
+
+
+@rule("einsum")
+def einsum(call: Call) -> Axes:
+    """Axes with the same letter are united; letters without a place in the result are summed."""
+    equation = str(call["equation"]).replace(" ", "")
+    terms, arrow, result = equation.partition("->")
+    operands = call.many("tensors")
+    letters = terms.split(",")
+    if any("." in term or len(set(term)) != len(term) for term in letters) or not arrow:
+        call.pin_all("an equation with '...', repeated letters or without '->'")
+        return fixed_like(call.shape)
+    known: dict[str, Axis] = {}
+    for term, axes in zip(letters, operands, strict=True):
+        for letter, axis in zip(term, axes, strict=True):
+            if letter not in result:
+                call.contracted.append(axis)
+            if letter not in known or size(known[letter]) == 1:
+                known[letter] = axis
+            elif size(axis) != 1:
+                unify(known[letter], axis)
+    return tuple(known[letter] for letter in result)
+
+
+@rule("_weight_norm")
+def weight_norm(call: Call) -> Axes:
+    """``v * g / norm(v)``: the norm over all axes but one is the same in any order."""
+    v, g = call.axes("v"), call.axes("g")
+    return broadcast(v, g)

@@ -1,0 +1,153 @@
+"""A private float64 copy of a model, and weights, inputs and statistics drawn to test it with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fedma_flwr.structure.axes import SpecError
+from fedma_flwr.structure.capture import cpu_inputs, first_line, private_copy, quiet
+from fedma_flwr.structure.spec import PermutationSpec
+
+Outputs = list[Tensor]
+
+
+class Subject:
+    """A model under test: evaluation mode, float64, on the CPU.
+
+    Parameters
+    ----------
+    spec : PermutationSpec
+        The spec to test.
+    model : nn.Module
+        The model; it is copied.
+    example_inputs : tuple
+        Inputs as in ``model(*example_inputs)``.
+
+    Raises
+    ------
+    SpecError
+        If the spec does not fit the model's state dict, or the model does not run.
+    """
+
+    def __init__(
+        self, spec: PermutationSpec, model: nn.Module, example_inputs: Sequence[Any]
+    ) -> None:
+        self.model = private_copy(model, example_inputs).double().eval().requires_grad_(False)
+        self.example = tree_map(_as_double, cpu_inputs(example_inputs))
+        self.inputs = self.example
+        self.spec = spec
+        # References: writing to them writes to the model.
+        self.tensors: dict[str, Tensor] = {
+            name: tensor.detach() for name, tensor in self.model.state_dict().items()
+        }
+        self.original = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        spec.check(self.tensors)
+        self._check_ties()
+        self.run()
+
+    def _check_ties(self) -> None:
+        first: dict[int, str] = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            twin = first.setdefault(id(tensor), name)
+            if self.spec.axes[twin] != self.spec.axes[name]:
+                raise SpecError(
+                    f"{twin!r} and {name!r} are one tied parameter, but the spec gives them "
+                    f"different axes: {self.spec.describe(twin)} and {self.spec.describe(name)}."
+                )
+
+    def run(self, model: nn.Module | None = None) -> Outputs:
+        """The output tensors of the model (or of a resized one) for the present inputs.
+
+        Raises
+        ------
+        SpecError
+            If the model does not run.
+        """
+        try:
+            with quiet(), _plain_attention():
+                torch.manual_seed(0)
+                outputs = (model or self.model)(*tree_map(_copy, self.inputs))
+        except Exception as error:
+            raise SpecError(
+                f"The model does not run in float64 on these inputs ({type(error).__name__}: "
+                f"{first_line(error)})."
+            ) from error
+        return [leaf for leaf in _leaves(outputs) if isinstance(leaf, Tensor)]
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Overwrite the model's tensors."""
+        for name, tensor in state.items():
+            self.tensors[name].copy_(tensor)
+
+    def permuted(self, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that the given permutations change, permuted."""
+        touched = {
+            name: tensor
+            for name, tensor in self.tensors.items()
+            if self.spec.tensor_groups(name) & permutations.keys()
+        }
+        return self.spec.select(touched, permutations)
+
+    def change(self, state: Mapping[str, Tensor], reference: Outputs) -> float:
+        """Relative change of the output when some tensors are replaced, for as long as it takes."""
+        before = {name: self.tensors[name].clone() for name in state}
+        try:
+            self.load(state)
+            return relative_change(self.run(), reference)
+        finally:
+            self.load(before)
+
+
+def relative_change(outputs: Outputs, reference: Outputs) -> float:
+    """Largest change of any output tensor, relative to its largest entry."""
+    if len(outputs) != len(reference):
+        return math.inf
+    return max(map(_change, outputs, reference), default=0.0)
+
+
+def _change(output: Tensor, reference: Tensor) -> float:
+    if output.shape != reference.shape or output.dtype != reference.dtype:
+        return math.inf
+    if not (output.is_floating_point() or output.is_complex()):
+        return 0.0 if torch.equal(output, reference) else math.inf
+    same = (output == reference) | (output.isnan() & reference.isnan())
+    difference = torch.where(same, 0.0, (output - reference).abs())
+    scale = reference.abs()[reference.isfinite()]
+    largest = float(scale.max()) if scale.numel() else 0.0
+    worst = float(difference.max()) if difference.numel() else 0.0
+    return worst / largest if largest else (math.inf if worst else 0.0)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Fused attention layers of torch check widths that others do not need."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def _leaves(outputs: Any) -> list[Any]:
+    leaves: list[Any] = []
+    for leaf in tree_leaves(outputs):
+        leaves += tree_leaves(vars(leaf)) if hasattr(leaf, "__dataclass_fields__") else [leaf]
+    return leaves
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _as_double(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.double()
+    return value
