@@ -130,7 +130,7 @@ def check_backend(backend: str) -> str:
             f"backend: {backend!r} is none of 'auto', {', '.join(map(repr, _SOLVERS))}"
         )
     if backend in _MODULES and find_spec(_MODULES[backend]) is None:
-        raise ValueError(f"backend: {backend!r} is not installed (pip install {backend})")
+        raise ValueError(f"backend: {backend!r} is not installed ({_INSTALL[backend]})")
     return backend
 
 
@@ -166,3 +166,7 @@ _SOLVERS: dict[str, Callable[[Floats], Integers]] = {
     "lapsolver": _lapsolver,
 }
 _MODULES = {"lapx": "lap", "lapsolver": "lapsolver"}
+_INSTALL = {
+    "lapx": "pip install lapx",
+    "lapsolver": "pip install lapsolver, which has no wheels and does not build after Python 3.10",
+}

@@ -12,14 +12,14 @@ Wang et al., "Federated Learning with Matched Averaging", ICLR 2020 (FedMA, sect
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 
 from .assignment import Backend, check_backend
 from .calibrate import calibrate
-from .result import Floats, Integers, Matching, average_members, column_sums
+from .result import Floats, Integers, Matching, average_members, mean_row
 from .search import Model, Rules, Search
 from .validate import check_max_width, check_orders, check_prior_mean, check_units, check_weights
 
@@ -28,15 +28,37 @@ Output = Literal["mean", "posterior"]
 
 @dataclass(frozen=True, kw_only=True)
 class BBPMAP:
-    """Beta-Bernoulli process MAP matching.
+    """Beta-Bernoulli process MAP matching of units across clients.
+
+    Local units are draws around global units, ``w_jl ~ N(theta_i, local_variance)``, global units
+    draws ``theta_i ~ N(prior_mean, prior_variance)``; which client has which global unit is a
+    beta-Bernoulli process. With the other clients' assignments fixed, the most probable ones of
+    one client solve a linear assignment problem (PFNM, section 3; FedMA, equation 2). With
+    precisions ``s, s0 = 1 / local_variance, 1 / prior_variance``, a global unit's numerator
+    ``g_i = mu s0 + s sum of members``, precision ``S_i = s0 + n_i s`` and popularity ``n_i``, the
+    gain of row w is
+
+    - in unit i: ``|s w + g_i|^2 / (s + S_i) - |g_i|^2 / S_i + log-determinants
+      + popularity_weight log(c / (J - c))``, ``c = min(n_i, popularity_cap)``;
+    - in the k-th new unit: ``|s w + mu s0|^2 / (s + s0) - |mu s0|^2 / s0 + log-determinants
+      - 2 log k + 2 log(gamma / J)``.
+
+    Clients are visited by decreasing width, then in ``sweeps`` random orders, until a sweep
+    changes nothing.
 
     Parameters
     ----------
     gamma : float (default: 1.0)
-        The larger, the cheaper is a new global unit.
+        How readily the global width grows. With calibrated variances it says how alike units
+        must be to be merged: the line that the data draw is at 1; at 2 they must be about twice
+        as near (squared distance), at 0.5 half as near; towards 0 all are merged, into the
+        widest client's width, towards infinity none. It does not depend on the units' scale,
+        size or number. With given variances it is the mass of the beta process, as in the
+        paper: it weighs against quadratic gains whose size depends on the units' scale.
     local_variance, prior_variance : float or None (default: None)
         Variance of local units around their global unit, and of global units around the prior
-        mean. None: calibrated from the data, so that the units' scale does not matter.
+        mean; both or none. None: calibrated from the data, so that the units' scale does not
+        matter, with the gain's logarithms only breaking ties (see ``calibrate.py``).
     sweeps : int (default: 5)
         At most so many sweeps over the clients after the first pass.
     max_width : int or None (default: None)
@@ -64,6 +86,24 @@ class BBPMAP:
     ------
     ValueError
         A value outside its range, or a backend that is unknown or not installed.
+
+    Notes
+    -----
+    ``dataclasses.replace(matcher, max_width=n)`` gives the same matcher for a group that cannot
+    grow. Torch does the products, in float64, on the GPU where there is one.
+
+    Examples
+    --------
+    Two clients share three units, each in its own order, and have one of their own:
+
+    >>> import numpy as np
+    >>> shared, own = np.eye(5, 40)[:3], np.eye(5, 40)[3:]
+    >>> left, right = np.vstack([shared, own[:1]]), np.vstack([own[1:], shared[::-1]])
+    >>> matching = BBPMAP().match([left, right])
+    >>> [assignment.tolist() for assignment in matching.assignments]
+    [[0, 1, 2, 4], [3, 2, 1, 0]]
+    >>> matching.popularity.tolist()
+    [2, 2, 2, 1, 1]
     """
 
     gamma: float = 1.0
@@ -86,6 +126,17 @@ class BBPMAP:
             value = getattr(self, name)
             if value is not None and not 0 < value < np.inf:
                 raise ValueError(f"{name}: {value!r}, expected a finite number > 0")
+        if (self.local_variance is None) != (self.prior_variance is None):
+            raise ValueError(
+                f"local_variance, prior_variance: {self.local_variance}, {self.prior_variance}, "
+                "expected both or none"
+            )
+        if self.fit and self.local_variance is None:
+            raise ValueError("fit: needs local_variance and prior_variance to start from")
+        if self.default_prior_mean not in ("zero", "rows"):
+            raise ValueError(
+                f"default_prior_mean: {self.default_prior_mean!r}, expected zero, rows"
+            )
         if self.sweeps < 0:
             raise ValueError(f"sweeps: {self.sweeps}, expected >= 0")
         if self.output not in get_args(Output):
@@ -178,6 +229,7 @@ class BBPMAP:
         Returns
         -------
         Matching
+            Global units of shape (L, D), and for every client where its units went.
 
         Raises
         ------
@@ -191,27 +243,21 @@ class BBPMAP:
         if mass is not None and self.output == "posterior":
             raise ValueError('weights: only output="mean" is weighted, output is "posterior"')
         visits = check_orders(orders, self.sweeps, len(arrays), seed)
-        search = Search(arrays, self._model(arrays, prior_mean), self._rules(), self.fit)
+        mean = self._prior_mean(arrays, prior_mean)
+        search = Search(arrays, *self._model_and_rules(arrays, mean), self.fit)
         sweeps = search.run(visits)
         return self._result(arrays, search, mass, sweeps)
 
-    def _model(self, units: Sequence[Floats], prior_mean: float | Floats | None) -> Model:
+    def _prior_mean(self, units: Sequence[Floats], prior_mean: float | Floats | None) -> Floats:
         size = units[0].shape[1]
         if prior_mean is not None:
-            mean = check_prior_mean(prior_mean, size)
-        elif self.default_prior_mean == "zero":
-            mean = np.zeros(size)
-        else:
-            rows = sum(len(array) for array in units)
-            mean = sum(column_sums(array) for array in units) / rows
-        local, prior = self.local_variance, self.prior_variance
-        if local is None or prior is None:
-            found = calibrate(units, mean)
-            local, prior = local or found[0], prior or found[1]
-        return Model(float(local), float(prior), mean)
+            return check_prior_mean(prior_mean, size)
+        if self.default_prior_mean == "zero":
+            return np.zeros(size)
+        return mean_row(units)
 
-    def _rules(self) -> Rules:
-        return Rules(
+    def _model_and_rules(self, units: Sequence[Floats], mean: Floats) -> tuple[Model, Rules]:
+        rules = Rules(
             gamma=self.gamma,
             log_determinant=self.log_determinant,
             popularity_weight=self.popularity_weight,
@@ -220,6 +266,11 @@ class BBPMAP:
             max_width=self.max_width,
             backend=self.backend,
         )
+        if self.local_variance is not None and self.prior_variance is not None:
+            return Model(float(self.local_variance), float(self.prior_variance), mean), rules
+        local, prior, price = calibrate(units, mean, self.gamma)
+        rules = replace(rules, gamma=1.0, log_determinant=False, price=price)
+        return Model(local, prior, mean), rules
 
     def _result(
         self, units: Sequence[Floats], search: Search, weights: Floats | None, sweeps: int

@@ -1,15 +1,122 @@
-"""Variances from the data, so that the units' scale does not matter."""
+"""Variances from the data, so that the units' scale does not matter.
+
+Two facts about the units are compared, both in *relative distance*
+``|w - w'|^2 / (|w|^2 + |w'|^2)`` of centred rows, 0 for equal and about 1 for unrelated ones:
+
+- how far a unit is from the nearest unit of *another client*, its counterpart if it has one;
+- how far it is from the nearest *other unit of its own client*, which is certainly not its
+  counterpart.
+
+Where a share of the first is far below the second, units recur, and the line between the same
+and a different unit is drawn between the two. Where it is not (networks trained from different
+initialisations), nothing tells units apart; then all but opposed units are merged, because
+matching what is roughly alike serves the averaged network better than growing it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
 
 from .result import Floats
 
+_UNTOLD_ODDS = 30.0  # of the line where nothing tells recurring units from new ones
+_SMALL = 1e-6  # the variances beside the units' own: see calibrate
+_PAIRS = 8  # pairs of clients that are compared
+_ROWS = 256  # units of a client that look for their nearest
+_NEAR = 1 / 3  # a counterpart is nearer than this part of the own client's nearest unit
+_SHARE = 0.05  # so many units must have a counterpart for it to be a fact
+_CLEAR = 1 / 16  # counterparts nearer than this part (0 for equal clients) count as this far
+_BLOCK = 512
 
-def calibrate(units: Sequence[Floats], mean: Floats) -> tuple[float, float]:
-    """Return a local and a prior variance, both the units' mean squared deviation."""
-    total = sum(float(((array - mean) ** 2).sum()) for array in units)
-    entries = sum(array.size for array in units)
-    variance = total / entries if total > 0 else 1.0
-    return variance, variance
+
+class Calibration(NamedTuple):
+    """What the data say about the scale of the units."""
+
+    local: float  # the local variance
+    prior: float  # the prior variance
+    price: float  # of a new global unit, over and above its gain
+
+
+def calibrate(units: Sequence[Floats], mean: Floats, gamma: float) -> Calibration:
+    """Return variances and a price for which units that recur are found.
+
+    Let two single units of usual norm be merged below the relative distance t. By variances
+    alone that is local / prior = t / (1 - t), and a unit near the prior mean, which is as well
+    explained by no global unit at all, would be merged with none; by a price alone, long units
+    would not be merged. So where counterparts are seen each of the two gives half of t.
+
+    Both variances are scaled down together, the limit in which k-means follows from a Gaussian
+    mixture and BP-means from this model (Broderick et al., "MAD-Bayes", ICML 2013): the
+    logarithms of popularities and of new units only break ties, as they cannot be right at
+    every signature size at once.
+
+    Parameters
+    ----------
+    units : sequence of J float arrays, shapes (L_j, D)
+    mean : float64 array, shape (D,)
+        The prior mean, subtracted from all rows.
+    gamma : float
+        Divides the odds t / (1 - t): the larger, the nearer units have to be to be merged.
+    """
+    rows = sum(len(array) for array in units)
+    squares = sum(float(_squares(array, mean).sum()) for array in units)
+    norm = squares / rows or 1.0
+    line = _line(units, mean)
+    odds = (_UNTOLD_ODDS if line is None else line / (1 - line)) / gamma
+    prior = _SMALL * norm / len(mean)
+    if line is None:
+        return Calibration(odds * prior, prior, 0.0)
+    merged = odds / (1 + odds)
+    ratio = merged / (2 - merged)
+    return Calibration(ratio * prior, prior, merged / (ratio + 2) * norm / (ratio * prior))
+
+
+def _line(units: Sequence[Floats], mean: Floats) -> float | None:
+    """Return the relative distance between the same and a different unit, or None."""
+    if len(units) == 1:
+        return None
+    clients = np.unique(np.linspace(0, len(units) - 1, _PAIRS).astype(int))
+    own = [_nearest(units[k], units[k], mean, same=True) for k in clients]
+    across = [_nearest(units[k], units[(k + 1) % len(units)], mean) for k in clients]
+    alone = float(np.median(np.concatenate(own)))
+    nearest = np.concatenate(across)
+    counterparts = nearest[nearest < _NEAR * alone]
+    if len(counterparts) < _SHARE * len(nearest):
+        return None
+    far = max(float(np.quantile(counterparts, 0.95)), _CLEAR * alone)
+    return float(np.sqrt(far * alone))
+
+
+def _nearest(left: Floats, right: Floats, mean: Floats, same: bool = False) -> Floats:
+    """Return the relative distance of rows of ``left`` to their nearest in ``right``.
+
+    With ``same`` the arrays are one, and a row is not its own neighbour.
+    """
+    chosen = np.unique(np.linspace(0, len(left) - 1, _ROWS).astype(int))
+    left = left[chosen]
+    cross = torch.zeros(len(left), len(right), dtype=torch.float64)
+    for start in range(0, len(mean), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        a, b = (torch.from_numpy(x[:, block] - mean[block]) for x in (left, right))
+        cross.addmm_(a, b.T)
+    total = _squares(left, mean)[:, None] + _squares(right, mean)
+    relative = 1 - 2 * cross.numpy() / np.where(total > 0, total, np.inf)
+    relative[total == 0] = 0.0
+    if same:
+        relative[np.arange(len(left)), chosen] = 1.0
+    nearest: Floats = relative.min(1).clip(0.0, 1.0)
+    return nearest
+
+
+def _squares(units: Floats, mean: Floats) -> Floats:
+    """Return every row's squared distance from ``mean``, shape (L_j,)."""
+    squares = np.zeros(len(units))
+    for start in range(0, len(mean), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        centred = units[:, block] - mean[block]
+        squares += np.einsum("ld,ld->l", centred, centred)
+    return squares

@@ -102,7 +102,11 @@ def average_members(
     return total / mass[:, None]
 
 
-def column_sums(units: Floats) -> Floats:
-    """Return the sum of all rows in float64, shape (D,), without a float64 copy of them."""
-    sums: Floats = np.ones(len(units), dtype=units.dtype) @ units
-    return sums.astype(np.float64)
+def mean_row(units: Sequence[Floats]) -> Floats:
+    """Return the mean of all clients' rows, float64, shape (D,), without copying them."""
+    total = np.zeros(units[0].shape[1])
+    for array in units:
+        # A product is many times faster than a sum over the first axis in another precision.
+        total += np.ones(len(array), dtype=array.dtype) @ array
+    mean: Floats = total / sum(len(array) for array in units)
+    return mean

@@ -11,7 +11,7 @@ import torch
 
 from .assignment import NEW, Backend, assign
 from .gain import Gain, ScalarGain, VectorGain
-from .result import Floats, Integers, column_sums
+from .result import Floats, Integers, mean_row
 from .state import GlobalUnits
 
 
@@ -56,6 +56,7 @@ class Rules:
     soft_width: int | Literal["double"] | None
     max_width: int | None
     backend: Backend
+    price: float = 0.0
 
     def slots(self, rows: int, width: int) -> int:
         """Return K, how many new units are open to a client of ``rows`` units.
@@ -76,8 +77,9 @@ class Rules:
         return gain
 
     def prices(self, slots: int, clients: int) -> Floats:
-        """Return ``2 log k - 2 log(gamma / J)``, k = 1..K, shape (K,)."""
-        prices: Floats = 2 * np.log(np.arange(1, slots + 1)) - 2 * np.log(self.gamma / clients)
+        """Return ``price + 2 log k - 2 log(gamma / J)``, k = 1..K, shape (K,)."""
+        offset = self.price - 2 * np.log(self.gamma / clients)
+        prices: Floats = offset + 2 * np.log(np.arange(1, slots + 1))
         return prices
 
 
@@ -97,8 +99,7 @@ class Search:
         self, units: Sequence[Floats], model: Model, rules: Rules, fit: bool = False
     ) -> None:
         self._widths = [len(array) for array in units]
-        total = sum(self._widths)
-        self._centre = sum(column_sums(array) for array in units) / total
+        self._centre = mean_row(units)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.state = GlobalUnits(units, self._centre, device)
         self._rules, self._fit = rules, fit

@@ -1,0 +1,64 @@
+"""The reduction of the assignment problem, and its solvers."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from fedma_flwr.matching import BBPMAP
+from fedma_flwr.matching.assignment import NEW, assign, solve
+
+BACKENDS = ["auto", "scipy"] + (["lapx"] if find_spec("lap") else [])
+
+
+def total(columns, existing, new, prices):
+    rows = np.arange(len(columns))
+    opened = columns == NEW
+    assert len(set(columns[~opened])) == (~opened).sum()
+    kept = existing[rows[~opened], columns[~opened]].sum()
+    return kept + new[opened].sum() - prices[: opened.sum()].sum()
+
+
+def full_optimum(existing, new, prices):
+    cost = np.hstack([-existing, prices - new[:, None]])
+    return -cost[np.arange(len(new)), solve(cost)].sum()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("expected", [0, 3, 50])
+@pytest.mark.parametrize("shift", [-10.0, -1.0, 0.0, 1.0, 10.0])
+def test_the_reduced_problem_has_the_full_problems_optimum(backend, expected, shift):
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        rows, width = rng.integers(1, 12, size=2)
+        existing = rng.normal(size=(rows, width)) * rng.choice([0.3, 3.0])
+        new = shift + rng.normal(size=rows)
+        slots = rng.integers(max(rows - width, 1), rows + 1)
+        prices = 2 * np.log(np.arange(1, slots + 1)) - rng.normal()
+        columns = assign(existing, new, prices, backend, expected)
+        assert (columns == NEW).sum() <= slots
+        optimum = full_optimum(existing, new, prices)
+        assert total(columns, existing, new, prices) == pytest.approx(optimum, abs=1e-9)
+
+
+def test_no_new_unit_may_be_opened():
+    existing = np.array([[1.0, 5.0, 2.0], [0.0, 9.0, 3.0]])
+    assert assign(existing, np.full(2, 100.0), np.empty(0)).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_gives_the_same_matching(backend):
+    rng = np.random.default_rng(1)
+    units = [rng.normal(size=(width, 10)) for width in (12, 9, 15, 4)]
+    ours = BBPMAP.reference(backend=backend).match(units)
+    scipy = BBPMAP.reference(backend="scipy").match(units)
+    for a, b in zip(ours.assignments, scipy.assignments, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_missing_backend_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("fedma_flwr.matching.assignment.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install lapx"):
+        BBPMAP(backend="lapx")
+    with pytest.raises(ValueError, match=r"lapsolver.*Python 3\.10"):
+        BBPMAP(backend="lapsolver")

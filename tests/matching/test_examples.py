@@ -1,0 +1,15 @@
+"""The worked examples of the docstrings."""
+
+import doctest
+
+import numpy as np
+import pytest
+
+from fedma_flwr.matching import assignment, bbp_map, identity, result
+
+
+@pytest.mark.parametrize("module", [assignment, bbp_map, identity, result])
+def test_worked_examples(module):
+    outcome = doctest.testmod(module, extraglobs={"np": np})
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
