@@ -34,8 +34,9 @@ class LeNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, shape (batch, 10), of images, shape (batch, 1, 28, 28)."""
-        x = functional.max_pool2d(functional.relu(self.conv1(x)), 2)  # (B, 20, 12, 12)
-        x = functional.max_pool2d(functional.relu(self.conv2(x)), 2)  # (B, 50, 4, 4)
+        # ReLU and maximum commute; on the smaller maps it costs a quarter.
+        x = functional.relu(functional.max_pool2d(self.conv1(x), 2))  # (B, 20, 12, 12)
+        x = functional.relu(functional.max_pool2d(self.conv2(x), 2))  # (B, 50, 4, 4)
         x = functional.relu(self.fc1(x.flatten(1)))  # (B, 500)
         logits: Tensor = self.fc2(x)
         return logits

@@ -17,11 +17,11 @@ def text_of(runs):
 
 def rows_of(runs):
     """Return the cells of the table's lines that hold a round."""
-    lines = [line.replace("┃", "│").split("│") for line in text_of(runs).splitlines()]
-    return [[cell.strip() for cell in line[1:-1]] for line in lines if len(line) > 3][1:]
+    lines = [line.split("│")[1:-1] for line in text_of(runs).splitlines() if "│" in line]
+    return [[cell.strip() for cell in line] for line in lines]
 
 
-def test_table_shows_a_third_two_thirds_and_all_of_the_rounds(make_run):
+def test_table_shows_evenly_spaced_rounds(make_run):
     runs = [
         make_run("fedma", [0.7, 0.9, 0.92], exchanges_a_round=4),
         make_run("fedavg", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
@@ -37,11 +37,19 @@ def test_table_shows_a_third_two_thirds_and_all_of_the_rounds(make_run):
     ]
 
 
-@pytest.mark.parametrize(("count", "shown"), [(1, [1]), (2, [1, 2]), (4, [2, 3, 4])])
-def test_table_of_few_rounds_repeats_none(make_run, count, shown):
+@pytest.mark.parametrize(
+    ("count", "shown"), [(1, [1]), (2, [1, 2]), (4, [1, 2, 3, 4]), (7, [2, 4, 6, 7])]
+)
+def test_table_ends_with_the_last_round(make_run, count, shown):
     rows = rows_of([make_run("fedavg", [0.5] * count)])
 
     assert [int(row[1]) for row in rows] == shown
+
+
+def test_table_fits_a_terminal_of_80_columns(make_run):
+    lines = text_of([make_run("fedprox", [0.5] * 7)]).splitlines()
+
+    assert max(map(len, lines)) <= 80
 
 
 def test_table_does_not_depend_on_the_machines_speed(make_run):
