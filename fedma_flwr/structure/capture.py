@@ -29,7 +29,7 @@ def unsupported(problem: str) -> UnsupportedModelError:
 
 
 def private_copy(model: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
-    """A copy of a model on the CPU that may be changed at will.
+    """A copy of a model on the CPU (or the meta device) that may be changed at will.
 
     Raises
     ------
@@ -47,7 +47,8 @@ def private_copy(model: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
     _check_state(model)
     try:
         with quiet():
-            return copy.deepcopy(model).cpu()
+            twin = copy.deepcopy(model)
+            return twin if any(p.is_meta for p in twin.parameters()) else twin.cpu()
     except Exception as error:
         raise unsupported(f"The model cannot be copied: {first_line(error)}") from error
 
@@ -76,7 +77,9 @@ def cpu_inputs(example_inputs: Sequence[Any]) -> tuple[Any, ...]:
     """The example inputs with every tensor on the CPU, free of gradients."""
 
     def move(value: Any) -> Any:
-        return value.detach().cpu().clone() if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        return value.detach().clone() if value.is_meta else value.detach().cpu().clone()
 
     return tuple(torch.utils._pytree.tree_map(move, tuple(example_inputs)))
 

@@ -33,7 +33,8 @@ def diagnose(
     spec = subject.spec
     for group, width in spec.sizes.items():
         order = torch.randperm(width, generator=generator)
-        moved = subject.permuted({group: order})
+        touched = {n: t for n, t in subject.tensors.items() if group in spec.tensor_groups(n)}
+        moved = spec.select(touched, {group: order})
         change = subject.change(moved, reference)
         if change < tolerance:
             continue

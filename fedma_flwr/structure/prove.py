@@ -15,7 +15,7 @@ from fedma_flwr.structure.growth import why_not_growable
 from fedma_flwr.structure.redraw import ATTEMPTS, redraw
 from fedma_flwr.structure.sensitivity import Pair, all_pairs, sensitive_pairs
 from fedma_flwr.structure.spec import PermutationSpec, UnitGroup
-from fedma_flwr.structure.subject import Subject
+from fedma_flwr.structure.subject import Subject, relative_change
 
 # Largest relative change of the output, in float64, that counts as none.
 TOLERANCE = 1e-9
@@ -88,7 +88,7 @@ def prove_spec(
     """
     generator = torch.Generator().manual_seed(seed)
     subject = Subject(spec, model, example_inputs)
-    pending, worst, ran = all_pairs(spec), 0.0, False
+    pending, worst, ran = all_pairs(subject), 0.0, False
     for attempt in range(ATTEMPTS):
         if not redraw(subject, attempt, generator):
             continue
@@ -122,7 +122,7 @@ def _check_invariance(subject: Subject, generator: torch.Generator) -> float:
     if not subject.spec.groups:
         return 0.0
     permutations = random_permutations(subject.spec, subject.spec.groups, generator)
-    change = subject.change(subject.permuted(permutations), reference)
+    change = relative_change(subject.permuted(permutations), reference)
     if not change < TOLERANCE:
         raise SpecError(diagnose(subject, reference, TOLERANCE, generator))
     return change

@@ -38,6 +38,8 @@ def redraw(subject: Subject, attempt: int, generator: torch.Generator) -> bool:
         Whether the model runs on what was drawn, with a finite output.
     """
     for name, tensor in subject.tensors.items():
+        if name in subject.tied:
+            continue
         tensor.copy_(_draw(subject, name, attempt, generator))
     subject.inputs = tree_map(
         lambda value: _draw_input(subject, value, attempt, generator), subject.example
@@ -58,7 +60,7 @@ def _runs(subject: Subject) -> bool:
 
 
 def _draw(subject: Subject, name: str, attempt: int, generator: torch.Generator) -> Tensor:
-    own = subject.original[name]
+    own: Tensor = subject.original[name].to(subject.tensors[name])
     if not own.is_floating_point() or not _is_drawn(subject, name):
         return own
 
@@ -82,8 +84,7 @@ def _draw(subject: Subject, name: str, attempt: int, generator: torch.Generator)
 
 def _is_drawn(subject: Subject, name: str) -> bool:
     """Parameters, and buffers that follow units; other buffers may be constants of the code."""
-    is_parameter = name in dict(subject.model.named_parameters(remove_duplicate=False))
-    return is_parameter or bool(subject.spec.tensor_groups(name))
+    return name in subject.parameters or bool(subject.spec.tensor_groups(name))
 
 
 def _fan_in(subject: Subject, name: str) -> float:

@@ -39,6 +39,8 @@ class Subject:
     def __init__(
         self, spec: PermutationSpec, model: nn.Module, example_inputs: Sequence[Any]
     ) -> None:
+        if any(tensor.is_meta for tensor in model.state_dict().values()):
+            raise SpecError("The model is on the meta device: it has no weights to prove with.")
         self.model = private_copy(model, example_inputs).double().eval().requires_grad_(False)
         self.example = tree_map(_as_double, cpu_inputs(example_inputs))
         self.inputs = self.example
@@ -47,12 +49,14 @@ class Subject:
         self.tensors: dict[str, Tensor] = {
             name: tensor.detach() for name, tensor in self.model.state_dict().items()
         }
-        self.original = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        self.original = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        self.parameters = {name for name, _ in self.model.named_parameters()}
         spec.check(self.tensors)
-        self._check_ties()
+        self.tied = self._ties()
         self.run()
 
-    def _check_ties(self) -> None:
+    def _ties(self) -> set[str]:
+        """Further names of tied parameters."""
         first: dict[int, str] = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             twin = first.setdefault(id(tensor), name)
@@ -61,6 +65,7 @@ class Subject:
                     f"{twin!r} and {name!r} are one tied parameter, but the spec gives them "
                     f"different axes: {self.spec.describe(twin)} and {self.spec.describe(name)}."
                 )
+        return self.spec.axes.keys() - set(first.values())
 
     def run(self, model: nn.Module | None = None) -> Outputs:
         """The output tensors of the model (or of a resized one) for the present inputs.
@@ -86,14 +91,20 @@ class Subject:
         for name, tensor in state.items():
             self.tensors[name].copy_(tensor)
 
-    def permuted(self, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors that the given permutations change, permuted."""
-        touched = {
-            name: tensor
-            for name, tensor in self.tensors.items()
-            if self.spec.tensor_groups(name) & permutations.keys()
-        }
-        return self.spec.select(touched, permutations)
+    def permuted(self, permutations: Mapping[str, Tensor]) -> Outputs:
+        """The output with units permuted; the tensors are as before afterwards."""
+        inverse = {group: order.argsort() for group, order in permutations.items()}
+        self._permute(permutations)
+        try:
+            return self.run()
+        finally:
+            self._permute(inverse)
+
+    def _permute(self, permutations: Mapping[str, Tensor]) -> None:
+        # One tensor at a time, and in place: large models are in memory once.
+        for name, tensor in self.tensors.items():
+            if self.spec.tensor_groups(name) & permutations.keys() and name not in self.tied:
+                tensor.copy_(self.spec.select({name: tensor}, permutations)[name])
 
     def change(self, state: Mapping[str, Tensor], reference: Outputs) -> float:
         """Relative change of the output when some tensors are replaced, for as long as it takes."""
