@@ -150,6 +150,7 @@ class SeededCohort(FlowerFedAvg):
         for other in holders:
             if other in online:
                 log(WARNING, "Nodes %s and %s both call themselves client %s.", other, node, key)
+                self._client_keys[node] = str(node)
                 return
             del self._client_keys[other]  # the client is back under a new node id
         self._client_keys[node] = key

@@ -1,0 +1,25 @@
+"""What all tests share."""
+
+import os
+
+import pytest
+import torch
+
+os.environ.update(
+    FLWR_TELEMETRY_ENABLED="0",
+    FLWR_DISABLE_UPDATE_CHECK="1",
+    FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
+)
+# Tiny tensors: a second thread costs more than it gives, and much more on a busy machine.
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Run the tests that start Flower's processes last: they are slow."""
+    items.sort(key=lambda item: item.get_closest_marker("flower") is not None)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Give every test the same random state of torch's."""
+    torch.manual_seed(0)

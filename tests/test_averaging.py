@@ -1,0 +1,257 @@
+"""The server's arithmetic: hand-computed cases, a slow reference, and what must not matter."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fedma_flwr.averaging import ClientUpdate, max_width, settle_stage
+from fedma_flwr.matching import BBPMAP, IdentityMatching, Matching
+from fedma_flwr.structure import PermutationSpec, StagePlan, resize, sequential_spec
+
+SPEC = PermutationSpec(
+    groups={"h": 2}, axes={"a.weight": "h, 1", "a.bias": "h", "b.weight": "2, h", "b.bias": "2"}
+)
+
+
+def tensors(**values):
+    return {name.replace("_", "."): torch.tensor(value) for name, value in values.items()}
+
+
+def fixed(*assignments, width):
+    """A matcher that returns these assignments, whatever the units."""
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Fixed:
+        max_width: int | None = None
+
+        def match(self, units, prior_mean=None, weights=None, orders=None, seed=0):
+            arrays = tuple(np.array(a) for a in assignments)
+            popularity = np.bincount(np.concatenate(arrays), minlength=width)
+            return Matching(arrays, np.zeros((width, units[0].shape[1])), popularity, 0.0, 0)
+
+    return Fixed()
+
+
+def settle(spec, updates, matcher, stage=0, matched=(), **options):
+    plan = StagePlan.build(spec)
+    return settle_stage(
+        spec,
+        plan[stage],
+        updates,
+        matched=frozenset(matched),
+        matcher=matcher,
+        max_widths=dict.fromkeys(spec.groups, 100),
+        **options,
+    )
+
+
+def test_matched_units_are_averaged_over_their_holders():
+    updates = [
+        ClientUpdate(tensors(a_weight=[[1.0], [2.0]], a_bias=[10.0, 20.0]), 1.0),
+        ClientUpdate(tensors(a_weight=[[4.0], [3.0]], a_bias=[40.0, 30.0]), 3.0),
+    ]
+    matcher = fixed([0, 1], [1, 2], width=3)
+    outcome = settle(SPEC, updates, matcher)
+    assert outcome.widths == {"h": 3}
+    assert outcome.tensors["a.weight"].tolist() == [[1.0], [3.0], [3.0]]
+    assert outcome.tensors["a.bias"].tolist() == [10.0, 30.0, 30.0]
+    weighted = settle(SPEC, updates, matcher, weighted=True)
+    assert weighted.tensors["a.bias"].tolist() == [10.0, 35.0, 30.0]  # (20 + 3 * 40) / 4
+
+
+def test_recurrent_weights_are_averaged_over_holders_of_the_pair():
+    spec = PermutationSpec(groups={"h": 2}, axes={"ih": "h, 1", "hh": "h, h", "out": "1, h"})
+    updates = [
+        ClientUpdate({"ih": torch.ones(2, 1), "hh": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}, 1),
+        ClientUpdate({"ih": torch.ones(2, 1), "hh": torch.tensor([[5.0, 6.0], [7.0, 8.0]])}, 1),
+    ]
+    outcome = settle(spec, updates, fixed([0, 1], [1, 2], width=3))
+    expected = [[1.0, 2.0, 0.0], [3.0, (4.0 + 5.0) / 2, 6.0], [0.0, 7.0, 8.0]]
+    assert outcome.tensors["hh"].tolist() == expected
+
+
+def test_head_is_averaged_by_class_counts():
+    heads = [
+        {"b.weight": torch.full((2, 2), value), "b.bias": torch.full((2,), value)}
+        for value in (1.0, 5.0)
+    ]
+    counts = [torch.tensor([3.0, 0.0]), torch.tensor([1.0, 0.0])]
+    updates = [
+        ClientUpdate(head, examples, count)
+        for head, examples, count in zip(heads, (1.0, 3.0), counts, strict=True)
+    ]
+    outcome = settle(SPEC, updates, BBPMAP(), stage=1, matched={"h"})
+    assert outcome.head_by_class
+    # class 0: 3/4 * 1 + 1/4 * 5 = 2; class 1: nobody has it, plain mean 3
+    assert outcome.tensors["b.weight"].tolist() == [[2.0, 2.0], [3.0, 3.0]]
+    assert outcome.tensors["b.bias"].tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("counts", [None, torch.ones(3)])
+def test_head_without_fitting_class_counts_is_averaged_by_examples(counts):
+    heads = [{"b.weight": torch.full((2, 2), v), "b.bias": torch.full((2,), v)} for v in (1.0, 5.0)]
+    updates = [
+        ClientUpdate(heads[0], 1.0, torch.ones(2)),
+        ClientUpdate(heads[1], 3.0, counts),
+    ]
+    outcome = settle(SPEC, updates, BBPMAP(), stage=1, matched={"h"})
+    assert not outcome.head_by_class
+    assert outcome.tensors["b.bias"].tolist() == [4.0, 4.0]
+
+
+def test_integer_buffers_and_posterior_output():
+    spec = PermutationSpec(
+        groups={"h": 2}, axes={"w": "h, 1", "n": "", "out": "1, h"}, head=["out", "n"]
+    )
+    updates = [ClientUpdate({"out": torch.zeros(1, 2), "n": torch.tensor(n)}, 1.0) for n in (3, 4)]
+    outcome = settle(spec, updates, BBPMAP(), stage=1, matched={"h"})
+    assert outcome.tensors["n"].dtype == torch.int64
+    units = torch.tensor([[3.0], [-6.0]])
+    updates = [ClientUpdate({"w": units}, 1.0) for _ in range(2)]
+    posterior = settle(spec, updates, BBPMAP.reference(gamma=1e-6))
+    # sum / (n + 1) of two equal units
+    assert sorted(posterior.tensors["w"].flatten().tolist()) == pytest.approx([-4.0, 2.0])
+
+
+def test_max_width():
+    assert max_width(20, True, 1.5) == 30
+    assert max_width(20, False, 1.5) == 20
+    assert max_width(3, True, 1.0) == 3
+
+
+# ---------------------------------------------------------------- whole models, one shot
+
+
+def make_net(seed, hidden=(6, 5)):
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(1, hidden[0], 3), nn.ReLU(), nn.Flatten(), nn.Linear(hidden[0] * 4, hidden[1])
+    )
+    net.append(nn.ReLU())
+    net.append(nn.Linear(hidden[1], 3))
+    return net.double()
+
+
+NET_SPEC = sequential_spec(make_net(0))
+
+
+def one_shot(models, matcher, groups_per_stage=1):
+    """Matched averaging without retraining; what clients do between stages is done here."""
+    plan = StagePlan.build(NET_SPEC, groups_per_stage)
+    clients = [dict(model) for model in models]
+    result, matched = {}, frozenset()
+    for stage in plan.stages:
+        updates = [ClientUpdate({n: c[n] for n in stage.uploads}, 1.0) for c in clients]
+        outcome = settle_stage(
+            NET_SPEC,
+            stage,
+            updates,
+            matched=matched,
+            matcher=matcher,
+            max_widths=dict.fromkeys(NET_SPEC.groups, 100),
+        )
+        result.update(outcome.tensors)
+        matched |= outcome.widths.keys()
+        for client, assignments in zip(clients, outcome.assignments, strict=True):
+            rest = {n: t for n, t in client.items() if n not in result}
+            client.update(NET_SPEC.expand(rest, assignments, outcome.widths))
+    return result
+
+
+def function_of(state_dict):
+    net = resize(make_net(0), state_dict)
+    net.load_state_dict(state_dict)
+    x = torch.linspace(-1, 1, 5 * 16, dtype=torch.float64).reshape(5, 1, 4, 4)
+    return net(x).detach()
+
+
+def random_permutations(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randperm(group.size, generator=generator)
+        for name, group in NET_SPEC.groups.items()
+    }
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), per_stage=st.sampled_from([1, 2, "all"]))
+def test_permuting_every_client_changes_nothing_but_the_order_of_units(seed, per_stage):
+    base = make_net(seed).state_dict()
+    generator = torch.Generator().manual_seed(seed)
+    models = [
+        {n: t + 0.01 * torch.randn(t.shape, generator=generator).double() for n, t in base.items()}
+        for _ in range(3)
+    ]
+    shuffled = [
+        NET_SPEC.permute(model, random_permutations(seed + i)) for i, model in enumerate(models)
+    ]
+    first = one_shot(models, BBPMAP(), per_stage)
+    second = one_shot(shuffled, BBPMAP(), per_stage)
+    assert {n: t.shape for n, t in first.items()} == {n: t.shape for n, t in second.items()}
+    torch.testing.assert_close(function_of(first), function_of(second), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("matcher", [BBPMAP(), IdentityMatching()], ids=["bbpmap", "identity"])
+@pytest.mark.parametrize("per_stage", [1, "all"])
+def test_identical_clients_give_back_the_same_model(matcher, per_stage):
+    model = make_net(3).state_dict()
+    result = one_shot([model] * 4, matcher, per_stage)
+    permuted = [NET_SPEC.permute(model, random_permutations(i)) for i in range(4)]
+    for name, tensor in model.items():
+        assert torch.equal(result[name], tensor), name
+    if isinstance(matcher, BBPMAP):
+        again = one_shot(permuted, matcher, per_stage)
+        torch.testing.assert_close(function_of(again), function_of(model), rtol=1e-12, atol=1e-12)
+
+
+def slow_mean(spec, name, updates, assignments, widths):
+    """Entry by entry, from the definition: the mean over the clients that hold all its units."""
+    shape = spec.shapes(widths)[name]
+    result = np.zeros(shape)
+    for index in np.ndindex(*shape):
+        values = []
+        for update, units in zip(updates, assignments, strict=True):
+            local = []
+            for axis, position in zip(spec.axes[name], index, strict=True):
+                own = axis.positions(
+                    {g: units[g] for g in axis.groups}, {g: widths[g] for g in axis.groups}
+                )
+                local.append((own == position).nonzero().flatten().tolist())
+            if all(local):
+                values.append(float(update.tensors[name][tuple(place[0] for place in local)]))
+        result[index] = np.mean(values) if values else 0.0
+    return result
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    clients=st.integers(1, 4),
+    widths=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+)
+def test_average_agrees_with_the_definition(seed, clients, widths):
+    spec = PermutationSpec(
+        groups={"g": widths[0], "h": widths[1]},
+        axes={"ih": "g + g, 2", "hh": "g + g, g", "next": "h, g x 2", "out": "1, h"},
+    )
+    rng = np.random.default_rng(seed)
+    shapes = spec.shapes()
+    updates = [
+        ClientUpdate({n: torch.tensor(rng.normal(size=shapes[n])) for n in ("ih", "hh", "next")}, 1)
+        for _ in range(clients)
+    ]
+    outcome = settle_stage(
+        spec,
+        StagePlan.build(spec, "all")[0],
+        updates,
+        matched=frozenset(),
+        matcher=BBPMAP.reference(output="mean"),
+        max_widths={"g": 100, "h": 100},
+    )
+    for name in ("ih", "hh", "next"):
+        slow = slow_mean(spec, name, updates, outcome.assignments, outcome.widths)
+        np.testing.assert_allclose(outcome.tensors[name].numpy(), slow, atol=1e-12)

@@ -1,0 +1,37 @@
+"""What `import fedma_flwr` needs and loads."""
+
+import subprocess
+import sys
+
+HEAVY = ["ray", "torchvision", "mlxtend", "flwr_datasets", "datasets", "matplotlib", "rich.live"]
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_import_works_without_extras_and_loads_no_data_set():
+    code = f"""
+import sys
+for name in {HEAVY!r}:
+    sys.modules[name] = None  # importing it raises ImportError
+import fedma_flwr
+loaded = [name for name in {HEAVY!r} if sys.modules.get(name) is not None]
+assert not loaded, loaded
+assert set(fedma_flwr.__all__) >= {{"FedMA", "FedAvg", "FedProx", "fedma_mod", "load_model",
+                                   "Stage", "proximal_term", "class_counts"}}
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_matching_and_structure_know_no_flower():
+    result = run_python(
+        "import sys; sys.modules['flwr'] = None; "
+        "import importlib.util as u; import types; "
+        "package = types.ModuleType('fedma_flwr'); "
+        "package.__path__ = list(u.find_spec('fedma_flwr').submodule_search_locations); "
+        "sys.modules['fedma_flwr'] = package; "
+        "import fedma_flwr.matching, fedma_flwr.structure"
+    )
+    assert result.returncode == 0, result.stderr
