@@ -57,13 +57,14 @@ class ScalarGain:
         self._s, self._s0 = 1 / local, 1 / prior
         self._mean = mean
         self._log_determinant = log_determinant
-        self._kept: dict[int, Products] = {}
+        self._products: dict[int, Products] = {}
 
     def __call__(self, state: GlobalUnits, client: int) -> Gains:
         """Return a client's gains while it is taken out of ``state``."""
-        products = self._kept.get(client) or Products(state, client, self._mean)
-        if state.width <= len(self._mean):
-            self._kept[client] = products
+        if client not in self._products:
+            keep = len(state.popularity) <= len(self._mean)
+            self._products[client] = Products(state, client, self._mean, keep)
+        products = self._products[client]
         cross, square, prior = products.at(state.numbering)
         popularity = state.popularity[state.numbering]
         s, s0, mean2 = self._s, self._s0, float(self._mean @ self._mean)
@@ -72,8 +73,11 @@ class ScalarGain:
         m2 = (s0**2 * mean2 + 2 * s0 * s * prior + s**2 * square) / S**2
         of_row = np.stack([products.square, products.prior, np.ones_like(products.square)], 1)
         of_unit = [-weight, 2 * weight * s0 / S, self._logs(popularity) - weight * m2]
-        existing = of_row @ np.stack(of_unit)
-        existing += np.multiply(cross, 2 * weight * s / S, out=cross)
+        # Torch adds the three rank-one terms in place, in its own threads.
+        existing = np.multiply(cross, 2 * weight * s / S, out=cross)
+        torch.from_numpy(existing).addmm_(
+            torch.from_numpy(of_row), torch.from_numpy(np.stack(of_unit))
+        )
         distance = products.square - 2 * products.prior + mean2
         return Gains(existing, self._logs(np.zeros(1)) - s * s0 / (s + s0) * distance)
 

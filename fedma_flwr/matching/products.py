@@ -18,6 +18,8 @@ class Products:
     client : int
     mean : float64 array, shape (D,)
         The prior mean, centred as the state's rows.
+    keep : bool
+        Keep the products between visits: worth its memory where signatures are long.
 
     Attributes
     ----------
@@ -25,8 +27,8 @@ class Products:
         ``|w|^2`` and ``mu . w`` of the client's rows.
     """
 
-    def __init__(self, state: GlobalUnits, client: int, mean: Floats) -> None:
-        self._state, self._client = state, client
+    def __init__(self, state: GlobalUnits, client: int, mean: Floats, keep: bool) -> None:
+        self._state, self._client, self._keep = state, client, keep
         self._mean = torch.from_numpy(mean).to(state.sums.device)
         self.square, self.prior = self._of_rows()
         self._cross = np.empty((len(self.square), 0))  # w . T_i
@@ -44,6 +46,9 @@ class Products:
         cross : float64 array, shape (n, slots)
         square, prior : float64 arrays, shape (slots,)
         """
+        if not self._keep:
+            cross, (square, prior) = self._multiply(slots)
+            return cross, square, prior
         missing = len(self._state.popularity) - self._cross.shape[1]
         if missing:
             self._cross = np.pad(self._cross, ((0, 0), (0, missing)))

@@ -106,7 +106,6 @@ def mean_row(units: Sequence[Floats]) -> Floats:
     """Return the mean of all clients' rows, float64, shape (D,), without copying them."""
     total = np.zeros(units[0].shape[1])
     for array in units:
-        # A product is many times faster than a sum over the first axis in another precision.
-        total += np.ones(len(array), dtype=array.dtype) @ array
+        total += array.sum(0)
     mean: Floats = total / sum(len(array) for array in units)
     return mean

@@ -1,0 +1,1 @@
+"""Speed of matching, bytes on the wire, scale: one command each."""

@@ -1,0 +1,150 @@
+"""Planted units, and what one run of the engine costs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import scipy
+import torch
+
+from fedma_flwr.matching import BBPMAP, Matching, assignment
+from fedma_flwr.matching.products import Products
+
+
+def plant(
+    clients: int, width: int, size: int, *, own: float = 0.1, noise: float = 0.2, seed: int = 0
+) -> list[np.ndarray]:
+    """Return clients' units, float32 rows of norm 1: shared ones, and a part of each one's own."""
+    rng = np.random.default_rng(seed)
+    private = round(own * width)
+    shared = rng.standard_normal((width - private, size), dtype=np.float32)
+    units = []
+    for _ in range(clients):
+        rows = np.vstack([shared, rng.standard_normal((private, size), dtype=np.float32)])
+        rows += np.float32(noise) * rng.standard_normal(rows.shape, dtype=np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        units.append(rows[rng.permutation(width)])
+    return units
+
+
+def measure(matcher: BBPMAP, units: list[np.ndarray]) -> tuple[Matching, dict[str, float]]:
+    """Match once; return the matching, its CPU seconds, its floor and its peak memory.
+
+    CPU seconds, as other work on the machine changes them little; on one thread they are wall
+    time on an idle machine. On a GPU read ``wall``.
+
+    The floor is what products and assignments alone take: the solver's time inside the run, and
+    float64 products of the run's shapes, done again on operands that are at hand.
+    """
+    shapes: list[tuple[int, int]] = []
+    solver = Stopwatch(assignment.solve)
+    multiply = Products._multiply
+
+    def recorded(self: Products, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        shapes.append((len(self.square), len(slots)))
+        return multiply(self, slots)
+
+    with (
+        patch.object(assignment, "solve", solver),
+        patch.object(Products, "_multiply", recorded),
+        peak_memory() as peak,
+    ):
+        wall, start = time.perf_counter(), time.process_time()
+        matching = matcher.match(units)
+        seconds, wall = time.process_time() - start, time.perf_counter() - wall
+    inputs = sum(rows.nbytes for rows in units)
+    products = time_products(shapes, units[0].shape[1])
+    return matching, {
+        "seconds": seconds,
+        "wall": wall,
+        "products": products,
+        "assignments": solver.seconds,
+        "over_floor": seconds / (products + solver.seconds),
+        "memory": (inputs + peak["bytes"]) / inputs,
+    }
+
+
+class Stopwatch:
+    """A function that adds up the time spent in it."""
+
+    def __init__(self, function: Callable) -> None:
+        self.function, self.seconds = function, 0.0
+
+    def __call__(self, *args: object) -> object:
+        """Call the function."""
+        start = time.process_time()
+        try:
+            return self.function(*args)
+        finally:
+            self.seconds += time.process_time() - start
+
+
+def time_products(shapes: list[tuple[int, int]], size: int) -> float:
+    """Return the seconds of float64 products (n, D) x (D, slots) of the given shapes."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = torch.randn(max(n for n, _ in shapes), size, dtype=torch.float64, device=device)
+    sums = torch.randn(max(m for _, m in shapes), size, dtype=torch.float64, device=device)
+    (rows @ sums.T).sum().item()
+    start = time.process_time()
+    for n, m in shapes:
+        last = rows[:n] @ sums[:m].T
+    last.sum().item()
+    return time.process_time() - start
+
+
+@contextmanager
+def peak_memory() -> Iterator[dict[str, float]]:
+    """Sample the resident memory; ``bytes`` is its peak over what it was at the start."""
+    status = Path("/proc/self/statm")
+    result = {"bytes": float("nan")}
+    if not status.exists():
+        yield result
+        return
+    page = os.sysconf("SC_PAGE_SIZE")
+
+    def resident() -> int:
+        return int(status.read_text().split()[1]) * page
+
+    before, done = resident(), threading.Event()
+    result["bytes"] = 0.0
+
+    def sample() -> None:
+        while not done.wait(0.002):
+            result["bytes"] = max(result["bytes"], resident() - before)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield result
+    finally:
+        done.set()
+        thread.join()
+
+
+def machine() -> dict[str, object]:
+    """Describe what the numbers were measured on."""
+    cpu, memory = platform.machine(), "unknown"
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((x.split(": ")[1] for x in lines if x.startswith("model name")), cpu)
+        kib = int(Path("/proc/meminfo").read_text().split()[1])
+        memory = f"{kib / 2**20:.0f} GiB"
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory": memory,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "torch": torch.__version__,
+    }
