@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from torch import nn
 
 from fedma_flwr.baselines import FedAvg, FedProx
 from fedma_flwr.client import load_model
@@ -15,8 +14,8 @@ from fedma_flwr.cohort import SeededCohort
 from fedma_flwr.matching import BBPMAP, IdentityMatching, Matcher
 from fedma_flwr.recorder import RunRecorder
 from fedma_flwr.strategy import FedMA
-from fedma_flwr.structure import GroupsPerStage, sequential_spec
-from fedma_flwr.tasks import RunConfig, Task, get_task
+from fedma_flwr.structure import GroupsPerStage, PermutationSpec, derive_spec
+from fedma_flwr.tasks import RunConfig, get_task
 
 app = ServerApp()
 
@@ -57,8 +56,9 @@ def run(grid: Grid, config: RunConfig) -> RunRecorder:
     clients = max(len(list(grid.get_node_ids())), int(config["min-available-nodes"]))
     task.validate(config, clients)
     model = task.build_model(seed)
-    recorder = make_recorder(config, model)
-    strategy = make_strategy(config, model, task, recorder)
+    spec = derive_spec(model, task.example_inputs())
+    recorder = make_recorder(config, spec)
+    strategy = make_strategy(config, spec, recorder)
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         net = load_model(task.build_model(0), arrays)
@@ -84,7 +84,7 @@ def run(grid: Grid, config: RunConfig) -> RunRecorder:
     return recorder
 
 
-def make_recorder(config: RunConfig, model: nn.Module) -> RunRecorder:
+def make_recorder(config: RunConfig, spec: PermutationSpec) -> RunRecorder:
     """The recorder of a run; ``output-dir`` must be absolute, since a run has no folder."""
     folder = str(config["output-dir"])
     if folder and not Path(folder).is_absolute():
@@ -98,12 +98,10 @@ def make_recorder(config: RunConfig, model: nn.Module) -> RunRecorder:
         "seed": config["seed"],
         "config": {key: config[key] for key in sorted(config) if key != "output-dir"},
     }
-    return RunRecorder(Path(folder) if folder else None, sequential_spec(model), about)
+    return RunRecorder(Path(folder) if folder else None, spec, about)
 
 
-def make_strategy(
-    config: RunConfig, model: nn.Module, task: Task, recorder: RunRecorder
-) -> SeededCohort:
+def make_strategy(config: RunConfig, spec: PermutationSpec, recorder: RunRecorder) -> SeededCohort:
     """The strategy that the run config names.
 
     Raises
@@ -131,7 +129,7 @@ def make_strategy(
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not {name!r}")
     retrain_epochs, retrain_lr = int(config["retrain-epochs"]), float(config["retrain-lr"])
     return FedMA(
-        model=model,
+        spec=spec,
         matcher=make_matcher(config),
         groups_per_stage=_groups_per_stage(config),
         initialisation=str(config["initialisation"]),

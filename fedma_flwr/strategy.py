@@ -38,7 +38,8 @@ from fedma_flwr.structure import (
     PermutationSpec,
     SpecError,
     StagePlan,
-    sequential_spec,
+    derive_spec,
+    prove_spec,
 )
 
 
@@ -52,10 +53,11 @@ class FedMA(SeededCohort):
 
     Parameters
     ----------
-    model : nn.Module, optional
-        The model; its spec is derived from it (`spec` and `model` exclude one another).
+    model, example_inputs : nn.Module and tuple, optional
+        The model, and inputs for which ``model(*example_inputs)`` works: the spec is derived from
+        them and proven.
     spec : PermutationSpec, optional
-        The model's spec, if it was made by hand.
+        A spec made by hand. It is proven if `model` and `example_inputs` are given too.
     matcher : Matcher, optional (default: BBPMAP(gamma=1.0))
         Finds the assignments of one group.
     groups_per_stage : int or "all" (default: 1)
@@ -85,7 +87,9 @@ class FedMA(SeededCohort):
     ValueError
         If an argument is out of range; the message names it.
     SpecError
-        If the spec does not fit the model.
+        If `spec` does not fit the model, or has no groups.
+    UnsupportedModelError
+        If no spec can be derived from the model.
     """
 
     needs_mod = True
@@ -94,6 +98,7 @@ class FedMA(SeededCohort):
         self,
         *,
         model: nn.Module | None = None,
+        example_inputs: tuple[Any, ...] | None = None,
         spec: PermutationSpec | None = None,
         matcher: Matcher | None = None,
         groups_per_stage: GroupsPerStage = 1,
@@ -111,7 +116,7 @@ class FedMA(SeededCohort):
             )
         if not 1.0 <= max_growth < float("inf"):
             raise ValueError(f"max_growth was {max_growth}; it must be 1 or more.")
-        spec = _spec_of(model, spec)
+        spec = _make_spec(model, example_inputs, spec)
         self.settings = RoundSettings(
             spec=spec,
             plan=StagePlan.build(spec, groups_per_stage),
@@ -266,12 +271,25 @@ class FedMA(SeededCohort):
         )
 
 
-def _spec_of(model: nn.Module | None, spec: PermutationSpec | None) -> PermutationSpec:
-    if (model is None) == (spec is None):
-        raise ValueError("FedMA needs either `model` or `spec`, and not both.")
-    if spec is None:
-        assert model is not None  # noqa: S101
-        spec = sequential_spec(model)
+def _make_spec(
+    model: nn.Module | None,
+    example_inputs: tuple[Any, ...] | None,
+    spec: PermutationSpec | None,
+) -> PermutationSpec:
+    """Derive the spec, or prove the one that was given; a spec alone is taken at its word."""
+    if model is None and spec is None:
+        raise ValueError("FedMA needs `model` and `example_inputs`, or `spec`.")
+    if (model is None) != (example_inputs is None):
+        raise ValueError(
+            "`model` and `example_inputs` go together: FedMA(model=Net(), example_inputs=(x,)), "
+            "where Net()(x) works."
+        )
+    if model is not None and example_inputs is not None:
+        if spec is None:
+            spec = derive_spec(model, example_inputs)
+        else:
+            spec = prove_spec(spec, model, example_inputs).spec
+    assert spec is not None  # noqa: S101  # for the type checker
     if not spec.groups:
         raise SpecError("The spec has no groups, so there is nothing to match: use FedAvg.")
     return spec

@@ -6,6 +6,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedma_flwr import class_counts, fedma_mod, load_model
+from fedma_flwr.structure import sequential_spec
 
 CLIENTS = 4
 
@@ -21,6 +22,9 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+
+SPEC = sequential_spec(Net())
 
 
 def initial_arrays():
