@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ import torch
 from benchmarks.measure import machine, measure, plant
 from benchmarks.row_loop import RowLoop
 from fedma_flwr.matching import BBPMAP
+from fedma_flwr.matching.assignment import Backend
 
 
 class Layer(NamedTuple):
@@ -49,10 +50,10 @@ LAYERS = {
 }
 
 
-def compare(layer: Layer) -> dict[str, Any]:
+def compare(layer: Layer, backend: Backend) -> dict[str, Any]:
     """Match one layer with both; the engine goes first, so that its peak memory is its own."""
     units = plant(layer.clients, layer.width, layer.size)
-    matching, costs = measure(BBPMAP.reference(gamma=layer.gamma), units)
+    matching, costs = measure(BBPMAP.reference(gamma=layer.gamma, backend=backend), units)
     start = time.process_time()
     objective, width = RowLoop(layer.gamma).match(units)
     baseline = time.process_time() - start
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("--chart", type=Path, help="draw how the time grows (svg or png)")
     parser.add_argument("--layers", nargs="+", choices=list(LAYERS), default=list(LAYERS))
     parser.add_argument("--threads", type=int, default=1, help="for the products (default: 1)")
+    parser.add_argument("--backend", choices=get_args(Backend), default="auto")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     measure(BBPMAP.reference(), plant(3, 8, 16))  # first calls of the libraries
@@ -137,7 +139,7 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in results["machine"].items()))
     print(COLUMNS, "|" + "---|" * (COLUMNS.count("|") - 1), sep="\n")
     for name in options.layers:
-        results["layers"][name] = compare(LAYERS[name])
+        results["layers"][name] = compare(LAYERS[name], options.backend)
         print(row(name, results["layers"][name]), flush=True)
     results["growth"] = growth()
     for axis, curve in results["growth"].items():

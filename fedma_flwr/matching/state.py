@@ -135,9 +135,11 @@ class GlobalUnits:
     def _move(self, client: int, moved: Integers, slots: Integers) -> None:
         self._time += 1
         self.visited[client] = self._time
+        if not len(moved):
+            return
         left = self.slots[client][moved] if len(self.slots[client]) else None
         # Blocks of rows stay in the cache.
-        for part in np.array_split(np.arange(len(moved)), -(-len(moved) // _ROWS) or 1):
+        for part in np.array_split(np.arange(len(moved)), -(-len(moved) // _ROWS)):
             rows = self._units[client][moved[part]] - self._centre
             if left is not None:
                 self.sums.index_add_(0, self._index(left[part]), rows, alpha=-1)
