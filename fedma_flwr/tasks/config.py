@@ -34,6 +34,14 @@ def number(run_config: RunConfig, key: str) -> float:
     return float(value)
 
 
+def flag(run_config: RunConfig, key: str) -> bool:
+    """Return a truth value; ValueError if it is missing or none."""
+    value = _value(run_config, key)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} must be true or false, not {value!r}")
+    return value
+
+
 def check_choice(run_config: RunConfig, key: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError unless the value is one of `choices`."""
     value = _value(run_config, key)
@@ -46,6 +54,7 @@ def check_partition(run_config: RunConfig) -> None:
     check_choice(run_config, "partition", PARTITIONS)
     _check_bound(run_config, "seed", integer, lambda seed: seed >= 0, "at least 0")
     _check_bound(run_config, "alpha", number, lambda alpha: alpha > 0, "greater than 0")
+    flag(run_config, "self-balancing")
 
 
 def check_training(run_config: RunConfig) -> None:

@@ -35,7 +35,13 @@ def check_size(num_examples: int, num_partitions: int) -> None:
 
 
 def split(
-    labels: NDArray[np.int64], kind: str, num_partitions: int, alpha: float, seed: int
+    labels: NDArray[np.int64],
+    kind: str,
+    num_partitions: int,
+    *,
+    alpha: float,
+    self_balancing: bool,
+    seed: int,
 ) -> list[NDArray[np.int64]]:
     """Split the examples among clients.
 
@@ -50,6 +56,10 @@ def split(
         Number of clients.
     alpha : float
         Concentration of the Dirichlet distribution; small values give each client few classes.
+    self_balancing : bool
+        Whether a client that holds its even share already gets nothing of further classes: the
+        "hetero-dir" partition of the FedMA and PFNM authors' code. Without it some clients hold
+        many times what others do.
     seed : int
         Equal seeds give equal partitions.
 
@@ -68,11 +78,11 @@ def split(
     if kind == "homogeneous":
         order = np.random.default_rng(seed).permutation(len(labels))
         return np.array_split(order, num_partitions)
-    return _dirichlet(labels, num_partitions, alpha, seed)
+    return _dirichlet(labels, num_partitions, alpha, self_balancing, seed)
 
 
 def _dirichlet(
-    labels: NDArray[np.int64], num_partitions: int, alpha: float, seed: int
+    labels: NDArray[np.int64], num_partitions: int, alpha: float, self_balancing: bool, seed: int
 ) -> list[NDArray[np.int64]]:
     # Imported here because it takes seconds; given labels and indices alone because the
     # partitioner would convert images.
@@ -84,7 +94,7 @@ def _dirichlet(
         partition_by="label",
         alpha=alpha,
         min_partition_size=MIN_PARTITION_SIZE,
-        self_balancing=False,
+        self_balancing=self_balancing,
         seed=seed,
     )
     partitioner.dataset = Dataset.from_dict({"label": labels, "index": np.arange(len(labels))})

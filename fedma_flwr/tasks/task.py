@@ -86,7 +86,8 @@ class Task:
         Parameters
         ----------
         run_config : Mapping
-            Flower's run config; read are `dataset`, `data-dir`, `partition`, `alpha`, `seed`.
+            Flower's run config; read are `dataset`, `data-dir`, `partition`, `alpha`,
+            `self-balancing`, `seed`.
         partition_id : int
             The client, 0 .. `num_partitions` - 1.
         num_partitions : int
@@ -116,6 +117,7 @@ class Task:
             kind=config.text(run_config, "partition"),
             num_partitions=num_partitions,
             alpha=config.number(run_config, "alpha"),
+            self_balancing=config.flag(run_config, "self-balancing"),
             seed=config.integer(run_config, "seed"),
         )
         inputs, labels = self._data(run_config).train.tensors
@@ -182,9 +184,12 @@ def _partitions(
     kind: str,
     num_partitions: int,
     alpha: float,
+    self_balancing: bool,
     seed: int,
 ) -> list[Tensor]:
     # Kept, because the first Dirichlet split of a process takes seconds (imports).
     labels = _load(task, dataset, data_dir).train.tensors[1].numpy()
-    parts = partition.split(labels, kind, num_partitions, alpha, seed)
+    parts = partition.split(
+        labels, kind, num_partitions, alpha=alpha, self_balancing=self_balancing, seed=seed
+    )
     return [torch.from_numpy(indices) for indices in parts]

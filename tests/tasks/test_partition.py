@@ -14,6 +14,7 @@ CONFIG = {
     "data-dir": "",
     "partition": "dirichlet",
     "alpha": 0.1,
+    "self-balancing": True,
     "seed": 0,
     "local-epochs": 20,
     "retrain-epochs": 5,
@@ -31,7 +32,7 @@ CONFIG = {
 
 @pytest.mark.parametrize("kind", ["dirichlet", "homogeneous"])
 def test_partitions_are_disjoint_and_complete(kind):
-    parts = split(LABELS, kind, num_partitions=5, alpha=0.5, seed=3)
+    parts = split(LABELS, kind, num_partitions=5, alpha=0.5, self_balancing=True, seed=3)
 
     assert len(parts) == 5
     assert sorted(np.concatenate(parts)) == list(range(400))
@@ -41,7 +42,8 @@ def test_partitions_are_disjoint_and_complete(kind):
 @pytest.mark.parametrize("kind", ["dirichlet", "homogeneous"])
 def test_partitions_depend_on_the_seed_alone(kind):
     first, again, other = (
-        split(LABELS, kind, num_partitions=4, alpha=0.5, seed=seed) for seed in (1, 1, 2)
+        split(LABELS, kind, num_partitions=4, alpha=0.5, self_balancing=True, seed=seed)
+        for seed in (1, 1, 2)
     )
 
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
@@ -49,7 +51,7 @@ def test_partitions_depend_on_the_seed_alone(kind):
 
 
 def test_homogeneous_partitions_are_even_and_mixed():
-    parts = split(LABELS, "homogeneous", num_partitions=3, alpha=1.0, seed=0)
+    parts = split(LABELS, "homogeneous", num_partitions=3, alpha=1.0, self_balancing=True, seed=0)
 
     assert [len(part) for part in parts] == [134, 133, 133]
     assert all(len(set(LABELS[part])) == 10 for part in parts)
@@ -57,7 +59,9 @@ def test_homogeneous_partitions_are_even_and_mixed():
 
 def test_small_alpha_gives_clients_few_classes():
     def share_of_largest_class(alpha):
-        parts = split(LABELS, "dirichlet", num_partitions=4, alpha=alpha, seed=0)
+        parts = split(
+            LABELS, "dirichlet", num_partitions=4, alpha=alpha, self_balancing=False, seed=0
+        )
         return np.mean([np.bincount(LABELS[part]).max() / len(part) for part in parts])
 
     assert share_of_largest_class(0.1) > 2 * share_of_largest_class(100.0)
@@ -81,7 +85,7 @@ def test_draws_that_starve_a_client_are_refused():
     labels = np.repeat(np.arange(2), 20)
 
     with pytest.raises(ValueError, match=r"alpha is 0.01 and num-partitions .* 4: no draw gave"):
-        split(labels, "dirichlet", num_partitions=4, alpha=0.01, seed=0)
+        split(labels, "dirichlet", num_partitions=4, alpha=0.01, self_balancing=False, seed=0)
 
 
 @pytest.mark.parametrize("num_partitions", [0, -1, 401])
