@@ -1,9 +1,13 @@
 """Federated Matched Averaging (FedMA) for Flower."""
 
-from fedma_flwr.baselines import FedAvg, FedProx
-from fedma_flwr.client import Stage, class_counts, load_model, proximal_term
-from fedma_flwr.mod import fedma_mod
-from fedma_flwr.strategy import FedMA
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedma_flwr.baselines import FedAvg, FedProx
+    from fedma_flwr.client import Stage, class_counts, load_model, proximal_term
+    from fedma_flwr.mod import fedma_mod
+    from fedma_flwr.strategy import FedMA
 
 __all__ = [
     "FedAvg",
@@ -15,3 +19,21 @@ __all__ = [
     "load_model",
     "proximal_term",
 ]
+
+_HOMES = {
+    "FedAvg": "baselines",
+    "FedMA": "strategy",
+    "FedProx": "baselines",
+    "Stage": "client",
+    "class_counts": "client",
+    "fedma_mod": "mod",
+    "load_model": "client",
+    "proximal_term": "client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On demand, so that `fedma_flwr.matching` can be used by itself, without loading Flower.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"fedma_flwr.{_HOMES[name]}"), name)

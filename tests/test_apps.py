@@ -1,0 +1,142 @@
+"""The shipped apps on an in-process grid: LeNet on real digits, in as few steps as possible."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+
+from fedma_flwr import load_model
+from fedma_flwr.client_app import app
+from fedma_flwr.server_app import MATCHERS, make_matcher, run
+from fedma_flwr.tasks import get_task
+from simulations.in_process_grid import InProcessGrid
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+DEFAULTS = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
+TINY = {
+    "partition": "homogeneous",
+    "num-server-rounds": 1,
+    "local-epochs": 1,
+    "retrain-epochs": 1,
+    "head-epochs-factor": 1.0,
+    "batch-size": 64,
+}
+CLIENTS = 20  # 200 digits each
+
+
+def start(output=None, clients=CLIENTS, **overrides):
+    config = {**DEFAULTS, **TINY, "fraction-train": 0.1}
+    config.update({key.replace("_", "-"): value for key, value in overrides.items()})
+    config["output-dir"] = str(output or "")
+    grid = InProcessGrid(app, clients, config)
+    return run(grid, config)
+
+
+def test_a_run_leaves_its_result_its_exchanges_and_its_model(tmp_path):
+    start(tmp_path, num_server_rounds=2, fraction_evaluate=0.1)
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert (result["strategy"], result["task"], result["seed"]) == ("fedma", "mnist", 0)
+    assert "output-dir" not in result["config"]
+    assert [entry["round"] for entry in result["rounds"]] == [1, 2]
+    first, last = result["rounds"]
+    assert 0.0 <= first["accuracy"] <= 1.0
+    assert (first["exchanges"], last["exchanges"]) == (4, 8)
+    assert last["client_epochs"] == 8
+    assert last["growth"] >= 1.0
+    assert set(last["widths"]) == {"conv1", "conv2", "fc1"}
+    lines = (tmp_path / "exchanges.jsonl").read_text(encoding="utf-8").splitlines()
+    exchanges = [json.loads(line) for line in lines]
+    assert sum(entry["bytes_down"] for entry in exchanges) == last["bytes_down"]
+    saved = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    task = get_task("mnist")
+    _, accuracy = task.evaluate(load_model(task.build_model(0), saved), task.load_test(DEFAULTS))
+    assert accuracy == last["accuracy"]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox"])
+def test_the_baselines_run_from_the_same_app(strategy):
+    (entry,) = start(strategy=strategy).result["rounds"]
+    assert entry["exchanges"] == 1
+    assert entry["client_epochs"] == 1
+    assert entry["growth"] == 1.0
+
+
+def test_equal_seeds_give_equal_rounds():
+    def rounds():
+        return [
+            {k: v for k, v in entry.items() if k != "seconds"}
+            for entry in start(seed=3, initialisation="own", groups_per_stage="all").result[
+                "rounds"
+            ]
+        ]
+
+    assert rounds() == rounds()
+
+
+def test_local_models_are_saved_once_and_then_started_from(tmp_path):
+    first = start(local_models=str(tmp_path), initialisation="own").result["rounds"][0]
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert len(files) == 2
+    assert files[0].startswith("client-")
+    again = start(local_models=str(tmp_path), initialisation="own").result["rounds"][0]
+    assert again["client_epochs"] == first["client_epochs"] - 1  # local training was left out
+    assert again["accuracy"] == first["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("strategy", "fedsgd"),
+        ("task", "imagenet"),
+        ("num-server-rounds", 0),
+        ("gamma", 0.0),
+        ("alpha", 0.0),
+        ("alpha", -1.0),
+        ("partition", "sorted"),
+        ("dataset", "nothing"),
+        ("matcher", "hungarian"),
+        ("groups-per-stage", "none"),
+        ("groups-per-stage", True),
+        ("initialisation", "zero"),
+        ("max-growth", 0.0),
+        ("output-dir", "outputs"),
+        ("local-epochs", 0),
+        ("proximal-mu", -1.0),
+    ],
+)
+def test_bad_values_are_refused_before_the_first_exchange(key, value):
+    asked = []
+    config = {**DEFAULTS, **TINY, "partition": "dirichlet", key: value}
+    if key == "proximal-mu":
+        config["strategy"] = "fedprox"
+    grid = InProcessGrid(app, 3, config, intercept=lambda message, _: asked.append(message))
+    with pytest.raises(ValueError, match=key.replace("-", "[-_]")):
+        run(grid, config)
+    assert asked == []
+
+
+def test_more_clients_than_the_data_can_feed_are_refused():
+    with pytest.raises(ValueError, match="num-partitions"):
+        start(clients=401)
+
+
+def test_a_supernode_without_its_share_of_the_data_is_told_how_to_start():
+    config = {**DEFAULTS, **TINY}
+    grid = InProcessGrid(app, 2, config)
+    for context in grid.contexts.values():
+        context.node_config.clear()
+    with pytest.raises(Exception, match=r"--node-config"):
+        run(grid, config)
+
+
+@pytest.mark.parametrize("name", MATCHERS)
+def test_every_matcher_can_be_made(name):
+    make_matcher({**DEFAULTS, "matcher": name})
+
+
+def test_the_readme_explains_every_config_key():
+    readme = (PYPROJECT.parent / "README.md").read_text(encoding="utf-8")
+    missing = [key for key in DEFAULTS if f"`{key}`" not in readme]
+    assert missing == []
