@@ -66,6 +66,7 @@ def build_spec(trace: Trace) -> PermutationSpec:
                 pin(axis)
             _pin_squares(axis)
     outputs = {name: _output_axis(trace, name) for name in trace.state}
+    _pin_unmade(trace, outputs)
     groups = _name_groups(trace, outputs)
     texts = {
         name: tuple(_named(axis, groups) for axis in axes) for name, axes in trace.state.items()
@@ -99,6 +100,21 @@ def _pin_squares(axis: Axis) -> None:
         for factor in term:
             if term.count(factor) > 1:
                 pin(((factor,),), "it is multiplied with itself")
+
+
+def _pin_unmade(trace: Trace, outputs: Mapping[str, int]) -> None:
+    """Pin groups whose units no parameter makes: they could not be told apart when matched."""
+    made = {
+        factor
+        for name, axes in trace.state.items()
+        if axes and name not in trace.buffers
+        for factor in leaves(axes[outputs[name]])
+    }
+    for axes in trace.state.values():
+        for axis in axes:
+            for factor in leaves(axis):
+                if factor not in made:
+                    pin(((factor,),), "no parameter makes its units" if _is_group(factor) else "")
 
 
 def _is_group(factor: Factor) -> bool:
@@ -143,9 +159,7 @@ def _name_groups(trace: Trace, outputs: Mapping[str, int]) -> dict[Factor, str]:
 def _new_name(tensor: str, taken: set[str]) -> str:
     """The module that makes the units, and where it makes several groups what tells them apart."""
     module, _, leaf = tensor.rpartition(".")
-    base = (
-        module if module and re.fullmatch(r"(in_proj_)?weight(_.*)?|bias(_.*)?", leaf) else tensor
-    )
+    base = module if module and re.fullmatch(r"(\w+_)?(weight|bias)(_\w+)?", leaf) else tensor
     base = re.sub(r"[^\w.\-]", "_", base)
     base = f"{base}." if base.isdigit() else base
     layer = re.fullmatch(r"(?:weight|bias)_(?:ih|hh)_(l\d+.*)", leaf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -56,7 +57,7 @@ def private_copy(model: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
 def _check_state(model: nn.Module) -> None:
     if next(model.parameters(), None) is None:
         raise UnsupportedModelError(f"{type(model).__name__} has no parameters: nothing to match.")
-    storages: dict[int, tuple[str, Tensor]] = {}
+    spans: dict[int, tuple[int, int, str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(
             tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer
@@ -66,11 +67,18 @@ def _check_state(model: nn.Module) -> None:
             )
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             raise unsupported(f"The state dict entry {name!r} is no dense tensor.")
-        if tensor.numel() == 0 or tensor.is_meta:
-            continue
-        twin = storages.setdefault(tensor.untyped_storage().data_ptr(), (name, tensor))
-        if twin[1] is not tensor:
-            raise unsupported(f"{twin[0]!r} and {name!r} are views of the same memory.")
+        if tensor.numel() and not tensor.is_meta:
+            spans.setdefault(id(tensor), (*_span(tensor), name))
+    ordered = sorted(spans.values())
+    for (_, end, one), (start, _, other) in itertools.pairwise(ordered):
+        if start < end:
+            raise unsupported(f"{one!r} and {other!r} are different views of the same memory.")
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """First and last address of a tensor's elements."""
+    reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
 
 
 def cpu_inputs(example_inputs: Sequence[Any]) -> tuple[Any, ...]:

@@ -63,13 +63,15 @@ def derive_spec(model: nn.Module, example_inputs: tuple[Any, ...]) -> Permutatio
         If an operator has no rule (the message names the operator, the module and the source
         line), if the model cannot be captured, or if the spec cannot be proven.
     """
-    spec = propose_spec(model, example_inputs)
     try:
+        spec = propose_spec(model, example_inputs)
         return prove_spec(spec, model, example_inputs, drop_unused=True).spec
+    except UnsupportedModelError:
+        raise
     except SpecError as error:
-        raise unsupported(
-            f"The spec derived from the model could not be proven: {error}"
-        ) from error
+        raise unsupported(f"The derived spec could not be proven: {error}") from error
+    except Exception as error:  # callers know nothing of graphs
+        raise unsupported(f"Derivation failed ({type(error).__name__}: {error}).") from error
 
 
 def propose_spec(model: nn.Module, example_inputs: tuple[Any, ...]) -> PermutationSpec:
@@ -82,7 +84,7 @@ def propose_spec(model: nn.Module, example_inputs: tuple[Any, ...]) -> Permutati
     state = twin.state_dict(keep_vars=True)
     names = {name: next(other for other in state if state[other] is state[name]) for name in state}
     trace = Trace(
-        state={name: tuple(free(n) for n in state[name].shape) for name in names.values()},
+        state={name: _new_axes(state[name]) for name in names.values()},
         names=names,
         buffers=frozenset(n for n, t in state.items() if not isinstance(t, nn.Parameter)),
     )
@@ -101,6 +103,12 @@ def propose_spec(model: nn.Module, example_inputs: tuple[Any, ...]) -> Permutati
             "their use in another way."
         )
     return build_spec(trace)
+
+
+def _new_axes(tensor: Tensor) -> Axes:
+    if tensor.is_floating_point() or tensor.is_complex():
+        return tuple(free(length) for length in tensor.shape)
+    return tuple(fixed(length, "meets a buffer of integers") for length in tensor.shape)
 
 
 @dataclass

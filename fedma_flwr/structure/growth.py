@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fedma_flwr.structure.axes import SpecError
 from fedma_flwr.structure.capture import first_line
 from fedma_flwr.structure.resize import resize
 from fedma_flwr.structure.subject import Subject, relative_change
@@ -75,7 +74,7 @@ class _Trial:
                 if tensor is not subject.tensors[name]:
                     own[name].copy_(tensor)
             change = relative_change(subject.run(wide), self.reference)
-        except SpecError as error:
+        except Exception as error:  # whatever goes wrong, the group keeps its width
             cause = error.__cause__ or error
             return f"the model does not run with more units ({first_line(cause)})"
         if not change < self.tolerance:

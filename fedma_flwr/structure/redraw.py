@@ -68,18 +68,26 @@ def _draw(subject: Subject, name: str, attempt: int, generator: torch.Generator)
         return torch.randn(own.shape, generator=generator, dtype=own.dtype)
 
     if attempt == 1:
-        spread: Tensor = noise() * 0.1 * (float(own.std()) if own.numel() > 1 else 0.1)
-        return own + spread
+        step: Tensor = noise() * 0.1 * (float(own.std()) if own.numel() > 1 else 0.1)
+        return own + step
     if name.endswith("running_var"):
-        return torch.rand(own.shape, generator=generator, dtype=own.dtype) + 0.5
-    if own.numel() == 1:
-        return own * (1 + 0.1 * noise())
+        return noise().abs().clamp(0.5, 1.5)
     if own.numel() == max(own.shape, default=1):
-        mean = float(own.mean())
-        spread = 0.25 * noise().clamp(-2, 2)
-        return spread + mean if abs(mean) > 0.5 else spread
-    drawn = noise() * (_GAINS[attempt] / math.sqrt(_fan_in(subject, name)))
+        return _draw_vector(own, noise())
+    scale = _GAINS[attempt] / math.sqrt(_fan_in(subject, name))
+    if attempt == 0 and (spread := float(own.std())) > 0:
+        return own * (scale / spread)  # random already, and large ones take long to draw
+    drawn = noise() * scale
     return drawn.abs() if attempt == 2 else drawn
+
+
+def _draw_vector(own: Tensor, noise: Tensor) -> Tensor:
+    """Biases around 0, scales around what they are, temperatures near what they are."""
+    if own.numel() == 1:
+        return own * (1 + 0.1 * noise)
+    mean = float(own.mean())
+    drawn = 0.25 * noise.clamp(-2, 2)
+    return drawn + mean if abs(mean) > 0.5 else drawn
 
 
 def _is_drawn(subject: Subject, name: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fedma_flwr.structure.axes import SpecError
 
@@ -96,6 +97,8 @@ def _replace(
 
 def _follow(module: nn.Module, shapes: _Shapes) -> None:
     """Update the attributes of a module that state its widths."""
+    if is_parametrized(module):
+        return  # its weight is computed; no forward pass reads the attributes
     for kinds, rule in _RULES:
         if isinstance(module, kinds):
             for attribute, value in rule(module, shapes).items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ Pair = tuple[str, str]  # group, tensor
 _THRESHOLD = 1e-7
 # Pairs that are tried one by one in each draw; the derivative looks at all parameters at once.
 _ONE_BY_ONE = 16
+# Units of a group that are rotated.
+_ROTATED = 16
 
 
 def all_pairs(subject: Subject) -> set[Pair]:
@@ -46,35 +48,60 @@ def sensitive_pairs(subject: Subject, pairs: set[Pair], generator: torch.Generat
     tried; the others count as sensitive if all that were tried are.
     """
     reference = subject.run()
-    shifts = {pair: _rotation(subject, pair[0], generator) for pair in sorted(pairs)}
-    by_derivative = _derivative(subject, shifts)
-    rest = [pair for pair in shifts if pair not in by_derivative]
+    swaps = {pair: _Swap.draw(subject, pair, generator) for pair in sorted(pairs)}
+    by_derivative = _derivative(subject, swaps)
+    rest = [pair for pair in swaps if pair not in by_derivative]
     order = torch.randperm(len(rest), generator=generator).tolist()
     tried = [rest[index] for index in order[:_ONE_BY_ONE]]
-    changed = {pair for pair in tried if _changes(subject, pair, shifts[pair], reference)}
+    changed = {pair for pair in tried if _changes(subject, pair, swaps[pair], reference)}
     if len(changed) == len(tried):
         changed.update(rest)
     return by_derivative | changed
 
 
-def _rotation(subject: Subject, group: str, generator: torch.Generator) -> Tensor:
-    """A permutation that moves every unit, unlike some random ones of few units."""
-    width = subject.spec.sizes[group]
-    return torch.arange(width).roll(int(torch.randint(1, max(width, 2), (1,), generator=generator)))
+@dataclass(frozen=True)
+class _Swap:
+    """Some units of a group rotated among themselves, in one tensor: cheap in large tensors."""
+
+    tensor: Tensor
+    moves: tuple[tuple[int, Tensor, Tensor], ...]  # axis, positions, what comes to stand there
+
+    @classmethod
+    def draw(cls, subject: Subject, pair: Pair, generator: torch.Generator) -> _Swap:
+        group, name = pair
+        sizes = subject.spec.sizes
+        units = torch.randperm(sizes[group], generator=generator)[:_ROTATED]
+        rolled = units.roll(1)
+        moves = tuple(
+            (dim, axis.positions({group: units}, sizes), axis.positions({group: rolled}, sizes))
+            for dim, axis in enumerate(subject.spec.axes[name])
+            if group in axis.groups
+        )
+        return cls(subject.tensors[name], moves)
+
+    def moved(self) -> Tensor:
+        """The tensor with its units rotated."""
+        tensor = self.tensor.clone()
+        for dim, places, sources in self.moves:
+            tensor.index_copy_(dim, places, tensor.index_select(dim, sources))
+        return tensor
+
+    def slope(self, gradient: Tensor) -> float:
+        """Derivative of the output towards the rotated tensor."""
+        if len(self.moves) > 1:
+            return float((gradient * (self.moved() - self.tensor)).sum())
+        (dim, places, sources), *_ = self.moves
+        old, new = (self.tensor.index_select(dim, index) for index in (places, sources))
+        return float((gradient.index_select(dim, places) * (new - old)).sum())
 
 
-def _moved(subject: Subject, pair: Pair, order: Tensor) -> Tensor:
-    group, name = pair
-    return subject.spec.select({name: subject.tensors[name]}, {group: order})[name]
+def _changes(subject: Subject, pair: Pair, swap: _Swap, reference: Outputs) -> bool:
+    return subject.change({pair[1]: swap.moved()}, reference) > _THRESHOLD
 
 
-def _changes(subject: Subject, pair: Pair, order: Tensor, reference: Outputs) -> bool:
-    return subject.change({pair[1]: _moved(subject, pair, order)}, reference) > _THRESHOLD
-
-
-def _derivative(subject: Subject, shifts: dict[Pair, Tensor]) -> set[Pair]:
+def _derivative(subject: Subject, swaps: dict[Pair, _Swap]) -> set[Pair]:
     """Pairs whose derivative towards the permuted tensor is not zero; one backward pass."""
-    names = {name for _, name in shifts} & subject.parameters
+    names = {name for _, name in swaps} & subject.parameters
     own = dict(subject.model.named_parameters())
     leaves = {name: own[name] for name in sorted(names) if own[name].is_floating_point()}
     if not leaves:
@@ -92,17 +119,11 @@ def _derivative(subject: Subject, shifts: dict[Pair, Tensor]) -> set[Pair]:
         for parameter in leaves.values():
             parameter.requires_grad_(False)
     slopes = dict(zip(leaves, gradients, strict=True))
-    return {pair for pair, order in shifts.items() if _slope(subject, pair, order, slopes)}
-
-
-def _slope(
-    subject: Subject, pair: Pair, order: Tensor, gradients: Mapping[str, Tensor | None]
-) -> bool:
-    gradient = gradients.get(pair[1])
-    if gradient is None:
-        return False
-    step = _moved(subject, pair, order) - subject.tensors[pair[1]]
-    return abs(float((gradient * step).sum())) > _THRESHOLD
+    return {
+        pair
+        for pair, swap in swaps.items()
+        if (gradient := slopes.get(pair[1])) is not None and abs(swap.slope(gradient)) > _THRESHOLD
+    }
 
 
 def _projection(outputs: Outputs) -> Tensor:

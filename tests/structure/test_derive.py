@@ -1,0 +1,208 @@
+"""`derive_spec`: the nine networks, names and order, what it leaves alone, and bad input."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fedma_flwr.structure import (
+    PermutationSpec,
+    SpecError,
+    StagePlan,
+    UnsupportedModelError,
+    derive_spec,
+    prove_spec,
+    resize,
+    sequential_spec,
+)
+from tests.structure.networks import NINE, VGG9, LeNet, Net, ResNet, mlp
+
+VECTOR = torch.zeros(4, 6)
+
+
+@pytest.mark.parametrize("name", NINE)
+def test_the_nine_networks(name):
+    build, x, groups = NINE[name]
+    model = build()
+    spec = derive_spec(model, (x,))
+    assert len(spec.groups) >= groups
+    assert prove_spec(spec, model, (x,), seed=1).invariance < 1e-9
+    assert PermutationSpec.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize("name", NINE)
+def test_every_spec_has_stages_in_which_all_settles(name):
+    build, x, _ = NINE[name]
+    spec = derive_spec(build(), (x,))
+    for groups_per_stage in (1, 3, "all"):
+        plan = StagePlan.build(spec, groups_per_stage)
+        assert sorted(n for stage in plan.stages for n in stage.settles) == sorted(spec.axes)
+        matched = set()
+        for stage in plan.stages:
+            matched |= set(stage.groups)
+            assert all(spec.tensor_groups(name) <= matched for name in stage.settles)
+
+
+@pytest.mark.parametrize("network", [LeNet, VGG9])
+def test_sequential_networks_agree_with_the_hand_builder(network):
+    x = torch.zeros(2, *((1, 28, 28) if network is LeNet else (3, 32, 32)))
+    derived, written = derive_spec(network(), (x,)), sequential_spec(network())
+    assert derived.axes == written.axes
+    assert derived.groups == written.groups
+    assert derived.head == written.head
+
+
+def test_groups_stand_in_forward_order_under_readable_names():
+    spec = derive_spec(ResNet(), (torch.zeros(2, 3, 8, 8),))
+    assert list(spec.groups) == [
+        "conv", "layers.0.conv1", "layers.1.conv1", "layers.1.conv2", "layers.2.conv1",
+    ]  # fmt: skip
+    assert spec.head == ("fc.weight", "fc.bias")
+    assert "bn.running_var" in spec.statistics
+    assert "bn.num_batches_tracked" not in spec.statistics
+
+
+def test_output_axes_are_those_that_make_units():
+    spec = derive_spec(NINE["transformer"][0](), (NINE["transformer"][1],))
+    assert spec.outputs == {"pos": 2, "emb.weight": 1}
+
+
+def test_the_model_and_the_random_generator_are_left_alone():
+    model = ResNet().train()
+    before = copy.deepcopy(model.state_dict())
+    state = torch.get_rng_state()
+    derive_spec(model, (torch.zeros(2, 3, 8, 8),))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_equal_calls_give_equal_specs():
+    x = torch.zeros(2, 3, 8, 8)
+    assert derive_spec(ResNet(), (x,)) == derive_spec(ResNet(), (x,))
+
+
+@settings(max_examples=5, deadline=None)
+@given(growth=st.tuples(st.integers(0, 3), st.integers(0, 3)), data=st.data())
+def test_a_grown_state_dict_loads_and_computes_the_same(growth, data):
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5),
+        nn.ReLU(), nn.Linear(5, 2),
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 1, 5, 5)
+    spec = sequential_spec(model)
+    widths = {g: n + more for (g, n), more in zip(spec.sizes.items(), growth, strict=True)}
+    places = {
+        group: torch.tensor(data.draw(st.permutations(range(width)))[: spec.sizes[group]])
+        for group, width in widths.items()
+    }
+    state = spec.expand(model.state_dict(), places, widths)
+    wide = resize(copy.deepcopy(model), state)
+    wide.load_state_dict(state)
+    torch.testing.assert_close(wide(x), model(x))
+    assert wide[1].num_features == widths["0."]
+
+
+def test_half_precision_is_proven_in_double():
+    assert set(derive_spec(mlp(lambda n, x: x.relu()).half(), (VECTOR.half(),)).groups) == {"a"}
+
+
+def test_frozen_and_tied_parameters():
+    model = mlp(lambda n, x: n.d(n.c(x).relu()), c=nn.Linear(8, 8), d=nn.Linear(8, 8))
+    model.d.weight = model.c.weight
+    model.a.requires_grad_(False)
+    spec = derive_spec(model, (VECTOR,))
+    assert spec.describe("c.weight") == spec.describe("d.weight") == "a, a"
+
+
+def test_a_module_used_twice():
+    model = mlp(lambda n, x: n.c(n.c(x).relu()), c=nn.Linear(8, 8))
+    assert derive_spec(model, (VECTOR,)).describe("c.weight") == "a, a"
+
+
+def test_several_outputs_and_inputs():
+    model = Net(
+        lambda n, x, y: {"one": n.b(h := n.a(x) + n.c(y)), "two": n.d(h)},
+        a=nn.Linear(6, 8), b=nn.Linear(8, 3), c=nn.Linear(5, 8), d=nn.Linear(8, 2),
+    )  # fmt: skip
+    spec = derive_spec(model, (VECTOR, torch.zeros(4, 5)))
+    assert spec.describe("c.weight") == "a, 5"
+    assert set(spec.head) == {"b.weight", "b.bias", "d.weight", "d.bias"}
+
+
+def test_a_batch_of_one_in_a_batch_norm():
+    model = mlp(lambda n, x: n.bn(x), bn=nn.BatchNorm1d(8))
+    assert derive_spec(model, (torch.zeros(1, 6),)).describe("bn.weight") == "a"
+
+
+class Orthogonal(nn.Module):
+    def forward(self, x):
+        return torch.linalg.qr(x)[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (mlp(lambda n, x: torch.linalg.pinv(x).T), (VECTOR,), r"operator .*pinv.*by hand"),
+        (mlp(lambda n, x: x if x.sum() > 0 else -x), (VECTOR,), "torch.export"),
+        (mlp(lambda n, x: x[x > 0].reshape(-1, 8)), (VECTOR,), "UnsupportedModelError|by hand"),
+        (mlp(lambda n, x: x.relu()), (torch.zeros(4, 5),), "torch.export"),
+        (mlp(lambda n, x: x.relu()), (VECTOR, VECTOR), "torch.export"),
+        (mlp(lambda n, x: x.relu()), (), "torch.export"),
+        (mlp(lambda n, x: x.relu()), VECTOR, "tuple"),
+        (mlp(lambda n, x: x.relu()), None, "tuple"),
+        (nn.ReLU(), (VECTOR,), "no parameters"),
+        (None, (VECTOR,), "nn.Module"),
+        (nn.LazyLinear(3), (VECTOR,), "no shape yet"),
+        (mlp(lambda n, x: x.relu(), unused=nn.Linear(2, 2)), (VECTOR,), "unused.weight"),
+    ],
+)
+def test_bad_input_is_a_clear_error(model, inputs, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        derive_spec(model, inputs)
+
+
+def packed(net, x):
+    lengths = torch.tensor([5, 3, 2])
+    sequence = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+    return net.b(net.rnn(sequence)[1][-1])
+
+
+def test_packed_sequences_are_refused_or_right():
+    model = Net(packed, rnn=nn.GRU(6, 8, batch_first=True), b=nn.Linear(8, 3))
+    with pytest.raises(UnsupportedModelError, match="by hand"):
+        derive_spec(model, (torch.zeros(3, 5, 6),))
+
+
+def test_views_of_the_same_memory_are_refused():
+    model = mlp(lambda n, x: n.c(x), c=nn.Linear(8, 8))
+    model.c.weight.data = model.a.weight.data.new_zeros(10, 8)[:8]
+    model.c.bias.data = model.c.weight.data[0]
+    with pytest.raises(UnsupportedModelError, match="same memory"):
+        derive_spec(model, (VECTOR,))
+
+
+def test_an_unknown_operator_is_named_with_module_line_and_way_out():
+    model = mlp(lambda n, x: n.middle(x), middle=Orthogonal(), into=4)
+    with pytest.raises(UnsupportedModelError) as caught:
+        derive_spec(model, (torch.zeros(4, 6),))
+    message = str(caught.value)
+    assert "qr" in message
+    assert "test_derive.py" in message
+    assert "torch.linalg.qr(x)[0]" in message
+    assert "middle (Orthogonal)" in message
+    assert "PermutationSpec(groups=" in message
+    assert "prove_spec" in message
+
+
+def test_a_model_on_the_meta_device_cannot_be_proven():
+    model = mlp(lambda n, x: x.relu()).to("meta")
+    with pytest.raises(UnsupportedModelError, match="meta device"):
+        derive_spec(model, (VECTOR.to("meta"),))
+    with pytest.raises(SpecError, match="meta device"):
+        prove_spec(PermutationSpec({}, {"w": "1"}), model, (VECTOR,))
