@@ -140,6 +140,9 @@ class LocalFlower:
         programs = Path(sys.executable).parent  # Flower finds its other programs on PATH
         self._environment = os.environ | ENVIRONMENT
         self._environment["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
+        # Flower's programs talk over loopback, where no proxy may stand in between.
+        direct = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+        self._environment["no_proxy"] = self._environment["NO_PROXY"] = f"{direct},127.0.0.1"
         self._environment["FLWR_HOME"] = self._environment["RAY_TMPDIR"] = str(self.home)
         command = ["flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"]
         command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -155,10 +158,11 @@ class LocalFlower:
         self._wait_until_healthy(f"http://127.0.0.1:{port}/health", self._superlink)
 
     def _wait_until_healthy(self, url: str, superlink: subprocess.Popen[bytes]) -> None:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         deadline = time.monotonic() + START_SECONDS
         while superlink.poll() is None and time.monotonic() < deadline:
             try:
-                with urllib.request.urlopen(url, timeout=5):
+                with opener.open(url, timeout=5):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(POLL_SECONDS / 2)
