@@ -230,11 +230,13 @@ class FedMA(SeededCohort):
         return protocol.to_arrays(self._model.tensors), metrics
 
     def _member(self, node: int) -> Member:
+        """A client of the cohort, with the widths of what it is going to be sent."""
         key, groups = self.client_key(node), self.settings.spec.groups
-        known = self.settings.initialisation == COMMON or bool(self._model.token)
-        widths = {name: group.size for name, group in groups.items()} if known else {}
-        own = self._model.assignments.get(key, {})
-        widths.update({group: len(units) for group, units in own.items()})
+        widths = {
+            name: len(self._model.selection(key, name, group.size))
+            for name, group in groups.items()
+            if self._model.token or self.settings.initialisation == COMMON
+        }
         return Member(node, key, self._tokens.get(node, ""), widths)
 
     def _conclude(self, exchange: Exchange, replies: list[Message]) -> dict[int, StageReply] | None:

@@ -150,6 +150,37 @@ def test_clients_of_different_widths_share_one_model():
     assert len(result.arrays["a.weight"].numpy()) >= 12
 
 
+def test_a_new_client_may_be_wider_than_the_global_model():
+    """All clients so far are narrow; one that joins later gets all units that there are."""
+
+    class Narrow(Net):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(2, 3), torch.nn.Linear(3, 8)
+
+    def train(message, context, client):
+        model = load_model(Narrow(), message)
+        fit(model, client)
+        return reply(message, model, client)
+
+    strategy = FedMA(spec=SPEC, initialisation="own", matcher=IdentityMatching())
+    grid = InProcessGrid(make_app(train), CLIENTS)
+    late = grid.contexts.popitem()
+    real = grid.get_node_ids
+
+    def nodes():
+        if len(stage_records(strategy)) == 3:
+            grid.contexts.update([late])
+        return real()
+
+    grid.get_node_ids = nodes
+    strategy.start(grid, initial_arrays(), num_rounds=2)
+    assert not any(record.dropped for record in strategy.history)
+    assert [record.answered for record in stage_records(strategy)] == [CLIENTS - 1] * 3 + [
+        CLIENTS
+    ] * 3
+
+
 def test_growth_stops_at_its_cap():
     strategy = FedMA(
         spec=SPEC, initialisation="own", matcher=BBPMAP.reference(gamma=1e9), max_growth=1.5
