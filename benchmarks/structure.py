@@ -2,7 +2,7 @@
 
 Run ``python -m benchmarks.structure [--json FILE] [--only NAME ...]``. The models are built with
 random weights. Models with more parameters than ``--largest`` are derived on the meta device and
-not proven; the table says so.
+not proven; the table says so. A FILE of an earlier run that was cut short is continued.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,6 +90,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
+def _earlier(path: str | None) -> list[dict[str, Any]]:
+    """Rows of an earlier run that was cut short."""
+    if path is None or not Path(path).exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(Path(path).read_text())
+    return rows
+
+
 def main() -> None:
     from torchvision import models
 
@@ -98,13 +107,14 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=350_000_000, help="parameters to prove")
     arguments = parser.parse_args()
     names = arguments.only or models.list_models(module=models)
-    rows = []
+    rows = _earlier(arguments.json)
     for name in names:
+        if name in [row["model"] for row in rows]:
+            continue
         rows.append(measure(name, arguments.largest))
         print(json.dumps(rows[-1]), flush=True)
         if arguments.json:
-            with open(arguments.json, "w") as file:
-                json.dump(rows, file, indent=1)
+            Path(arguments.json).write_text(json.dumps(rows, indent=1))
     print(table(rows))
     proven = sum(row["result"] == "proven" for row in rows)
     print(f"\n{proven} of {len(rows)} models derived and proven")

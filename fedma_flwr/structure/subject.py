@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fedma_flwr.structure.axes import SpecError
 from fedma_flwr.structure.capture import cpu_inputs, first_line, private_copy, quiet
 from fedma_flwr.structure.spec import PermutationSpec
+from fedma_flwr.structure.training import training_mode
 
 Outputs = list[Tensor]
 
@@ -44,6 +45,7 @@ class Subject:
         self.model = private_copy(model, example_inputs).double().eval().requires_grad_(False)
         self.example = tree_map(_as_double, cpu_inputs(example_inputs))
         self.inputs = self.example
+        self.training = False  # whether to run in training mode
         self.spec = spec
         # References: writing to them writes to the model.
         self.tensors: dict[str, Tensor] = {
@@ -76,9 +78,11 @@ class Subject:
             If the model does not run.
         """
         try:
-            with quiet(), _plain_attention():
+            module = model or self.model
+            mode = training_mode(module) if self.training else nullcontext()
+            with quiet(), _plain_attention(), mode:
                 torch.manual_seed(0)
-                outputs = (model or self.model)(*tree_map(_copy, self.inputs))
+                outputs = module(*tree_map(_copy, self.inputs))
         except Exception as error:
             raise SpecError(
                 f"The model does not run in float64 on these inputs ({type(error).__name__}: "

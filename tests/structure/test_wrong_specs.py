@@ -155,3 +155,18 @@ def test_what_softmax_ignores_is_reported_as_inert():
     spec = derive_spec(model, (torch.zeros(2, 5, 6),))
     proof = prove_spec(spec, model, (torch.zeros(2, 5, 6),))
     assert proof.inert == (("q", "k.bias"),)
+
+
+def test_a_training_only_branch_that_was_forgotten_is_refused_by_name():
+    def branches(net, x):
+        x = net.d(net.a(x).relu())
+        return (net.b(x), net.aux(x)) if net.training else net.b(x)
+
+    parts = {"a": nn.Linear(6, 8), "b": nn.Linear(8, 3), "aux": nn.Linear(8, 2)}
+    model = Net(branches, d=nn.Dropout(0.5), **parts)
+    axes = {"a.weight": "g, 6", "a.bias": "g", "b.weight": "3, g", "b.bias": "3"}
+    axes |= {"aux.weight": "2, 8", "aux.bias": "2"}
+    with pytest.raises(SpecError, match=r"'g'.*'aux\.weight'"):
+        prove_spec(PermutationSpec({"g": 8}, axes), model, (torch.zeros(4, 6),))
+    right = PermutationSpec({"g": 8}, {**axes, "aux.weight": "2, g"})
+    assert prove_spec(right, model, (torch.zeros(4, 6),)).inert == ()
