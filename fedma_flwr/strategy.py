@@ -42,6 +42,8 @@ from fedma_flwr.structure import (
     prove_spec,
 )
 
+DEFAULT_MATCHER = BBPMAP(gamma=1.0, local_variance=1.0, prior_variance=1.0)
+
 
 class FedMA(SeededCohort):
     """Federated Matched Averaging.
@@ -58,8 +60,9 @@ class FedMA(SeededCohort):
         them and proven.
     spec : PermutationSpec, optional
         A spec made by hand. It is proven if `model` and `example_inputs` are given too.
-    matcher : Matcher, optional (default: BBPMAP(gamma=1.0))
-        Finds the assignments of one group.
+    matcher : Matcher, optional (default: `DEFAULT_MATCHER`)
+        Finds the assignments of one group. The default is BBP-MAP with gamma 1 and variances 1;
+        ``BBPMAP()`` calibrates its variances from the data.
     groups_per_stage : int or "all" (default: 1)
         Groups matched in one stage. ``"all"``: one stage for all of them, then the head stage.
     initialisation : {"common", "own"} (default: "common")
@@ -120,7 +123,7 @@ class FedMA(SeededCohort):
         self.settings = RoundSettings(
             spec=spec,
             plan=StagePlan.build(spec, groups_per_stage),
-            matcher=matcher if matcher is not None else BBPMAP(gamma=1.0),
+            matcher=DEFAULT_MATCHER if matcher is None else matcher,
             initialisation=initialisation,
             max_growth=max_growth,
             weighted_units=weighted_units,
