@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedma_flwr.structure.axes import SpecError
 from fedma_flwr.structure.subject import Outputs, Subject
 
 Pair = tuple[str, str]  # group, tensor
@@ -115,6 +116,8 @@ def _derivative(subject: Subject, swaps: dict[Pair, _Swap]) -> set[Pair]:
                 return set()
             total = _projection(outputs)
             gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    except (SpecError, RuntimeError):
+        return set()  # what the model does in place has no derivative: pairs are tried one by one
     finally:
         for parameter in leaves.values():
             parameter.requires_grad_(False)

@@ -60,7 +60,10 @@ def training_mode(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         if isinstance(module, nn.RNNBase | nn.MultiheadAttention)
     ]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    # The run gets buffers of its own: writing the old values back would spoil its derivatives.
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    for module, own in buffers:
+        module._buffers.update({k: None if b is None else b.clone() for k, b in own.items()})
     model.train()
     for layer, _ in rates:
         layer.dropout = 0.0
@@ -72,5 +75,5 @@ def training_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for layer, rate in rates:
             layer.dropout = rate
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        for module, own in buffers:
+            module._buffers.update(own)

@@ -206,3 +206,17 @@ def test_a_model_on_the_meta_device_cannot_be_proven():
         derive_spec(model, (VECTOR.to("meta"),))
     with pytest.raises(SpecError, match="meta device"):
         prove_spec(PermutationSpec({}, {"w": "1"}), model, (VECTOR,))
+
+
+def test_groups_that_only_training_uses_are_proven_in_training():
+    def branches(net, x):
+        x = net.bn(net.a(x)).relu()
+        return (net.b(x), net.d(net.c(x).relu())) if net.training else net.b(x)
+
+    model = Net(
+        branches, a=nn.Linear(6, 8), bn=nn.BatchNorm1d(8), b=nn.Linear(8, 3),
+        c=nn.Linear(8, 5), d=nn.Linear(5, 3),
+    )  # fmt: skip
+    spec = derive_spec(model, (VECTOR,))
+    assert list(spec.groups) == ["a", "c"]
+    assert spec.describe("d.weight") == "3, c"
