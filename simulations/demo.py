@@ -89,7 +89,7 @@ def _run_all(arguments: argparse.Namespace, output: Path) -> list[dict[str, Any]
     configs = run_configs(arguments.strategies, arguments.seed, dict(arguments.set))
     totals = {name: config["num-server-rounds"] for name, config in configs.items()}
     runs = []
-    with LocalFlower() as flower, Display(totals, Console(stderr=True)) as display:
+    with Display(totals, Console(stderr=True)) as display, LocalFlower() as flower:
         for name, config in configs.items():
             folder = output / name
             folder.mkdir(exist_ok=True)
