@@ -62,8 +62,12 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _config(message: Message, context: Context) -> dict[str, Any]:
-    """The run config, overridden by what the strategy says for this stage."""
-    return {**context.run_config, **message.content.config_records["config"]}
+    """What the strategy says for this stage, and the run's momentum and batch size.
+
+    Not the whole run config: it has `proximal-mu` whatever the strategy is.
+    """
+    fixed = {key: context.run_config[key] for key in ("momentum", "batch-size")}
+    return {**fixed, **message.content.config_records["config"]}
 
 
 def _train(

@@ -63,6 +63,17 @@ def test_the_baselines_run_from_the_same_app(strategy):
     assert entry["growth"] == 1.0
 
 
+def test_only_fedprox_trains_with_the_proximal_term():
+    def loss(**options):
+        return start(**options).result["rounds"][0]["loss"]
+
+    plain = loss(strategy="fedavg", proximal_mu=0.0)
+    assert loss(strategy="fedavg", proximal_mu=5.0) == plain
+    assert loss(strategy="fedprox", proximal_mu=0.0) == plain
+    assert loss(strategy="fedprox", proximal_mu=5.0) != plain
+    assert loss(strategy="fedma", proximal_mu=0.0) == loss(strategy="fedma", proximal_mu=5.0)
+
+
 def test_equal_seeds_give_equal_rounds():
     def rounds():
         return [

@@ -86,6 +86,7 @@ def train(
                 optimizer.zero_grad()
                 (loss if penalty is None else loss + penalty()).backward()
                 optimizer.step()
+    model.to(memory_format=torch.contiguous_format)
     return total.item() / len(labels)
 
 
