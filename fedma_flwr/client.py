@@ -172,12 +172,12 @@ def proximal_term(model: nn.Module, mu: float, reference: Mapping[str, Tensor]) 
     Tensor
         Scalar, to be added to the loss.
     """
-    squares = [
-        (parameter - reference[name]).square().sum()
+    moved = [
+        (parameter - reference[name]).reshape(-1)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     ]
-    return 0.5 * mu * torch.stack(squares).sum()
+    return 0.5 * mu * torch.stack([difference.dot(difference) for difference in moved]).sum()
 
 
 def class_counts(labels: Tensor | Sequence[int], num_classes: int) -> list[int]:
