@@ -27,14 +27,14 @@ class RunRecorder:
     folder : Path or None
         Gets ``exchanges.jsonl`` (one JSON object an exchange, appended), ``result.json`` (the run
         so far, replaced after every round) and ``model.safetensors``. None: nothing is written.
-    spec : PermutationSpec
-        Of the model, for its widths.
+    spec : PermutationSpec or None
+        Of the model, for its widths; None for strategies that know no groups.
     about : mapping
         What ``result.json`` says about the run: strategy, task, seed, config.
     """
 
     def __init__(
-        self, folder: Path | None, spec: PermutationSpec, about: Mapping[str, Any]
+        self, folder: Path | None, spec: PermutationSpec | None, about: Mapping[str, Any]
     ) -> None:
         self.folder = folder
         self.spec = spec
@@ -85,7 +85,7 @@ class RunRecorder:
             "loss": loss,
             **history.totals(),
             "seconds": round(time.monotonic() - self._started, 3),
-            "widths": self.spec.widths(tensors),
+            "widths": {} if self.spec is None else self.spec.widths(tensors),
             "growth": parameters / self._initial_parameters,
         }
         self.result["rounds"].append(entry)

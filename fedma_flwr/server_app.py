@@ -56,7 +56,8 @@ def run(grid: Grid, config: RunConfig) -> RunRecorder:
     clients = max(len(list(grid.get_node_ids())), int(config["min-available-nodes"]))
     task.validate(config, clients)
     model = task.build_model(seed)
-    spec = derive_spec(model, task.example_inputs())
+    # Deriving takes seconds; the baselines have no use for it.
+    spec = derive_spec(model, task.example_inputs()) if config["strategy"] == "fedma" else None
     recorder = make_recorder(config, spec)
     strategy = make_strategy(config, spec, recorder)
 
@@ -84,7 +85,7 @@ def run(grid: Grid, config: RunConfig) -> RunRecorder:
     return recorder
 
 
-def make_recorder(config: RunConfig, spec: PermutationSpec) -> RunRecorder:
+def make_recorder(config: RunConfig, spec: PermutationSpec | None) -> RunRecorder:
     """The recorder of a run; ``output-dir`` must be absolute, since a run has no folder."""
     folder = str(config["output-dir"])
     if folder and not Path(folder).is_absolute():
@@ -101,7 +102,9 @@ def make_recorder(config: RunConfig, spec: PermutationSpec) -> RunRecorder:
     return RunRecorder(Path(folder) if folder else None, spec, about)
 
 
-def make_strategy(config: RunConfig, spec: PermutationSpec, recorder: RunRecorder) -> SeededCohort:
+def make_strategy(
+    config: RunConfig, spec: PermutationSpec | None, recorder: RunRecorder
+) -> SeededCohort:
     """The strategy that the run config names.
 
     Raises
