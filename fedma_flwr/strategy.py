@@ -282,8 +282,6 @@ def _make_spec(
     spec: PermutationSpec | None,
 ) -> PermutationSpec:
     """Derive the spec, or prove the one that was given; a spec alone is taken at its word."""
-    if model is None and spec is None:
-        raise ValueError("FedMA needs `model` and `example_inputs`, or `spec`.")
     if (model is None) != (example_inputs is None):
         raise ValueError(
             "`model` and `example_inputs` go together: FedMA(model=Net(), example_inputs=(x,)), "
@@ -294,7 +292,8 @@ def _make_spec(
             spec = derive_spec(model, example_inputs)
         else:
             spec = prove_spec(spec, model, example_inputs).spec
-    assert spec is not None  # noqa: S101  # for the type checker
+    if spec is None:
+        raise ValueError("FedMA needs `model` and `example_inputs`, or `spec`.")
     if not spec.groups:
         raise SpecError("The spec has no groups, so there is nothing to match: use FedAvg.")
     return spec
