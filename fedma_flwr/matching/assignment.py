@@ -7,16 +7,15 @@ from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
+import torch
 from scipy.optimize import linear_sum_assignment
 
+from .certificate import NEW
 from .result import Floats, Integers
 
 Backend = Literal["auto", "scipy", "lapx", "lapsolver"]
 
 _PRICE_TRIALS = 3
-
-NEW = -1
-"""The column that :func:`assign` gives to a row that opens a new unit."""
 
 
 def assign(
@@ -81,7 +80,8 @@ def _assign_at(extra: Floats, price: float, backend: Backend) -> Integers:
     # One outside column a row would be exact; columns of zeros are as good, and where there are
     # fewer units than rows only the difference is needed.
     cost = np.zeros((rows, max(rows, width)))
-    np.minimum(extra - price, 0.0, out=cost[:, :width])
+    joined = np.subtract(extra, price, out=cost[:, :width])
+    torch.from_numpy(joined).clamp_(max=0.0)  # numpy's minimum takes as long as the solver
     columns = solve(cost, backend)
     return np.where(cost[np.arange(rows), columns] < 0, columns, NEW)
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from .products import Products
+from .products import Products, WithUnits
 from .result import Floats, Integers
 from .state import GlobalUnits
 
@@ -27,6 +27,7 @@ class Gains(NamedTuple):
 
     existing: Floats  # (n, L)
     new: Floats  # (n,)
+    error: float = 0.0  # no gain in an existing unit is farther from its value in float64
 
 
 class Gain(Protocol):
@@ -36,12 +37,16 @@ class Gain(Protocol):
         """Return a client's gains while it is taken out of ``state``."""
         ...
 
+    def exactly(self, state: GlobalUnits, client: int, rows: Integers) -> Floats:
+        """Return some rows' gains in the existing units without error, shape (rows, L)."""
+        ...
+
 
 class ScalarGain:
     """The gain with one local and one prior variance for all dimensions.
 
-    One matrix product an update gives it, and that product is kept for the client's next visit
-    where it is no larger than the client's rows.
+    One matrix product an update gives it, in float32 with a bound on its error unless it has to
+    be exact, and that product is kept for the client's next visit.
 
     Parameters
     ----------
@@ -62,24 +67,40 @@ class ScalarGain:
     def __call__(self, state: GlobalUnits, client: int) -> Gains:
         """Return a client's gains while it is taken out of ``state``."""
         if client not in self._products:
-            keep = len(state.popularity) <= len(self._mean)
-            self._products[client] = Products(state, client, self._mean, keep)
+            self._products[client] = Products(state, client, self._mean)
         products = self._products[client]
-        cross, square, prior = products.at(state.numbering)
+        cross = products.at(state.numbering)
+        rows = np.arange(len(products.square))
+        existing, factor = self._existing(state, products, cross, rows)
+        s, s0 = self._s, self._s0
+        distance = products.square - 2 * products.prior + float(self._mean @ self._mean)
+        new = self._logs(np.zeros(1)) - s * s0 / (s + s0) * distance
+        return Gains(existing, new, float((factor * cross.error).max(initial=0.0)))
+
+    def exactly(self, state: GlobalUnits, client: int, rows: Integers) -> Floats:
+        """Return some rows' gains in the existing units without error, shape (rows, L)."""
+        products = self._products[client]
+        cross = products.exactly(state.numbering, rows)
+        return self._existing(state, products, cross, rows)[0]
+
+    def _existing(
+        self, state: GlobalUnits, products: Products, cross: WithUnits, rows: Integers
+    ) -> tuple[Floats, Floats]:
+        """Return the gains and what every column of the products is multiplied by in them."""
         popularity = state.popularity[state.numbering]
         s, s0, mean2 = self._s, self._s0, float(self._mean @ self._mean)
         S = s0 + popularity * s  # (L,)
         weight = s * S / (s + S)
-        m2 = (s0**2 * mean2 + 2 * s0 * s * prior + s**2 * square) / S**2
-        of_row = np.stack([products.square, products.prior, np.ones_like(products.square)], 1)
+        m2 = (s0**2 * mean2 + 2 * s0 * s * cross.prior + s**2 * cross.square) / S**2
+        of_row = np.stack([products.square[rows], products.prior[rows], np.ones(len(rows))], 1)
         of_unit = [-weight, 2 * weight * s0 / S, self._logs(popularity) - weight * m2]
+        factor = 2 * weight * s / S
+        existing = cross.cross * factor
         # Torch adds the three rank-one terms in place, in its own threads.
-        existing = np.multiply(cross, 2 * weight * s / S, out=cross)
         torch.from_numpy(existing).addmm_(
             torch.from_numpy(of_row), torch.from_numpy(np.stack(of_unit))
         )
-        distance = products.square - 2 * products.prior + mean2
-        return Gains(existing, self._logs(np.zeros(1)) - s * s0 / (s + s0) * distance)
+        return existing, factor
 
     def _logs(self, popularity: Integers | Floats) -> Floats:
         if not self._log_determinant:
@@ -108,7 +129,7 @@ class VectorGain:
         device = state.sums.device
         s, s0, mean = (torch.from_numpy(v).to(device) for v in (self._s, self._s0, self._mean))
         rows = state.rows(client)
-        others = state.sums_of_others(client, rows, state.numbering)
+        others = state.sums_of_others(client, state.numbering)
         popularity = state.popularity[state.numbering]
         counts, inverse = np.unique(popularity, return_inverse=True)
         S = s0 + torch.from_numpy(popularity).to(device)[:, None] * s  # (L, D)
@@ -122,6 +143,10 @@ class VectorGain:
             existing.cpu().numpy() - quadratic[:, inverse] + self._logs(popularity),
             self._logs(np.zeros(1)) - distance.cpu().numpy(),
         )
+
+    def exactly(self, state: GlobalUnits, client: int, rows: Integers) -> Floats:
+        """Return some rows' gains in the existing units, which have no error as it is."""
+        return self(state, client).existing[rows]
 
     def _logs(self, popularity: Integers | Floats) -> Floats:
         if not self._log_determinant:

@@ -9,10 +9,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .assignment import NEW, Backend, assign
-from .gain import Gain, ScalarGain, VectorGain
-from .result import Floats, Integers, mean_row
-from .state import GlobalUnits
+from .assignment import Backend, assign
+from .certificate import NEW, in_doubt
+from .gain import Gain, Gains, ScalarGain, VectorGain
+from .result import Floats, Integers
+from .state import GlobalUnits, centre_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class Search:
         self, units: Sequence[Floats], model: Model, rules: Rules, fit: bool = False
     ) -> None:
         self._widths = [len(array) for array in units]
-        self._centre = mean_row(units)
+        self._centre = centre_of(units)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.state = GlobalUnits(units, self._centre, device)
         self._rules, self._fit = rules, fit
@@ -130,15 +131,49 @@ class Search:
 
     def _visit(self, client: int) -> bool:
         """Take a client's units out and assign them anew; return whether anything changed."""
-        state, clients = self.state, len(self._widths)
+        state = self.state
         state.take_out(client)
-        existing, new = self._gain(state, client)
-        existing += self._rules.popularity_gain(state.popularity[state.numbering], clients)
-        slots = self._rules.slots(len(new), state.width)
-        prices = self._rules.prices(slots, clients)
-        columns = assign(existing, new, prices, self._rules.backend, self._opened)
+        columns = self._choose(client)
         self._opened = int((columns == NEW).sum()) if state.width else 0
         return state.put_back(client, columns)
+
+    def _choose(self, client: int) -> Integers:
+        """Return the best columns of a client that is taken out.
+
+        The ones that it has are kept if that is certified. Gains with an error are enough where
+        whatever it hides changes nothing; rows in doubt are computed again without it.
+        """
+        gains = self._gain(self.state, client)
+        prices = self._price(gains)
+        slack = np.full(len(gains.new), 2 * gains.error)
+        kept = self.state.columns(client)
+        if kept is not None and not len(in_doubt(*gains[:2], prices, kept, slack)):
+            return kept
+        while True:
+            columns = assign(*gains[:2], prices, self._rules.backend, self._opened)
+            doubt = in_doubt(*gains[:2], prices, columns, slack) if slack.any() else np.empty(0)
+            if not len(doubt):
+                return columns
+            self._refine(client, gains, slack, doubt)
+
+    def _refine(self, client: int, gains: Gains, slack: Floats, doubt: Integers) -> None:
+        """Compute doubtful gains without error, or all, where doubt does not end."""
+        rows = doubt[slack[doubt] > 0]
+        if not len(rows):
+            rows = np.flatnonzero(slack)
+        gains.existing[rows] = self._gain.exactly(self.state, client, rows)
+        gains.existing[rows] += self._popularity_gain()
+        slack[rows] = 0.0
+
+    def _price(self, gains: Gains) -> Floats:
+        """Add popularity's part to the gains; return the prices of new units."""
+        gains.existing[:] += self._popularity_gain()
+        slots = self._rules.slots(len(gains.new), self.state.width)
+        return self._rules.prices(slots, len(self._widths))
+
+    def _popularity_gain(self) -> Floats:
+        popularity = self.state.popularity[self.state.numbering]
+        return self._rules.popularity_gain(popularity, len(self._widths))
 
     def _replay(self, orders: Integers) -> None:
         """Number the units as further sweeps would, which change nothing else."""

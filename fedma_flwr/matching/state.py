@@ -7,13 +7,27 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .assignment import NEW
-from .result import Floats, Integers
+from .certificate import NEW
+from .result import Floats, Integers, mean_row
 
 # Sizes of the pieces in which float32 units become float64: they stay in a core's cache, and no
 # second copy of the units is ever held.
 _BLOCK = 512
 _ROWS = 64
+
+
+def centre_of(units: Sequence[Floats]) -> Floats:
+    """Return what to subtract from all rows, float64, shape (D,).
+
+    The gains are differences of squares, which lose digits when all rows share a large offset:
+    then it is their mean. An offset smaller than the rows' spread does no harm, and rows that
+    stay as they are need not be copied: then it is 0.
+    """
+    mean = mean_row(units)
+    rows = sum(len(array) for array in units)
+    square = sum(float(np.vdot(array, array)) for array in units) / rows
+    offset = float(mean @ mean)
+    return mean if 2 * offset > square else np.zeros_like(mean)
 
 
 class GlobalUnits:
@@ -28,14 +42,14 @@ class GlobalUnits:
     ----------
     units : sequence of J float arrays, shapes (L_j, D)
     centre : float64 array, shape (D,)
-        Subtracted from every row: the gains are differences of squares, which lose digits
-        when all rows share a large offset.
+        Subtracted from every row, see :func:`centre_of`.
     device : torch.device
     """
 
     def __init__(self, units: Sequence[Floats], centre: Floats, device: torch.device) -> None:
         self._units = [torch.from_numpy(array).to(device) for array in units]
         self._centre = torch.from_numpy(centre).to(device)
+        self._is_centred = not centre.any()
         capacity = max(len(array) for array in units)
         self.sums = torch.zeros(capacity, len(centre), dtype=torch.float64, device=device)
         self.popularity = np.zeros(capacity, dtype=np.int64)
@@ -54,10 +68,27 @@ class GlobalUnits:
         """The number of global units, L."""
         return len(self.numbering)
 
-    def rows(self, client: int, block: slice = slice(None)) -> torch.Tensor:
-        """Return the block's columns of a client's centred units, float64, shape (L_j, d)."""
-        # float32 - float64 is computed in float64.
-        return self._units[client][:, block] - self._centre[block]
+    def rows(
+        self, client: int, block: slice = slice(None), chosen: Integers | None = None
+    ) -> torch.Tensor:
+        """Return the block's columns of a client's centred units, float64, shape (L_j, d).
+
+        ``chosen`` picks some of the rows.
+        """
+        rows = self._units[client][:, block]
+        if chosen is not None and len(chosen) < len(rows):
+            rows = rows[self._index(chosen)]
+        return self._centred(rows, block)
+
+    def single_rows(self, client: int, block: slice) -> torch.Tensor:
+        """Return the same in float32; where nothing has to be done, without a copy."""
+        rows = self._units[client][:, block]
+        if self._is_centred and rows.dtype == torch.float32:
+            return rows
+        return self._centred(rows, block).float()
+
+    def _centred(self, rows: torch.Tensor, block: slice = slice(None)) -> torch.Tensor:
+        return rows.double() if self._is_centred else rows - self._centre[block]
 
     def take_out(self, client: int) -> None:
         """Take a client's units out; units without members vanish and numbers close up.
@@ -67,26 +98,33 @@ class GlobalUnits:
         self.popularity[self.slots[client]] -= 1
         self.numbering = self.numbering[self.popularity[self.numbering] > 0]
 
+    def columns(self, client: int) -> Integers | None:
+        """Return where a client that is taken out was: numbers, NEW for units it held alone.
+
+        None before its first visit.
+        """
+        slots = self.slots[client]
+        return self._numbers()[slots] if len(slots) else None
+
     def sums_of_others(
-        self, client: int, rows: torch.Tensor, slots: Integers, block: slice = slice(None)
+        self, client: int, slots: Integers, block: slice = slice(None)
     ) -> torch.Tensor:
-        """Return the slots' sums over all other clients, shape (slots, d).
+        """Return the slots' sums over all other clients, float64, shape (slots, d).
 
         Parameters
         ----------
         client : int
-        rows : float64 tensor, shape (L_j, d)
-            The client's rows, ``rows(client, block)``.
         slots : int array
         block : slice of D (default: all)
         """
-        sums = self.sums[:, block][self._index(slots)]
+        sums = torch.index_select(self.sums[:, block], 0, self._index(slots))
         if len(self.slots[client]):
             position = np.full(len(self.popularity), -1)
             position[slots] = np.arange(len(slots))
             targets = position[self.slots[client]]
             held = np.flatnonzero(targets >= 0)
-            sums.index_add_(0, self._index(targets[held]), rows[held], alpha=-1)
+            own = self.rows(client, block, held)
+            sums.index_add_(0, self._index(targets[held]), own, alpha=-1)
         return sums
 
     def put_back(self, client: int, columns: Integers) -> bool:
@@ -140,7 +178,7 @@ class GlobalUnits:
         left = self.slots[client][moved] if len(self.slots[client]) else None
         # Blocks of rows stay in the cache.
         for part in np.array_split(np.arange(len(moved)), -(-len(moved) // _ROWS)):
-            rows = self._units[client][moved[part]] - self._centre
+            rows = self.rows(client, chosen=moved[part])
             if left is not None:
                 self.sums.index_add_(0, self._index(left[part]), rows, alpha=-1)
             self.sums.index_add_(0, self._index(slots[moved[part]]), rows)
@@ -160,9 +198,14 @@ class GlobalUnits:
 
     def assignments(self) -> tuple[Integers, ...]:
         """Return local unit -> number of its global unit, for every client."""
-        number = np.full(len(self.popularity), -1, dtype=np.int64)
-        number[self.numbering] = np.arange(self.width)
+        number = self._numbers()
         return tuple(number[slots] for slots in self.slots)
+
+    def _numbers(self) -> Integers:
+        """Return slot -> number of its unit, NEW where it has none."""
+        number = np.full(len(self.popularity), NEW, dtype=np.int64)
+        number[self.numbering] = np.arange(self.width)
+        return number
 
     def renumber(self, client: int) -> None:
         """Number the units as if the client had been visited and its grouping had stayed.

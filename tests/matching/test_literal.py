@@ -172,13 +172,13 @@ def test_every_update_is_optimal_and_no_unit_is_dropped(units, matcher, fixed_wi
         matcher = dataclasses.replace(matcher, max_width=max(map(len, units)))
     choices = []
     with pytest.MonkeyPatch.context() as patch:
-        assign = search.assign
+        choose = search.Search._choose
 
         def recording(*args):
-            choices.append(assign(*args))
+            choices.append(choose(*args).copy())
             return choices[-1]
 
-        patch.setattr(search, "assign", recording)
+        patch.setattr(search.Search, "_choose", recording)
         matching = matcher.match(units, seed=3)
     played = iter(choices)
 

@@ -1,0 +1,164 @@
+"""Is an assignment the best one? Prices that support it say so, without solving anything.
+
+Let every existing unit have a price, 0 where no row has it, and new units another. If every row
+has what is best for it at these prices, no other assignment has a larger total gain: linear
+programming duality, or a competitive equilibrium (Shapley and Shubik, "The assignment game I",
+International Journal of Game Theory, 1971). The least such prices are found by raising them
+where a row would rather have another's unit; they exist if and only if the assignment is
+optimal.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .result import Floats, Integers
+
+NEW = -1
+"""The column of a row that opens a new unit."""
+
+# A path of so many rows, each wanting the next one's unit, is not followed further: doubt is
+# always a safe answer.
+_MAX_RAISES = 24
+_ROWS = 64  # pieces of the gains that stay in a core's cache
+
+
+def in_doubt(
+    existing: Floats,
+    new: Floats,
+    prices: Floats,
+    columns: Integers,
+    slack: Floats | float = 0.0,
+) -> Integers:
+    """Return the rows that keep ``columns`` from being certified as the best assignment.
+
+    Parameters
+    ----------
+    existing, new, prices
+        As for :func:`~fedma_flwr.matching.assignment.assign`.
+    columns : int array, shape (n,)
+        An existing unit's index, or :data:`NEW`; no two rows share an existing unit.
+    slack : float or float array, shape (n,) (default: 0)
+        Certify for all gains at once of which those of row l differ by at most half of its slack
+        from the given ones.
+
+    Returns
+    -------
+    int array
+        Rows that outbid one another for ever, or the last of which wants a unit that nobody
+        has: an assignment as good as this one, or better, would shift them round. None if
+        ``columns`` is optimal.
+
+    Examples
+    --------
+    >>> gains = np.array([[5.0, 4.0], [4.0, 0.0]])
+    >>> in_doubt(gains, np.zeros(2), np.array([9.0, 9.0]), np.array([1, 0])).tolist()
+    []
+    >>> in_doubt(gains, np.zeros(2), np.array([9.0, 9.0]), np.array([0, 1])).tolist()
+    [1]
+    """
+    opened = columns == NEW
+    count = int(opened.sum())
+    if count > len(prices):
+        return np.flatnonzero(opened)
+    # A unit more would cost the ceiling, one less would save the floor.
+    floor = prices[count - 1] if count else -np.inf
+    ceiling = prices[count] if count < len(prices) else np.inf
+    market = _Market(existing, new, columns, opened, float(floor), slack)
+    return market.settle(float(ceiling))
+
+
+class _Market:
+    """Prices of existing and new units while they are raised."""
+
+    def __init__(
+        self,
+        existing: Floats,
+        new: Floats,
+        columns: Integers,
+        opened: Integers,
+        floor: float,
+        slack: Floats | float,
+    ) -> None:
+        rows, width = existing.shape
+        self._existing, self._new, self._opened = existing, new, opened
+        self._holders = np.flatnonzero(~opened)
+        self._held = columns[self._holders]
+        self._own = np.full(rows, -1)
+        self._own[self._holders] = self._held
+        # What a row has, before its price: the least it can be.
+        self._value = np.where(opened, new, 0.0) - slack
+        self._value[self._holders] += existing[self._holders, self._held]
+        self._free = np.ones(width, dtype=bool)
+        self._free[self._held] = False
+        self._price, self._new_price = np.zeros(width), floor
+        # Who last outbid a row; itself: nobody.
+        self._outbid_by = np.arange(rows)
+
+    def settle(self, ceiling: float) -> Integers:
+        """Raise prices until nobody wants another's unit; return who still does, if any."""
+        envious = np.arange(len(self._new))
+        for _ in range(_MAX_RAISES):
+            satisfied = self._satisfaction()
+            offer, bidder = self._offers(envious, satisfied)
+            new_offer, new_bidder = self._new_offer(envious, satisfied)
+            raised = offer > self._price
+            unmet = [*bidder[raised & self._free], *([new_bidder] if new_offer > ceiling else [])]
+            if unmet:
+                return self._chain(np.array(unmet))
+            self._price = offer
+            changed = np.zeros(len(self._new), dtype=bool)
+            changed[self._holders] = raised[self._held]
+            self._outbid_by[changed] = bidder[self._own[changed]]
+            if new_offer > self._new_price:
+                self._new_price = new_offer
+                self._outbid_by[self._opened] = new_bidder
+                changed |= self._opened
+            envious = np.flatnonzero(changed)
+            if not len(envious):
+                return envious
+        cycle = self._cycle()
+        return cycle if len(cycle) else envious
+
+    def _satisfaction(self) -> Floats:
+        paid = np.where(self._opened, self._new_price, 0.0)
+        paid[self._holders] = self._price[self._held]
+        return self._value - paid
+
+    def _offers(self, rows: Integers, satisfied: Floats) -> tuple[Floats, Integers]:
+        """Return the most that some rows would pay for every unit, its price at least, and who."""
+        offer, bidder = self._price.copy(), np.full(len(self._price), -1)
+        for start in range(0, len(rows), _ROWS):
+            part = rows[start : start + _ROWS]
+            bids = self._existing[part] - satisfied[part, None]
+            holding = np.flatnonzero(self._own[part] >= 0)
+            bids[holding, self._own[part[holding]]] = -np.inf
+            best = bids.max(0)
+            higher = np.flatnonzero(best > offer)
+            bidder[higher] = part[bids[:, higher].argmax(0)]
+            offer[higher] = best[higher]
+        return offer, bidder
+
+    def _new_offer(self, rows: Integers, satisfied: Floats) -> tuple[float, int]:
+        holders = rows[~self._opened[rows]]
+        if not len(holders):
+            return -np.inf, -1
+        bids = self._new[holders] - satisfied[holders]
+        best = int(bids.argmax())
+        return float(bids[best]), int(holders[best])
+
+    def _chain(self, rows: Integers) -> Integers:
+        """Return some rows and who outbid them, who outbid those, and so on."""
+        found = np.zeros(len(self._new), dtype=bool)
+        while not found[rows].all():
+            found[rows] = True
+            rows = self._outbid_by[rows]
+        return np.flatnonzero(found)
+
+    def _cycle(self) -> Integers:
+        """Return the rows that outbid one another in a circle."""
+        ahead = self._outbid_by
+        for _ in range(int(_MAX_RAISES).bit_length()):
+            ahead = ahead[ahead]  # at last 2^k steps back: past every tail
+        rows = np.unique(ahead)
+        return rows[self._outbid_by[rows] != rows]
