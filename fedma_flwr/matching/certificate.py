@@ -94,31 +94,34 @@ class _Market:
         self._price, self._new_price = np.zeros(width), floor
         # Who last outbid a row; itself: nobody.
         self._outbid_by = np.arange(rows)
+        # The best that a row could have instead, when it was last asked: as prices only rise, it
+        # need not be asked again while what it has is better.
+        self._instead = np.full(rows, np.inf)
 
     def settle(self, ceiling: float) -> Integers:
         """Raise prices until nobody wants another's unit; return who still does, if any."""
-        envious = np.arange(len(self._new))
         for _ in range(_MAX_RAISES):
             satisfied = self._satisfaction()
-            offer, bidder = self._offers(envious, satisfied)
-            new_offer, new_bidder = self._new_offer(envious, satisfied)
+            asked = np.flatnonzero(satisfied < self._instead)
+            self._instead[asked] = -np.inf
+            new_offer, new_bidder = self._new_offer(asked, satisfied)
+            offer, bidder = self._offers(asked, satisfied)
             raised = offer > self._price
             unmet = [*bidder[raised & self._free], *([new_bidder] if new_offer > ceiling else [])]
             if unmet:
                 return self._chain(np.array(unmet))
+            if not raised.any() and new_offer <= self._new_price:
+                return np.empty(0, dtype=np.int64)
             self._price = offer
-            changed = np.zeros(len(self._new), dtype=bool)
-            changed[self._holders] = raised[self._held]
-            self._outbid_by[changed] = bidder[self._own[changed]]
+            outbid = self._holders[raised[self._held]]
+            self._outbid_by[outbid] = bidder[self._own[outbid]]
             if new_offer > self._new_price:
                 self._new_price = new_offer
                 self._outbid_by[self._opened] = new_bidder
-                changed |= self._opened
-            envious = np.flatnonzero(changed)
-            if not len(envious):
-                return envious
-        cycle = self._cycle()
-        return cycle if len(cycle) else envious
+            cycle = self._cycle()
+            if len(cycle):
+                return cycle
+        return asked
 
     def _satisfaction(self) -> Floats:
         paid = np.where(self._opened, self._new_price, 0.0)
@@ -130,19 +133,29 @@ class _Market:
         offer, bidder = self._price.copy(), np.full(len(self._price), -1)
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
-            bids = self._existing[part] - satisfied[part, None]
+            worth = self._existing[part] - self._price
             holding = np.flatnonzero(self._own[part] >= 0)
-            bids[holding, self._own[part[holding]]] = -np.inf
-            best = bids.max(0)
-            higher = np.flatnonzero(best > offer)
+            worth[holding, self._own[part[holding]]] = -np.inf
+            best = worth.max(1, initial=-np.inf)
+            self._instead[part] = np.maximum(self._instead[part], best)
+            envious = np.flatnonzero(best > satisfied[part])
+            if not len(envious):
+                continue
+            part = part[envious]
+            bids = self._existing[part] - satisfied[part, None]
+            bids[worth[envious] == -np.inf] = -np.inf
+            highest = bids.max(0)
+            higher = np.flatnonzero(highest > offer)
             bidder[higher] = part[bids[:, higher].argmax(0)]
-            offer[higher] = best[higher]
+            offer[higher] = highest[higher]
         return offer, bidder
 
     def _new_offer(self, rows: Integers, satisfied: Floats) -> tuple[float, int]:
+        """Return the most that some rows would pay for a new unit, and who."""
         holders = rows[~self._opened[rows]]
         if not len(holders):
             return -np.inf, -1
+        self._instead[holders] = self._new[holders] - self._new_price
         bids = self._new[holders] - satisfied[holders]
         best = int(bids.argmax())
         return float(bids[best]), int(holders[best])
