@@ -49,16 +49,22 @@ class BBPMAP:
     Parameters
     ----------
     gamma : float (default: 1.0)
-        How readily the global width grows. With calibrated variances it says how alike units
-        must be to be merged: the line that the data draw is at 1; at 2 they must be about twice
-        as near (squared distance), at 0.5 half as near; towards 0 all are merged, into the
-        widest client's width, towards infinity none. It does not depend on the units' scale,
-        size or number. With given variances it is the mass of the beta process, as in the
-        paper: it weighs against quadratic gains whose size depends on the units' scale.
+        How readily the global width grows: towards 0 all units are merged, into the widest
+        client's width, towards infinity none. With calibrated variances it means the same for
+        units of any scale and size. Where units of different clients are seen to be the
+        same ones, it says how alike units must be to be merged: the line that the data draw is
+        at 1; at 2 they must be about twice as near (squared distance), at 0.5 half as near.
+        Where nothing tells units apart (networks trained from different initialisations), it
+        says how much is added to the width: at 1 about 5 % for 2 clients, a quarter for 10, 40 %
+        for 20, growing like the logarithm of their number; at 2 about twice as much; nothing
+        where it would be less than a unit a client. With given variances it is the mass of the
+        beta process, as in the paper: it weighs against quadratic gains whose size depends on
+        the units' scale.
     local_variance, prior_variance : float or None (default: None)
         Variance of local units around their global unit, and of global units around the prior
         mean; both or none. None: calibrated from the data, so that the units' scale does not
-        matter, with the gain's logarithms only breaking ties (see ``calibrate.py``).
+        matter (see ``calibrate.py``); ``log_determinant`` is then False, and the popularity's
+        weight and cap are those that suit the data.
     sweeps : int (default: 5)
         At most so many sweeps over the clients after the first pass.
     max_width : int or None (default: None)
@@ -268,9 +274,11 @@ class BBPMAP:
         )
         if self.local_variance is not None and self.prior_variance is not None:
             return Model(float(self.local_variance), float(self.prior_variance), mean), rules
-        local, prior, price = calibrate(units, mean, self.gamma)
-        rules = replace(rules, gamma=1.0, log_determinant=False, price=price)
-        return Model(local, prior, mean), rules
+        found = calibrate(units, mean, self.gamma)
+        rules = replace(rules, gamma=found.mass, log_determinant=False, price=found.price)
+        if not found.told:
+            rules = replace(rules, popularity_weight=1.0, popularity_cap=len(units))
+        return Model(found.local, found.prior, mean), rules
 
     def _result(
         self, units: Sequence[Floats], search: Search, weights: Floats | None, sweeps: int

@@ -9,8 +9,9 @@ Two facts about the units are compared, both in *relative distance*
 
 Where a share of the first is far below the second, units recur, and the line between the same
 and a different unit is drawn between the two. Where it is not (networks trained from different
-initialisations), nothing tells units apart; then all but opposed units are merged, because
-matching what is roughly alike serves the averaged network better than growing it.
+initialisations), nothing tells units apart, so that no line can be drawn: then the beta process
+alone says how many units there are, with a mass in proportion to the width, and likeness says
+which of them are merged.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import torch
 
 from .result import Floats
 
-_UNTOLD_ODDS = 30.0  # of the line where nothing tells recurring units from new ones
+# The mass of the beta process, as a part of the width, where nothing tells units apart. On LeNets
+# from own initialisations more than that costs bytes, less costs accuracy (benchmarks/README.md).
+_MASS = 0.1
 _SMALL = 1e-6  # the variances beside the units' own: see calibrate
 _PAIRS = 8  # pairs of clients that are compared
 _ROWS = 256  # units of a client that look for their nearest
@@ -39,20 +42,12 @@ class Calibration(NamedTuple):
     local: float  # the local variance
     prior: float  # the prior variance
     price: float  # of a new global unit, over and above its gain
+    mass: float  # of the beta process
+    told: bool  # whether the data tell units apart, so that the logarithms only break ties
 
 
 def calibrate(units: Sequence[Floats], mean: Floats, gamma: float) -> Calibration:
-    """Return variances and a price for which units that recur are found.
-
-    Let two single units of usual norm be merged below the relative distance t. By variances
-    alone that is local / prior = t / (1 - t), and a unit near the prior mean, which is as well
-    explained by no global unit at all, would be merged with none; by a price alone, long units
-    would not be merged. So where counterparts are seen each of the two gives half of t.
-
-    Both variances are scaled down together, the limit in which k-means follows from a Gaussian
-    mixture and BP-means from this model (Broderick et al., "MAD-Bayes", ICML 2013): the
-    logarithms of popularities and of new units only break ties, as they cannot be right at
-    every signature size at once.
+    """Return variances, a price and a mass for which units that recur are found.
 
     Parameters
     ----------
@@ -60,19 +55,37 @@ def calibrate(units: Sequence[Floats], mean: Floats, gamma: float) -> Calibratio
     mean : float64 array, shape (D,)
         The prior mean, subtracted from all rows.
     gamma : float
-        Divides the odds t / (1 - t): the larger, the nearer units have to be to be merged.
+        The larger, the more units: see :class:`BBPMAP`.
     """
     rows = sum(len(array) for array in units)
     squares = sum(float(_squares(array, mean).sum()) for array in units)
     norm = squares / rows or 1.0
     line = _line(units, mean)
-    odds = (_UNTOLD_ODDS if line is None else line / (1 - line)) / gamma
-    prior = _SMALL * norm / len(mean)
     if line is None:
-        return Calibration(odds * prior, prior, 0.0)
+        # Rows of mean square norm 1 with variances 1: the quadratic gains, below 1, then choose
+        # among global units; popularity and the mass decide when a new one is opened.
+        return Calibration(norm, norm, 0.0, gamma * _MASS * max(map(len, units)), told=False)
+    return _told(line / (1 - line) / gamma, norm, len(mean))
+
+
+def _told(odds: float, norm: float, size: int) -> Calibration:
+    """Return what merges units nearer than the relative distance t, ``odds = t / (1 - t)``.
+
+    Let two single units of usual norm be merged below t. By variances alone that is
+    local / prior = t / (1 - t), and a unit near the prior mean, which is as well explained by
+    no global unit at all, would be merged with none; by a price alone, long units would not be
+    merged. So each of the two gives half of t.
+
+    Both variances are scaled down together, the limit in which k-means follows from a Gaussian
+    mixture and BP-means from this model (Broderick et al., "MAD-Bayes", ICML 2013): the
+    logarithms of popularities and of new units only break ties, as they cannot be right at
+    every signature size at once.
+    """
+    prior = _SMALL * norm / size
     merged = odds / (1 + odds)
     ratio = merged / (2 - merged)
-    return Calibration(ratio * prior, prior, merged / (ratio + 2) * norm / (ratio * prior))
+    price = merged / (ratio + 2) * norm / (ratio * prior)
+    return Calibration(ratio * prior, prior, price, mass=1.0, told=True)
 
 
 def _line(units: Sequence[Floats], mean: Floats) -> float | None:

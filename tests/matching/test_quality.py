@@ -109,3 +109,30 @@ def test_gamma_moves_the_line_between_merging_and_growing():
     assert widths == sorted(widths)
     assert widths[0] == 20
     assert widths[-1] == 120
+
+
+def unrelated(clients, width, size):
+    return [np.random.default_rng(k).normal(size=(width, size)) for k in range(clients)]
+
+
+@pytest.mark.parametrize("size", [100, 400])
+@pytest.mark.parametrize(("clients", "growth"), [(2, 0.05), (10, 0.25), (20, 0.4)])
+def test_where_nothing_tells_units_apart_gamma_is_the_growth(clients, growth, size):
+    """As the docstring says: so much at 1, about twice as much at 2."""
+    units = unrelated(clients, 120, size)
+    found = [BBPMAP(gamma=gamma).match(units).width / 120 - 1 for gamma in (1.0, 2.0)]
+    assert found[0] == pytest.approx(growth, rel=0.3)
+    assert found[1] == pytest.approx(2 * found[0], rel=0.3)
+
+
+def test_units_that_nothing_tells_apart_go_where_they_fit_best():
+    """Growth sends no unit to a worse place: opposed units are the ones that get a new one."""
+    units = unrelated(10, 60, 80)
+    matching = BBPMAP().match(units)
+    nearness = [
+        float(row @ (matching.units[unit] - row / matching.popularity[unit]))
+        for rows, assignment in zip(units, matching.assignments, strict=True)
+        for row, unit in zip(rows, assignment, strict=True)
+        if matching.popularity[unit] > 1
+    ]
+    assert np.mean(np.array(nearness) > 0) > 0.99
