@@ -61,26 +61,25 @@ def assign(
         return np.full(len(new), NEW)
     if len(prices) == 0:
         return solve(-existing, backend)
-    extra = new[:, None] - existing  # what a row loses by joining
     guess = expected
     for _ in range(_PRICE_TRIALS):
         price = prices[min(max(guess, 1), len(prices)) - 1]
-        columns = _assign_at(extra, price, backend)
+        columns = _assign_at(existing, new - price, backend)
         opened = int((columns == NEW).sum())
         if _is_certified(price, opened, prices):
             return columns
         # The number wanted lies between the guess and what this price opened.
         guess = opened if guess == expected else (guess + opened) // 2
-    return _assign_in_full(extra, prices, backend)
+    return _assign_in_full(new[:, None] - existing, prices, backend)
 
 
-def _assign_at(extra: Floats, price: float, backend: Backend) -> Integers:
-    """Assign where every row may stay outside at one price."""
-    rows, width = extra.shape
+def _assign_at(existing: Floats, outside: Floats, backend: Backend) -> Integers:
+    """Assign where every row may stay outside instead, for what that gains it."""
+    rows, width = existing.shape
     # One outside column a row would be exact; columns of zeros are as good, and where there are
     # fewer units than rows only the difference is needed.
     cost = np.zeros((rows, max(rows, width)))
-    joined = np.subtract(extra, price, out=cost[:, :width])
+    joined = np.subtract(outside[:, None], existing, out=cost[:, :width])
     torch.from_numpy(joined).clamp_(max=0.0)  # numpy's minimum takes as long as the solver
     columns = solve(cost, backend)
     return np.where(cost[np.arange(rows), columns] < 0, columns, NEW)

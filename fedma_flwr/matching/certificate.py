@@ -20,7 +20,6 @@ NEW = -1
 # A path of so many rows, each wanting the next one's unit, is not followed further: doubt is
 # always a safe answer.
 _MAX_RAISES = 24
-_ROWS = 64  # pieces of the gains that stay in a core's cache
 
 
 def in_doubt(
@@ -64,8 +63,15 @@ def in_doubt(
     # A unit more would cost the ceiling, one less would save the floor.
     floor = prices[count - 1] if count else -np.inf
     ceiling = prices[count] if count < len(prices) else np.inf
-    market = _Market(existing, new, columns, opened, float(floor), slack)
-    return market.settle(float(ceiling))
+    holders = np.flatnonzero(~opened)
+    own = existing[holders, columns[holders]]
+    # Nobody bids for what they have.
+    existing[holders, columns[holders]] = -np.inf
+    try:
+        market = _Market(existing, new, columns, own, float(floor), slack)
+        return market.settle(float(ceiling))
+    finally:
+        existing[holders, columns[holders]] = own
 
 
 class _Market:
@@ -76,19 +82,18 @@ class _Market:
         existing: Floats,
         new: Floats,
         columns: Integers,
-        opened: Integers,
+        own: Floats,
         floor: float,
         slack: Floats | float,
     ) -> None:
         rows, width = existing.shape
-        self._existing, self._new, self._opened = existing, new, opened
-        self._holders = np.flatnonzero(~opened)
+        self._existing, self._new, self._columns = existing, new, columns
+        self._opened = columns == NEW
+        self._holders = np.flatnonzero(~self._opened)
         self._held = columns[self._holders]
-        self._own = np.full(rows, -1)
-        self._own[self._holders] = self._held
         # What a row has, before its price: the least it can be.
-        self._value = np.where(opened, new, 0.0) - slack
-        self._value[self._holders] += existing[self._holders, self._held]
+        self._value = new - slack
+        self._value[self._holders] += own - new[self._holders]
         self._free = np.ones(width, dtype=bool)
         self._free[self._held] = False
         self._price, self._new_price = np.zeros(width), floor
@@ -114,7 +119,7 @@ class _Market:
                 return np.empty(0, dtype=np.int64)
             self._price = offer
             outbid = self._holders[raised[self._held]]
-            self._outbid_by[outbid] = bidder[self._own[outbid]]
+            self._outbid_by[outbid] = bidder[self._columns[outbid]]
             if new_offer > self._new_price:
                 self._new_price = new_offer
                 self._outbid_by[self._opened] = new_bidder
@@ -131,22 +136,18 @@ class _Market:
     def _offers(self, rows: Integers, satisfied: Floats) -> tuple[Floats, Integers]:
         """Return the most that some rows would pay for every unit, its price at least, and who."""
         offer, bidder = self._price.copy(), np.full(len(self._price), -1)
-        for start in range(0, len(rows), _ROWS):
-            part = rows[start : start + _ROWS]
-            worth = self._existing[part] - self._price
-            holding = np.flatnonzero(self._own[part] >= 0)
-            worth[holding, self._own[part[holding]]] = -np.inf
-            best = worth.max(1, initial=-np.inf)
-            self._instead[part] = np.maximum(self._instead[part], best)
-            envious = np.flatnonzero(best > satisfied[part])
-            if not len(envious):
-                continue
-            part = part[envious]
-            bids = self._existing[part] - satisfied[part, None]
-            bids[worth[envious] == -np.inf] = -np.inf
+        if self._price.any():
+            part = self._existing[rows]
+            best = np.subtract(part, self._price, out=part).max(1, initial=-np.inf)
+        else:
+            best = self._existing.max(1, initial=-np.inf)[rows]
+        self._instead[rows] = np.maximum(self._instead[rows], best)
+        rows = rows[best > satisfied[rows]]
+        if len(rows):
+            bids = self._existing[rows] - satisfied[rows, None]
             highest = bids.max(0)
             higher = np.flatnonzero(highest > offer)
-            bidder[higher] = part[bids[:, higher].argmax(0)]
+            bidder[higher] = rows[bids[:, higher].argmax(0)]
             offer[higher] = highest[higher]
         return offer, bidder
 
@@ -173,5 +174,6 @@ class _Market:
         ahead = self._outbid_by
         for _ in range(int(_MAX_RAISES).bit_length()):
             ahead = ahead[ahead]  # at last 2^k steps back: past every tail
-        rows = np.unique(ahead)
-        return rows[self._outbid_by[rows] != rows]
+        circling = np.zeros(len(ahead), dtype=bool)
+        circling[ahead] = True
+        return np.flatnonzero(circling & (self._outbid_by != np.arange(len(ahead))))
