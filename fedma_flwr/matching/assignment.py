@@ -73,6 +73,45 @@ def assign(
     return _assign_in_full(new[:, None] - existing, prices, backend)
 
 
+def reassign(
+    existing: Floats,
+    new: Floats,
+    prices: Floats,
+    columns: Integers,
+    rows: Integers,
+    backend: Backend = "auto",
+) -> Integers:
+    """Assign some rows anew, at the largest total gain while all others stay where they are.
+
+    Parameters
+    ----------
+    existing, new, prices, backend
+        As for :func:`assign`.
+    columns : int array, shape (n,)
+        The assignment so far.
+    rows : int array
+        The rows that may move.
+
+    Returns
+    -------
+    int array, shape (n,)
+    """
+    stay = np.ones(len(columns), dtype=bool)
+    stay[rows] = False
+    taken = columns[stay]
+    free = np.ones(existing.shape[1], dtype=bool)
+    free[taken[taken != NEW]] = False
+    choices = np.flatnonzero(free)
+    opened = int((taken == NEW).sum())
+    expected = int((columns[rows] == NEW).sum())
+    part = assign(
+        existing[np.ix_(rows, choices)], new[rows], prices[opened:], backend, expected
+    )
+    moved = columns.copy()
+    moved[rows] = np.append(choices, NEW)[part]
+    return moved
+
+
 def _assign_at(existing: Floats, outside: Floats, backend: Backend) -> Integers:
     """Assign where every row may stay outside instead, for what that gains it."""
     rows, width = existing.shape

@@ -10,6 +10,8 @@ optimal.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from .result import Floats, Integers
@@ -22,14 +24,24 @@ NEW = -1
 _MAX_RAISES = 24
 
 
-def in_doubt(
+class Verdict(NamedTuple):
+    """What keeps an assignment from being certified, if anything."""
+
+    doubt: Integers
+    """Rows that outbid one another for ever, or the last of which wants a unit that nobody has:
+    an assignment as good as this one, or better, would shift them round."""
+    envious: Integers
+    """All rows that wanted another's unit at some time."""
+
+
+def judge(
     existing: Floats,
     new: Floats,
     prices: Floats,
     columns: Integers,
     slack: Floats | float = 0.0,
-) -> Integers:
-    """Return the rows that keep ``columns`` from being certified as the best assignment.
+) -> Verdict:
+    """Certify ``columns`` as the best assignment, or say which rows are in doubt.
 
     Parameters
     ----------
@@ -43,23 +55,21 @@ def in_doubt(
 
     Returns
     -------
-    int array
-        Rows that outbid one another for ever, or the last of which wants a unit that nobody
-        has: an assignment as good as this one, or better, would shift them round. None if
-        ``columns`` is optimal.
+    Verdict
+        Without doubt ``columns`` is optimal.
 
     Examples
     --------
     >>> gains = np.array([[5.0, 4.0], [4.0, 0.0]])
-    >>> in_doubt(gains, np.zeros(2), np.array([9.0, 9.0]), np.array([1, 0])).tolist()
+    >>> judge(gains, np.zeros(2), np.array([9.0, 9.0]), np.array([1, 0])).doubt.tolist()
     []
-    >>> in_doubt(gains, np.zeros(2), np.array([9.0, 9.0]), np.array([0, 1])).tolist()
+    >>> judge(gains, np.zeros(2), np.array([9.0, 9.0]), np.array([0, 1])).doubt.tolist()
     [1]
     """
     opened = columns == NEW
     count = int(opened.sum())
     if count > len(prices):
-        return np.flatnonzero(opened)
+        return Verdict(np.flatnonzero(opened), np.flatnonzero(opened))
     # A unit more would cost the ceiling, one less would save the floor.
     floor = prices[count - 1] if count else -np.inf
     ceiling = prices[count] if count < len(prices) else np.inf
@@ -69,7 +79,8 @@ def in_doubt(
     existing[holders, columns[holders]] = -np.inf
     try:
         market = _Market(existing, new, columns, own, float(floor), slack)
-        return market.settle(float(ceiling))
+        doubt = market.settle(float(ceiling))
+        return Verdict(doubt, np.flatnonzero(market.envious))
     finally:
         existing[holders, columns[holders]] = own
 
@@ -97,6 +108,7 @@ class _Market:
         self._free = np.ones(width, dtype=bool)
         self._free[self._held] = False
         self._price, self._new_price = np.zeros(width), floor
+        self.envious = np.zeros(rows, dtype=bool)
         # Who last outbid a row; itself: nobody.
         self._outbid_by = np.arange(rows)
         # The best that a row could have instead, when it was last asked: as prices only rise, it
@@ -143,6 +155,7 @@ class _Market:
             best = self._existing.max(1, initial=-np.inf)[rows]
         self._instead[rows] = np.maximum(self._instead[rows], best)
         rows = rows[best > satisfied[rows]]
+        self.envious[rows] = True
         if len(rows):
             bids = self._existing[rows] - satisfied[rows, None]
             highest = bids.max(0)
@@ -158,6 +171,7 @@ class _Market:
             return -np.inf, -1
         self._instead[holders] = self._new[holders] - self._new_price
         bids = self._new[holders] - satisfied[holders]
+        self.envious[holders[bids > self._new_price]] = True
         best = int(bids.argmax())
         return float(bids[best]), int(holders[best])
 

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .assignment import Backend, assign
-from .certificate import NEW, in_doubt
+from .assignment import Backend, assign, reassign
+from .certificate import NEW, judge
 from .gain import Gain, Gains, ScalarGain, VectorGain
 from .result import Floats, Integers
 from .state import GlobalUnits, centre_of
@@ -145,22 +145,29 @@ class Search:
         """
         gains = self._gain(self.state, client)
         prices = self._price(gains)
+        problem = (gains.existing, gains.new, prices)
         slack = np.full(len(gains.new), 2 * gains.error)
         kept = self.state.columns(client)
-        if kept is not None and not len(in_doubt(*gains[:2], prices, kept, slack)):
-            return kept
-        while True:
-            columns = assign(*gains[:2], prices, self._rules.backend, self._opened)
-            doubt = in_doubt(*gains[:2], prices, columns, slack) if slack.any() else np.empty(0)
-            if not len(doubt):
-                return columns
-            self._refine(client, gains, slack, doubt)
+        columns = assign(*problem, self._rules.backend, self._opened) if kept is None else kept
+        verdict = judge(*problem, columns, slack)
+        if kept is not None and len(verdict.doubt):
+            columns = reassign(*problem, kept, verdict.envious, self._rules.backend)
+            verdict = judge(*problem, columns, slack)
+        while len(verdict.doubt):
+            self._refine(client, gains, slack, verdict.doubt)
+            columns = assign(*problem, self._rules.backend, self._opened)
+            if not slack.any():
+                break
+            verdict = judge(*problem, columns, slack)
+        return columns
 
     def _refine(self, client: int, gains: Gains, slack: Floats, doubt: Integers) -> None:
         """Compute doubtful gains without error, or all, where doubt does not end."""
         rows = doubt[slack[doubt] > 0]
         if not len(rows):
             rows = np.flatnonzero(slack)
+        if not len(rows):
+            return
         gains.existing[rows] = self._gain.exactly(self.state, client, rows)
         gains.existing[rows] += self._popularity_gain()
         slack[rows] = 0.0
