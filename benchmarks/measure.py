@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,15 +41,19 @@ def measure(matcher: BBPMAP, units: list[np.ndarray]) -> tuple[Matching, dict[st
     time on an idle machine. On a GPU read ``wall``.
 
     The floor is what products and assignments alone take: the solver's time inside the run, and
-    float64 products of the run's shapes, done again on operands that are at hand.
+    products of the run's shapes and precisions, done again on operands that are at hand.
     """
-    shapes: list[tuple[int, int]] = []
+    shapes: list[tuple[int, int, torch.dtype]] = []
     solver = Stopwatch(assignment.solve)
     multiply = Products._multiply
 
-    def recorded(self: Products, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        shapes.append((len(self.square), len(slots)))
-        return multiply(self, slots)
+    def recorded(
+        self: Products, slots: np.ndarray, rows: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        count = len(self.square) if rows is None else len(rows)
+        dtype = torch.float32 if rows is None else torch.float64
+        shapes.append((count, len(slots), dtype))
+        return multiply(self, slots, rows)
 
     with (
         patch.object(assignment, "solve", solver),
@@ -87,46 +90,40 @@ class Stopwatch:
             self.seconds += time.process_time() - start
 
 
-def time_products(shapes: list[tuple[int, int]], size: int) -> float:
-    """Return the seconds of float64 products (n, D) x (D, slots) of the given shapes."""
+def time_products(shapes: list[tuple[int, int, torch.dtype]], size: int) -> float:
+    """Return the seconds of products (n, D) x (D, slots) of the given shapes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = torch.randn(max(n for n, _ in shapes), size, dtype=torch.float64, device=device)
-    sums = torch.randn(max(m for _, m in shapes), size, dtype=torch.float64, device=device)
-    (rows @ sums.T).sum().item()
+    count = max(max(n, m) for n, m, _ in shapes)
+    operands = torch.randn(2, count, size, dtype=torch.float64, device=device)
+    ready = {dtype: operands.to(dtype) for dtype in {dtype for _, _, dtype in shapes}}
+    for rows, sums in ready.values():
+        (rows @ sums.T).sum().item()
     start = time.process_time()
-    for n, m in shapes:
-        last = rows[:n] @ sums[:m].T
+    for n, m, dtype in shapes:
+        last = ready[dtype][0, :n] @ ready[dtype][1, :m].T
     last.sum().item()
     return time.process_time() - start
 
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, float]]:
-    """Sample the resident memory; ``bytes`` is its peak over what it was at the start."""
-    status = Path("/proc/self/statm")
+    """Note the peak of the resident memory; ``bytes`` is what it was over the start's."""
+    status = Path("/proc/self/status")
     result = {"bytes": float("nan")}
     if not status.exists():
         yield result
         return
-    page = os.sysconf("SC_PAGE_SIZE")
 
-    def resident() -> int:
-        return int(status.read_text().split()[1]) * page
+    def read(key: str) -> int:
+        line = next(x for x in status.read_text().splitlines() if x.startswith(key))
+        return int(line.split()[1]) * 1024
 
-    before, done = resident(), threading.Event()
-    result["bytes"] = 0.0
-
-    def sample() -> None:
-        while not done.wait(0.002):
-            result["bytes"] = max(result["bytes"], resident() - before)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
+    before = read("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     try:
         yield result
     finally:
-        done.set()
-        thread.join()
+        result["bytes"] = max(read("VmHWM") - before, 0)
 
 
 def machine() -> dict[str, object]:

@@ -78,15 +78,20 @@ def judge(
     # Nobody bids for what they have.
     existing[holders, columns[holders]] = -np.inf
     try:
-        market = _Market(existing, new, columns, own, float(floor), slack)
-        doubt = market.settle(float(ceiling))
+        market = _Market(existing, new, columns, own, float(floor), float(ceiling), slack)
+        doubt = market.settle()
         return Verdict(doubt, np.flatnonzero(market.envious))
     finally:
         existing[holders, columns[holders]] = own
 
 
 class _Market:
-    """Prices of existing and new units while they are raised."""
+    """Prices of existing and new units while they are raised.
+
+    Only rows that once wanted another's unit bid. Between them the prices of what they have, and
+    of free units, settle first; then the others are asked whether they still like theirs at the
+    price that the bidders would pay.
+    """
 
     def __init__(
         self,
@@ -95,85 +100,107 @@ class _Market:
         columns: Integers,
         own: Floats,
         floor: float,
+        ceiling: float,
         slack: Floats | float,
     ) -> None:
         rows, width = existing.shape
         self._existing, self._new, self._columns = existing, new, columns
         self._opened = columns == NEW
-        self._holders = np.flatnonzero(~self._opened)
-        self._held = columns[self._holders]
         # What a row has, before its price: the least it can be.
         self._value = new - slack
-        self._value[self._holders] += own - new[self._holders]
-        self._free = np.ones(width, dtype=bool)
-        self._free[self._held] = False
-        self._price, self._new_price = np.zeros(width), floor
+        holders = np.flatnonzero(~self._opened)
+        self._value[holders] += own - new[holders]
+        self._holder = np.full(width, -1)  # -1: a free unit
+        self._holder[columns[holders]] = holders
+        self._price = np.zeros(width + 1)  # the last one: of a new unit
+        self._price[NEW], self._ceiling = floor, ceiling
         self.envious = np.zeros(rows, dtype=bool)
         # Who last outbid a row; itself: nobody.
         self._outbid_by = np.arange(rows)
         # The best that a row could have instead, when it was last asked: as prices only rise, it
         # need not be asked again while what it has is better.
-        self._instead = np.full(rows, np.inf)
+        self._instead = np.empty(rows)
 
-    def settle(self, ceiling: float) -> Integers:
+    def settle(self) -> Integers:
         """Raise prices until nobody wants another's unit; return who still does, if any."""
-        for _ in range(_MAX_RAISES):
-            satisfied = self._satisfaction()
-            asked = np.flatnonzero(satisfied < self._instead)
-            self._instead[asked] = -np.inf
-            new_offer, new_bidder = self._new_offer(asked, satisfied)
-            offer, bidder = self._offers(asked, satisfied)
-            raised = offer > self._price
-            unmet = [*bidder[raised & self._free], *([new_bidder] if new_offer > ceiling else [])]
-            if unmet:
-                return self._chain(np.array(unmet))
-            if not raised.any() and new_offer <= self._new_price:
+        asked = np.arange(len(self._new))
+        while True:
+            if not self._ask(asked).any():
                 return np.empty(0, dtype=np.int64)
-            self._price = offer
-            outbid = self._holders[raised[self._held]]
-            self._outbid_by[outbid] = bidder[self._columns[outbid]]
-            if new_offer > self._new_price:
-                self._new_price = new_offer
-                self._outbid_by[self._opened] = new_bidder
-            cycle = self._cycle()
-            if len(cycle):
-                return cycle
-        return asked
+            bidders = np.flatnonzero(self.envious)
+            doubt = self._settle_among(bidders)
+            if len(doubt):
+                return doubt
+            self._raise_others(bidders)
+            satisfied = self._value - self._price[self._columns]
+            asked = np.flatnonzero((satisfied < self._instead) & ~self.envious)
 
-    def _satisfaction(self) -> Floats:
-        paid = np.where(self._opened, self._new_price, 0.0)
-        paid[self._holders] = self._price[self._held]
-        return self._value - paid
+    def _ask(self, rows: Integers) -> Integers:
+        """Note what rows could have instead; return which of them prefer it."""
+        everyone = len(rows) == len(self._new)
+        worth = self._existing if everyone else self._existing[rows]
+        if self._price[:NEW].any():
+            worth = worth - self._price[:NEW]
+        new = np.where(self._opened[rows], -np.inf, self._new[rows] - self._price[NEW])
+        self._instead[rows] = np.maximum(worth.max(1, initial=-np.inf), new)
+        satisfied = self._value[rows] - self._price[self._columns[rows]]
+        envious: Integers = self._instead[rows] > satisfied
+        self.envious[rows] |= envious
+        return envious
 
-    def _offers(self, rows: Integers, satisfied: Floats) -> tuple[Floats, Integers]:
-        """Return the most that some rows would pay for every unit, its price at least, and who."""
-        offer, bidder = self._price.copy(), np.full(len(self._price), -1)
-        if self._price.any():
-            part = self._existing[rows]
-            best = np.subtract(part, self._price, out=part).max(1, initial=-np.inf)
-        else:
-            best = self._existing.max(1, initial=-np.inf)[rows]
-        self._instead[rows] = np.maximum(self._instead[rows], best)
-        rows = rows[best > satisfied[rows]]
-        self.envious[rows] = True
-        if len(rows):
-            bids = self._existing[rows] - satisfied[rows, None]
-            highest = bids.max(0)
-            higher = np.flatnonzero(highest > offer)
-            bidder[higher] = rows[bids[:, higher].argmax(0)]
-            offer[higher] = highest[higher]
-        return offer, bidder
+    def _settle_among(self, rows: Integers) -> Integers:
+        """Settle the prices of what some rows have, of free units and of new ones.
 
-    def _new_offer(self, rows: Integers, satisfied: Floats) -> tuple[float, int]:
-        """Return the most that some rows would pay for a new unit, and who."""
-        holders = rows[~self._opened[rows]]
-        if not len(holders):
-            return -np.inf, -1
-        self._instead[holders] = self._new[holders] - self._new_price
-        bids = self._new[holders] - satisfied[holders]
-        self.envious[holders[bids > self._new_price]] = True
-        best = int(bids.argmax())
-        return float(bids[best]), int(holders[best])
+        Returns
+        -------
+        int array
+            Rows in doubt, see :class:`Verdict`.
+        """
+        held = np.zeros(len(self._holder), dtype=bool)
+        held[self._columns[rows[~self._opened[rows]]]] = True
+        units = np.flatnonzero(held | (self._holder < 0))
+        gains = self._existing[np.ix_(rows, units)]
+        values, columns = self._value[rows], self._columns[rows]
+        new = np.where(self._opened[rows], -np.inf, self._new[rows])
+        gains = np.column_stack([gains, new])
+        units = np.append(units, NEW)
+        places = np.arange(len(units))
+        for _ in range(_MAX_RAISES):
+            bids = gains - (values - self._price[columns])[:, None]
+            best = bids.argmax(0)
+            offers = bids[best, places]
+            raised = np.flatnonzero(offers > self._price[units])
+            if not len(raised):
+                return raised
+            bidders = rows[best[raised]]
+            unmet = np.where(
+                units[raised] == NEW, offers[raised] > self._ceiling, self._holder[units[raised]] < 0
+            )
+            if unmet.any():
+                return self._chain(bidders[unmet])
+            self._price[units[raised]] = offers[raised]
+            self._note(units[raised], bidders)
+            circle = self._circle()
+            if len(circle):
+                return circle
+        return rows
+
+    def _raise_others(self, rows: Integers) -> None:
+        """Raise the prices of everyone else's units to what some rows would pay."""
+        satisfied = self._value[rows] - self._price[self._columns[rows]]
+        bids = self._existing[rows] - satisfied[:, None]
+        best = bids.argmax(0)
+        offers = bids[best, np.arange(bids.shape[1])]
+        raised = np.flatnonzero(offers > self._price[:NEW])
+        self._price[raised] = offers[raised]
+        self._note(raised, rows[best[raised]])
+
+    def _note(self, units: Integers, bidders: Integers) -> None:
+        """Note by whom the holders of some units were outbid."""
+        is_new = units == NEW
+        if is_new.any():
+            self._outbid_by[self._opened] = bidders[is_new][0]
+        self._outbid_by[self._holder[units[~is_new]]] = bidders[~is_new]
 
     def _chain(self, rows: Integers) -> Integers:
         """Return some rows and who outbid them, who outbid those, and so on."""
@@ -183,10 +210,10 @@ class _Market:
             rows = self._outbid_by[rows]
         return np.flatnonzero(found)
 
-    def _cycle(self) -> Integers:
+    def _circle(self) -> Integers:
         """Return the rows that outbid one another in a circle."""
         ahead = self._outbid_by
-        for _ in range(int(_MAX_RAISES).bit_length()):
+        for _ in range(len(ahead).bit_length()):
             ahead = ahead[ahead]  # at last 2^k steps back: past every tail
         circling = np.zeros(len(ahead), dtype=bool)
         circling[ahead] = True

@@ -11,6 +11,8 @@ from .result import Floats, Integers
 from .state import GlobalUnits
 
 _UNIT_ROUNDOFF = 2.0**-24  # of float32
+# Products of shorter rows take less than to certify what was made of inexact ones.
+_LONG = 256
 # Products with more than this many times the columns of the client's rows are not kept.
 _KEPT_COLUMNS = 2
 
@@ -49,7 +51,7 @@ class Products:
         self._state, self._client = state, client
         self._mean = torch.from_numpy(mean).to(state.sums.device)
         self.square, self.prior = self._of_rows()
-        self._dtype = _fast_dtype(state.sums.device)
+        self._dtype = _fast_dtype(state.sums.device, len(mean))
         self._keep = len(state.popularity) <= _KEPT_COLUMNS * len(mean)
         self._cross = np.empty((len(self.square), 0), dtype=np.float32)
         self._others = np.empty((2, 0))  # |T_i|^2 and mu . T_i
@@ -114,7 +116,7 @@ class Products:
         return cross.cpu().numpy(), of_sums.cpu().numpy()
 
 
-def _fast_dtype(device: torch.device) -> torch.dtype:
-    """Return float32 where torch's float32 products are what the error bound assumes."""
+def _fast_dtype(device: torch.device, size: int) -> torch.dtype:
+    """Return float32 where it pays and torch's products are what the error bound assumes."""
     is_ieee = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
-    return torch.float32 if is_ieee else torch.float64
+    return torch.float32 if is_ieee and size >= _LONG else torch.float64

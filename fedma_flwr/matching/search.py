@@ -16,6 +16,10 @@ from .result import Floats, Integers
 from .state import GlobalUnits, centre_of
 
 
+# So often a client's assignment is mended before it is made anew.
+_ATTEMPTS = 6
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """The Gaussian model of the units.
@@ -140,37 +144,39 @@ class Search:
     def _choose(self, client: int) -> Integers:
         """Return the best columns of a client that is taken out.
 
-        The ones that it has are kept if that is certified. Gains with an error are enough where
-        whatever it hides changes nothing; rows in doubt are computed again without it.
+        The ones that it has are kept if that is certified; else the rows that want to move are
+        assigned anew. Gains with an error are enough where whatever it hides changes nothing;
+        rows in doubt are computed again without it.
         """
         gains = self._gain(self.state, client)
         prices = self._price(gains)
-        problem = (gains.existing, gains.new, prices)
+        problem, backend = (gains.existing, gains.new, prices), self._rules.backend
         slack = np.full(len(gains.new), 2 * gains.error)
-        kept = self.state.columns(client)
-        columns = assign(*problem, self._rules.backend, self._opened) if kept is None else kept
-        verdict = judge(*problem, columns, slack)
-        if kept is not None and len(verdict.doubt):
-            columns = reassign(*problem, kept, verdict.envious, self._rules.backend)
+        columns = self.state.columns(client)
+        if columns is None or not gains.error:
+            columns = assign(*problem, backend, self._opened)
+        if not gains.error:
+            return columns
+        movable = np.zeros(len(gains.new), dtype=bool)
+        for _ in range(_ATTEMPTS):
             verdict = judge(*problem, columns, slack)
-        while len(verdict.doubt):
-            self._refine(client, gains, slack, verdict.doubt)
-            columns = assign(*problem, self._rules.backend, self._opened)
-            if not slack.any():
-                break
-            verdict = judge(*problem, columns, slack)
-        return columns
+            if not len(verdict.doubt):
+                return columns
+            movable[verdict.envious] = True
+            moved = reassign(*problem, columns, np.flatnonzero(movable), backend)
+            if (moved == columns).all():
+                self._refine(client, gains, slack, verdict.doubt)
+            columns = moved
+        self._refine(client, gains, slack, np.arange(len(gains.new)))
+        return assign(*problem, backend, self._opened)
 
     def _refine(self, client: int, gains: Gains, slack: Floats, doubt: Integers) -> None:
-        """Compute doubtful gains without error, or all, where doubt does not end."""
+        """Compute rows of gains again, without error."""
         rows = doubt[slack[doubt] > 0]
-        if not len(rows):
-            rows = np.flatnonzero(slack)
-        if not len(rows):
-            return
-        gains.existing[rows] = self._gain.exactly(self.state, client, rows)
-        gains.existing[rows] += self._popularity_gain()
-        slack[rows] = 0.0
+        if len(rows):
+            gains.existing[rows] = self._gain.exactly(self.state, client, rows)
+            gains.existing[rows] += self._popularity_gain()
+            slack[rows] = 0.0
 
     def _price(self, gains: Gains) -> Floats:
         """Add popularity's part to the gains; return the prices of new units."""
