@@ -40,6 +40,7 @@ def judge(
     prices: Floats,
     columns: Integers,
     slack: Floats | float = 0.0,
+    bidders: Integers | None = None,
 ) -> Verdict:
     """Certify ``columns`` as the best assignment, or say which rows are in doubt.
 
@@ -52,6 +53,8 @@ def judge(
     slack : float or float array, shape (n,) (default: 0)
         Certify for all gains at once of which those of row l differ by at most half of its slack
         from the given ones.
+    bidders : int array or None
+        Rows that are likely to be envious: a hint that saves time.
 
     Returns
     -------
@@ -79,6 +82,8 @@ def judge(
     existing[holders, columns[holders]] = -np.inf
     try:
         market = _Market(existing, new, columns, own, float(floor), float(ceiling), slack)
+        if bidders is not None:
+            market.envious[bidders] = True
         doubt = market.settle()
         return Verdict(doubt, np.flatnonzero(market.envious))
     finally:
@@ -119,33 +124,31 @@ class _Market:
         self._outbid_by = np.arange(rows)
         # The best that a row could have instead, when it was last asked: as prices only rise, it
         # need not be asked again while what it has is better.
-        self._instead = np.empty(rows)
+        self._instead = np.full(rows, np.inf)
 
     def settle(self) -> Integers:
         """Raise prices until nobody wants another's unit; return who still does, if any."""
-        asked = np.arange(len(self._new))
         while True:
-            if not self._ask(asked).any():
-                return np.empty(0, dtype=np.int64)
             bidders = np.flatnonzero(self.envious)
-            doubt = self._settle_among(bidders)
-            if len(doubt):
-                return doubt
-            self._raise_others(bidders)
+            if len(bidders):
+                doubt = self._settle_among(bidders)
+                if len(doubt):
+                    return doubt
+                self._raise_others(bidders)
             satisfied = self._value - self._price[self._columns]
             asked = np.flatnonzero((satisfied < self._instead) & ~self.envious)
+            if not self._ask(asked, satisfied[asked]).any():
+                return np.empty(0, dtype=np.int64)
 
-    def _ask(self, rows: Integers) -> Integers:
+    def _ask(self, rows: Integers, satisfied: Floats) -> Integers:
         """Note what rows could have instead; return which of them prefer it."""
-        everyone = len(rows) == len(self._new)
-        worth = self._existing if everyone else self._existing[rows]
+        worth = self._existing[rows]
         if self._price[:NEW].any():
-            worth = worth - self._price[:NEW]
+            worth -= self._price[:NEW]
         new = np.where(self._opened[rows], -np.inf, self._new[rows] - self._price[NEW])
         self._instead[rows] = np.maximum(worth.max(1, initial=-np.inf), new)
-        satisfied = self._value[rows] - self._price[self._columns[rows]]
         envious: Integers = self._instead[rows] > satisfied
-        self.envious[rows] |= envious
+        self.envious[rows[envious]] = True
         return envious
 
     def _settle_among(self, rows: Integers) -> Integers:

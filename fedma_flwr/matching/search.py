@@ -110,6 +110,8 @@ class Search:
         self._rules, self._fit = rules, fit
         # How many units the last visit opened: the next one's first guess.
         self._opened = 0
+        # Which of a client's units once wanted to move: they will again.
+        self._movable = [np.zeros(width, dtype=bool) for width in self._widths]
         self.model = model
 
     def run(self, orders: Integers) -> int:
@@ -157,12 +159,12 @@ class Search:
             columns = assign(*problem, backend, self._opened)
         if not gains.error:
             return columns
-        movable = np.zeros(len(gains.new), dtype=bool)
+        movable = self._movable[client]
         for _ in range(_ATTEMPTS):
-            verdict = judge(*problem, columns, slack)
+            verdict = judge(*problem, columns, slack, np.flatnonzero(movable))
+            movable[verdict.envious] = True
             if not len(verdict.doubt):
                 return columns
-            movable[verdict.envious] = True
             moved = reassign(*problem, columns, np.flatnonzero(movable), backend)
             if (moved == columns).all():
                 self._refine(client, gains, slack, verdict.doubt)
