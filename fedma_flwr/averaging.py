@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from fedma_flwr import statistics
 from fedma_flwr.matching import Matcher, Matching
 from fedma_flwr.structure import (
     PermutationSpec,
@@ -81,6 +82,7 @@ def settle_stage(
     Units are averaged over the clients that hold them; where two matched axes meet (recurrent
     weights, layers bundled in one stage), over the clients that hold the pair. The head is
     averaged row by row with weights ``n_jc / sum_j n_jc`` (Wang et al., 2020, section 2.2).
+    Running variances are pooled: they include what the clients' means differ.
 
     Parameters
     ----------
@@ -106,6 +108,8 @@ def settle_stage(
     StageOutcome
         Settled tensors in the dtype of the uploads.
     """
+    like = updates[0].tensors
+    updates = [replace(u, tensors=statistics.to_moments(spec, u.tensors)) for u in updates]
     wide = [dict(update.tensors) for update in updates]
     assignments: list[dict[str, Tensor]] = [{} for _ in updates]
     widths: dict[str, int] = {}
@@ -126,9 +130,10 @@ def settle_stage(
             spec, name, wide=wide, assignments=assignments, widths=widths, weights=weights
         )
         for name in stage.settles
-        if spec.tensor_groups(name) & widths.keys()
+        if spec.tensor_groups(name) & widths.keys() and name not in spec.head
     }
-    by_class = _average_rest(spec, stage, updates, settled)
+    by_class = _average_rest(spec, stage, updates, wide, settled)
+    settled = statistics.from_moments(spec, settled, like)
     if getattr(matcher, "output", "mean") == "posterior":
         for group, matching in matchings.items():
             names = [name for name in rows[group] if name in settled]
@@ -161,7 +166,8 @@ def _average_units(
     like = wide[0][name]
     total = torch.zeros(like.shape, dtype=torch.float64)
     holders = torch.zeros(like.shape, dtype=torch.float64)
-    known = {**spec.widths({name: like}), **widths}
+    # One tensor need not tell the widths of two groups that share an axis (heads x units).
+    known = {**spec.sizes, **spec.widths({name: like}), **widths}
     for tensors, assignment, weight in zip(wide, assignments, weights, strict=True):
         held = _holding_mask(spec, name, assignment, known) * weight
         total += tensors[name].to(torch.float64) * held
@@ -196,14 +202,19 @@ def _average_rest(
     spec: PermutationSpec,
     stage: PlannedStage,
     updates: Sequence[ClientUpdate],
+    wide: Sequence[Mapping[str, Tensor]],
     settled: dict[str, Tensor],
 ) -> bool:
-    """Average the tensors with no axis matched in this stage; whether class counts were used."""
+    """Average the head and what has no axis matched in this stage; whether by class counts.
+
+    In one-shot matching the head has such an axis. Where a client lacks a unit its head has 0:
+    what the unit adds to the outputs is averaged over all clients, as the outputs are.
+    """
     by_class = False
     for name in stage.settles:
         if name in settled:
             continue
-        tensors = [update.tensors[name] for update in updates]
+        tensors = [client[name] for client in wide]
         weights = None
         if name in spec.head:
             weights = _class_weights(spec, name, updates)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedma_flwr import protocol
 from fedma_flwr.protocol import ClientError, Instruction
+from fedma_flwr.statistics import estimate_statistics
 from fedma_flwr.structure import resize
 
 Source = Message | ArrayRecord | Mapping[str, Tensor]
@@ -112,10 +113,10 @@ def load_model(model: nn.Module, source: Source) -> nn.Module:
     >>> net.out_features
     5
     """
-    settled: Sequence[str] = ()
+    instruction = Instruction("")
     state_dict: Mapping[str, Tensor] | None
     if isinstance(source, Message):
-        settled, state_dict = _read_message(source)
+        instruction, state_dict = _read_message(source)
         if state_dict is None:
             return model
     elif isinstance(source, ArrayRecord):
@@ -124,20 +125,21 @@ def load_model(model: nn.Module, source: Source) -> nn.Module:
         state_dict = source
     resize(model, state_dict)
     model.load_state_dict(state_dict)
-    _freeze(model, frozenset(settled))
+    _freeze(model, frozenset(instruction.settled))
+    estimate_statistics(model, instruction.estimates)
     return model
 
 
-def _read_message(message: Message) -> tuple[Sequence[str], dict[str, Tensor] | None]:
+def _read_message(message: Message) -> tuple[Instruction, dict[str, Tensor] | None]:
     instruction = protocol.find_instruction(message.content)
     if instruction is not None and not instruction.merged:
         raise ClientError(MISSING_MOD)
     arrays = list(message.content.array_records.values())
     if instruction is not None and not arrays:
-        return (), None
+        return instruction, None
     if len(arrays) != 1:
         raise ClientError(f"The message has {len(arrays)} ArrayRecords; load_model needs one.")
-    return instruction.settled if instruction else (), protocol.to_tensors(arrays[0])
+    return instruction or Instruction(""), protocol.to_tensors(arrays[0])
 
 
 def _freeze(model: nn.Module, settled: frozenset[str]) -> None:

@@ -53,6 +53,8 @@ class Instruction:
         Frozen tensors.
     uploads : tuple of str
         Tensors that the reply must carry.
+    estimates : tuple of str
+        Running statistics among them that the client estimates anew.
     assignments : dict of str to Tensor
         ``update``: the client's global units of the newly matched groups. ``full``: of all groups
         matched so far in this round.
@@ -75,6 +77,7 @@ class Instruction:
     gives: str = ""
     settled: tuple[str, ...] = ()
     uploads: tuple[str, ...] = ()
+    estimates: tuple[str, ...] = ()
     assignments: Assignments = field(default_factory=dict)
     widths: dict[str, int] = field(default_factory=dict)
     spec: str = ""
@@ -95,6 +98,7 @@ class Instruction:
             "gives": self.gives,
             "settled": list(self.settled),
             "uploads": list(self.uploads),
+            "estimates": list(self.estimates),
             "spec": self.spec,
             "arrays-key": self.arrays_key,
             "merged": self.merged,
@@ -117,6 +121,7 @@ class Instruction:
             gives=str(values.get("gives", "")),
             settled=tuple(values.get("settled", ())),
             uploads=tuple(values.get("uploads", ())),
+            estimates=tuple(values.get("estimates", ())),
             assignments=assignments,
             widths=widths,
             spec=str(values.get("spec", "")),

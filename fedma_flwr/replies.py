@@ -16,6 +16,7 @@ from torch import Tensor
 from fedma_flwr import protocol
 from fedma_flwr.averaging import ClientUpdate
 from fedma_flwr.cohort import error_reason
+from fedma_flwr.statistics import VARIANCE
 from fedma_flwr.structure import PermutationSpec, SpecError
 
 _NPY_HEADER_BYTES = 4096  # more than numpy ever writes before the data
@@ -198,6 +199,8 @@ def _decode(name: str, array: Array, expected: Expected) -> Tensor:
         raise ReplyError(f"tensor {name!r} cannot be decoded: {error}") from error
     if not bool(torch.isfinite(tensor).all()):
         raise ReplyError(f"tensor {name!r} is not finite (NaN or infinity)")
+    if name in expected.spec.statistics and name.endswith(VARIANCE) and bool((tensor < 0).any()):
+        raise ReplyError(f"tensor {name!r} has negative variances")
     return tensor
 
 

@@ -171,6 +171,7 @@ class CommunicationRound:
             gives=self.token(stage),
             settled=plan.settled_before(stage),
             uploads=plan[stage].uploads,
+            estimates=plan[stage].estimates,
             assignments={group: member.assignments[group] for group in groups},
             widths={group: self.widths[group] for group in groups},
             spec=self.settings.spec.to_json() if kind == protocol.FULL else "",
@@ -247,9 +248,12 @@ class CommunicationRound:
 
     def committed(self) -> GlobalModel:
         """The global model after the last stage."""
+        last = self.settings.plan[len(self.settings.plan) - 1]
+        # Clients that do not know their assignments (one-shot) are sent everything next time.
+        known = "" if not last.groups else ".matched"
         return GlobalModel(
             tensors={name: self.settled[name] for name in self.model.tensors},
-            token=self.token(len(self.settings.plan) - 1),
+            token=self.token(last.index) + known,
             assignments={member.key: dict(member.assignments) for member in self.members.values()},
             popularity=dict(self._popularity),
         )

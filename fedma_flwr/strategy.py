@@ -24,6 +24,7 @@ from fedma_flwr.baselines import all_failed, check_rounds
 from fedma_flwr.cohort import TRAIN_STREAM, SeededCohort
 from fedma_flwr.exchange import Exchange, consistent_metrics, count_parameters
 from fedma_flwr.matching import BBPMAP, Matcher
+from fedma_flwr.planning import make_plan, make_spec
 from fedma_flwr.replies import StageReply
 from fedma_flwr.round import (
     COMMON,
@@ -33,14 +34,7 @@ from fedma_flwr.round import (
     Member,
     RoundSettings,
 )
-from fedma_flwr.structure import (
-    GroupsPerStage,
-    PermutationSpec,
-    SpecError,
-    StagePlan,
-    derive_spec,
-    prove_spec,
-)
+from fedma_flwr.structure import GroupsPerStage, PermutationSpec
 
 DEFAULT_MATCHER = BBPMAP(gamma=1.0, local_variance=1.0, prior_variance=1.0)
 
@@ -65,6 +59,12 @@ class FedMA(SeededCohort):
         ``BBPMAP()`` calibrates its variances from the data.
     groups_per_stage : int or "all" (default: 1)
         Groups matched in one stage. ``"all"``: one stage for all of them, then the head stage.
+    one_shot : bool (default: False)
+        One-shot matching: a round is one exchange. Clients train and send everything, all groups
+        are matched and everything is averaged at once; nothing is retrained.
+    reestimate_statistics : bool (default: True)
+        Whether clients estimate running statistics of batch norms anew on the averaged weights
+        (see `StagePlan`), instead of sending those of their own weights with them.
     initialisation : {"common", "own"} (default: "common")
         What clients start from in the first round: the initial arrays, or whatever their train
         function's model is (its own random weights, or a saved local model).
@@ -105,6 +105,8 @@ class FedMA(SeededCohort):
         spec: PermutationSpec | None = None,
         matcher: Matcher | None = None,
         groups_per_stage: GroupsPerStage = 1,
+        one_shot: bool = False,
+        reestimate_statistics: bool = True,
         initialisation: str = COMMON,
         max_growth: float = 2.0,
         weighted_units: bool = False,
@@ -119,10 +121,16 @@ class FedMA(SeededCohort):
             )
         if not 1.0 <= max_growth < float("inf"):
             raise ValueError(f"max_growth was {max_growth}; it must be 1 or more.")
-        spec = _make_spec(model, example_inputs, spec)
+        spec = make_spec(model, example_inputs, spec)
         self.settings = RoundSettings(
             spec=spec,
-            plan=StagePlan.build(spec, groups_per_stage),
+            plan=make_plan(
+                spec,
+                one_shot=one_shot,
+                groups_per_stage=groups_per_stage,
+                reestimate_statistics=reestimate_statistics,
+                later_configs={"retrain_config": retrain_config, "head_config": head_config},
+            ),
             matcher=DEFAULT_MATCHER if matcher is None else matcher,
             initialisation=initialisation,
             max_growth=max_growth,
@@ -274,26 +282,3 @@ class FedMA(SeededCohort):
             answered,
             self.min_train_nodes,
         )
-
-
-def _make_spec(
-    model: nn.Module | None,
-    example_inputs: tuple[Any, ...] | None,
-    spec: PermutationSpec | None,
-) -> PermutationSpec:
-    """Derive the spec, or prove the one that was given; a spec alone is taken at its word."""
-    if (model is None) != (example_inputs is None):
-        raise ValueError(
-            "`model` and `example_inputs` go together: FedMA(model=Net(), example_inputs=(x,)), "
-            "where Net()(x) works."
-        )
-    if model is not None and example_inputs is not None:
-        if spec is None:
-            spec = derive_spec(model, example_inputs)
-        else:
-            spec = prove_spec(spec, model, example_inputs).spec
-    if spec is None:
-        raise ValueError("FedMA needs `model` and `example_inputs`, or `spec`.")
-    if not spec.groups:
-        raise SpecError("The spec has no groups, so there is nothing to match: use FedAvg.")
-    return spec

@@ -28,6 +28,8 @@ class PlannedStage:
         Tensors that are averaged at the end of this stage and frozen from then on.
     uploads : tuple of str
         Tensors that clients send: those that settle, and those needed to match the groups.
+    estimates : tuple of str
+        Statistics among `settles` that clients estimate anew in this stage, on settled weights.
     """
 
     index: int
@@ -35,6 +37,7 @@ class PlannedStage:
     groups: tuple[str, ...]
     settles: tuple[str, ...]
     uploads: tuple[str, ...]
+    estimates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class StagePlan:
     later producer of a residual stream) it settles one stage after its last input group, so that
     it was retrained on settled inputs. The head settles last.
 
+    Running statistics say something about the tensor that feeds them, so they settle after it:
+    one stage later, in which clients estimate them anew on the averaged weights; a network whose
+    last such tensor would settle with the head gets one more retrain stage before it. What feeds
+    statistics is the last tensor before them, in the spec's order, that makes the same units.
+
     Parameters
     ----------
     stages : tuple of Stage
@@ -55,7 +63,13 @@ class StagePlan:
     stages: tuple[PlannedStage, ...]
 
     @classmethod
-    def build(cls, spec: PermutationSpec, groups_per_stage: GroupsPerStage = 1) -> StagePlan:
+    def build(
+        cls,
+        spec: PermutationSpec,
+        groups_per_stage: GroupsPerStage = 1,
+        *,
+        reestimate_statistics: bool = True,
+    ) -> StagePlan:
         """Plan the stages for a spec.
 
         Parameters
@@ -64,6 +78,9 @@ class StagePlan:
             The model's spec; its groups stand in forward order.
         groups_per_stage : int or "all" (default: 1)
             How many groups are matched in one stage. ``"all"``: all in one stage, then the head.
+        reestimate_statistics : bool (default: True)
+            Whether running statistics settle one stage after what feeds them, estimated anew; if
+            not, they settle with it, as they are.
 
         Raises
         ------
@@ -80,7 +97,19 @@ class StagePlan:
                 f"groups_per_stage was {groups_per_stage!r}; it must be a number >= 1 or 'all'."
             )
         bundles = [tuple(names[i : i + step]) for i in range(0, len(names), step)]
-        return cls(tuple(_stages(spec, bundles)))
+        return cls(tuple(_stages(spec, bundles, reestimate_statistics)))
+
+    @classmethod
+    def one_shot(cls, spec: PermutationSpec) -> StagePlan:
+        """One exchange: clients train everything, then all groups are matched and all settles.
+
+        Parameters
+        ----------
+        spec : PermutationSpec
+            The model's spec; its groups stand in forward order.
+        """
+        tensors = tuple(spec.axes)
+        return cls((PlannedStage(0, "local", tuple(spec.groups), tensors, tensors),))
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -93,10 +122,17 @@ class StagePlan:
         return tuple(name for stage in self.stages[:index] for name in stage.settles)
 
 
-def _stages(spec: PermutationSpec, bundles: Sequence[tuple[str, ...]]) -> list[PlannedStage]:
+def _stages(
+    spec: PermutationSpec, bundles: list[tuple[str, ...]], reestimate: bool
+) -> list[PlannedStage]:
+    settles, fed = _settling_stages(spec, bundles)
+    if reestimate and len(bundles) in fed.values():
+        # What feeds some statistics would settle with the head: a stage more leaves time for them.
+        bundles = [*bundles, ()]
+        settles, fed = _settling_stages(spec, bundles)
     last = len(bundles)
-    matched_in = {group: index for index, bundle in enumerate(bundles) for group in bundle}
-    settles = {name: _settling_stage(spec, name, matched_in, last) for name in spec.axes}
+    if reestimate:
+        settles.update({name: min(stage + 1, last) for name, stage in fed.items()})
     stages = []
     for index, groups in enumerate([*bundles, ()]):
         settled = tuple(name for name in spec.axes if settles[name] == index)
@@ -108,9 +144,53 @@ def _stages(spec: PermutationSpec, bundles: Sequence[tuple[str, ...]]) -> list[P
                 groups=groups,
                 settles=settled,
                 uploads=tuple(name for name in spec.axes if name in needed),
+                estimates=tuple(
+                    name
+                    for name in settled
+                    if reestimate and name in fed and name in spec.statistics
+                ),
             )
         )
     return stages
+
+
+def _settling_stages(
+    spec: PermutationSpec, bundles: Sequence[tuple[str, ...]]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Stage in which each tensor settles, and in which what feeds the statistics settles.
+
+    The second holds the statistics, and what counts their batches; both settle together.
+    """
+    last = len(bundles)
+    matched_in = {group: index for index, bundle in enumerate(bundles) for group in bundle}
+    settles = {name: _settling_stage(spec, name, matched_in, last) for name in spec.axes}
+    fed = {}
+    for name in spec.statistics:
+        if name in spec.head:
+            continue
+        feeders = _feeders(spec, name)
+        stage = max((settles[feeder] for feeder in feeders), default=settles[name])
+        module = name.rpartition(".")[0]
+        counters = (
+            n for n, axes in spec.axes.items() if n.rpartition(".")[0] == module and not axes
+        )
+        fed.update(dict.fromkeys([name, *counters], stage))
+    settles.update(fed)
+    return settles, fed
+
+
+def _feeders(spec: PermutationSpec, statistics: str) -> list[str]:
+    """The tensor whose units a running mean or variance describes, as far as a spec can tell.
+
+    That is the last one before it with the same units; all such tensors if none is before it.
+    """
+    units = spec.output_groups(statistics)
+    names = list(spec.axes)
+    makers = [
+        n for n in names if units and spec.output_groups(n) == units and len(spec.axes[n]) > 1
+    ]
+    before = [name for name in makers if names.index(name) < names.index(statistics)]
+    return before[-1:] or makers
 
 
 def _settling_stage(spec: PermutationSpec, name: str, matched_in: dict[str, int], last: int) -> int:

@@ -1,0 +1,131 @@
+"""Running statistics of normalisation layers: pooled on the server, estimated anew by clients.
+
+Averaged units vary less than the units that they are made of, so the statistics that clients
+kept for their own units are wrong for the averaged ones (Jordan et al., "REPAIR", 2022). Clients
+therefore estimate them anew where the averaged weights see data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedma_flwr.structure import PermutationSpec
+
+MEAN, VARIANCE = "running_mean", "running_var"
+
+
+def pairs(spec: PermutationSpec) -> dict[str, str]:
+    """For every running variance of a spec, the running mean that belongs to it."""
+    found = {}
+    for name in spec.statistics:
+        mean = name.removesuffix(VARIANCE) + MEAN
+        if name.endswith(VARIANCE) and mean in spec.statistics:
+            found[name] = mean
+    return found
+
+
+def to_moments(spec: PermutationSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with second moments about 0 in place of running variances, ready to be averaged.
+
+    Parameters
+    ----------
+    spec : PermutationSpec
+        The model's spec.
+    tensors : mapping of str to Tensor
+        What one client has sent.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Running means and second moments in float64; all else as it was.
+    """
+    result = dict(tensors)
+    for variance, mean in pairs(spec).items():
+        if variance in tensors and mean in tensors:
+            result[mean] = tensors[mean].to(torch.float64)
+            result[variance] = tensors[variance].to(torch.float64) + result[mean] ** 2
+    return result
+
+
+def from_moments(
+    spec: PermutationSpec, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Undo `to_moments`: the law of total variance turns averaged moments into pooled variances.
+
+    Parameters
+    ----------
+    spec : PermutationSpec
+        The model's spec.
+    tensors : mapping of str to Tensor
+        Averages of what `to_moments` gave.
+    like : mapping of str to Tensor
+        Tensors with the dtypes that the result shall have.
+
+    Returns
+    -------
+    dict of str to Tensor
+        With finite statistics and variances from 0 up: the statistics of all examples together.
+    """
+    result = dict(tensors)
+    for variance, mean in pairs(spec).items():
+        if variance in tensors and mean in tensors:
+            dtype = like[variance].dtype
+            pooled = tensors[variance] - tensors[mean] ** 2
+            # A mean near the dtype's limit must not make an infinite variance.
+            result[variance] = pooled.clamp(0.0, torch.finfo(dtype).max).to(dtype)
+            result[mean] = tensors[mean].to(like[mean].dtype)
+    return result
+
+
+class MomentsHook:
+    """Forward hook of a batch norm that writes the moments of its inputs to its buffers.
+
+    ``running_mean`` and ``running_var`` become the mean and the (unbiased) variance, channel by
+    channel, of everything that the layer has seen in training mode since the hook was made,
+    whatever its momentum. What the layer itself computes stays as it is.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean = torch.zeros(())
+        self._squares = torch.zeros(())  # sums of squared deviations from the mean
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        """Add one batch, (batch, channels, ...)."""
+        if not module.training:
+            return
+        batch = inputs[0].detach()
+        axes = [axis for axis in range(batch.dim()) if axis != 1]
+        # One batch in the layer's own precision, the sum over batches in float64.
+        variance, mean = torch.var_mean(batch, axes, correction=0)  # (channels,)
+        self._add(batch.numel() // batch.shape[1], mean.double(), variance.double())
+        getattr(module, MEAN).copy_(self._mean)
+        getattr(module, VARIANCE).copy_(self._squares / max(self._count - 1, 1))
+
+    def _add(self, count: int, mean: Tensor, variance: Tensor) -> None:
+        """Chan, Golub and LeVeque's update (1983)."""
+        total = self._count + count
+        delta = mean - self._mean.to(mean.device)
+        between = delta**2 * (self._count * count / total)
+        self._squares = self._squares.to(mean.device) + variance * count + between
+        self._mean = mean - delta * (self._count / total)
+        self._count = total
+
+
+def estimate_statistics(model: nn.Module, names: Sequence[str]) -> None:
+    """Let the batch norms of a model estimate their statistics anew while it is trained.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    names : sequence of str
+        Statistics to estimate. Those of modules that are no batch norm are left to the module.
+    """
+    for prefix, module in model.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{dot}{MEAN}" in names:
+            module.register_forward_hook(MomentsHook())
