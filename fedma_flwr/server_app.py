@@ -16,6 +16,7 @@ from fedma_flwr.recorder import RunRecorder
 from fedma_flwr.strategy import FedMA
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec, derive_spec
 from fedma_flwr.tasks import RunConfig, get_task
+from fedma_flwr.tasks.config import flag
 
 app = ServerApp()
 
@@ -130,26 +131,35 @@ def make_strategy(
         return FedProx(proximal_mu=float(config["proximal-mu"]), **common)
     if name != "fedma":
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not {name!r}")
-    retrain_epochs, retrain_lr = int(config["retrain-epochs"]), float(config["retrain-lr"])
+    later: dict[str, Any] = {} if flag(config, "one-shot") else _later_configs(config)
     return FedMA(
         spec=spec,
         matcher=make_matcher(config),
         groups_per_stage=_groups_per_stage(config),
+        one_shot=flag(config, "one-shot"),
         initialisation=str(config["initialisation"]),
         max_growth=float(config["max-growth"]),
         weighted_units=bool(config["weighted-units"]),
-        retrain_config={
-            "local-epochs": retrain_epochs,
-            "lr": retrain_lr,
-            "weight-decay": float(config["retrain-weight-decay"]),
-        },
-        head_config={
-            "local-epochs": max(1, round(retrain_epochs * float(config["head-epochs-factor"]))),
-            "lr": retrain_lr * float(config["head-lr-factor"]),
-            "weight-decay": float(config["head-weight-decay"]),
-        },
+        **later,
         **common,
     )
+
+
+def _later_configs(config: RunConfig) -> dict[str, Any]:
+    """What overrides the train config in the stages after the first."""
+    epochs, lr = int(config["retrain-epochs"]), float(config["retrain-lr"])
+    return {
+        "retrain_config": {
+            "local-epochs": epochs,
+            "lr": lr,
+            "weight-decay": float(config["retrain-weight-decay"]),
+        },
+        "head_config": {
+            "local-epochs": max(1, round(epochs * float(config["head-epochs-factor"]))),
+            "lr": lr * float(config["head-lr-factor"]),
+            "weight-decay": float(config["head-weight-decay"]),
+        },
+    }
 
 
 def make_matcher(config: RunConfig) -> Matcher:

@@ -93,15 +93,19 @@ class MomentsHook:
         self._mean = torch.zeros(())
         self._squares = torch.zeros(())  # sums of squared deviations from the mean
 
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+    def __call__(
+        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], _: Tensor
+    ) -> None:
         """Add one batch, (batch, channels, ...)."""
         if not module.training:
             return
-        batch = inputs[0].detach()
+        batch = (args[0] if args else kwargs["input"]).detach()
+        if batch.dtype.itemsize < 4:  # half precision cannot hold sums of squares
+            batch = batch.float()
         axes = [axis for axis in range(batch.dim()) if axis != 1]
-        # One batch in the layer's own precision, the sum over batches in float64.
         variance, mean = torch.var_mean(batch, axes, correction=0)  # (channels,)
-        self._add(batch.numel() // batch.shape[1], mean.double(), variance.double())
+        precise = torch.float32 if mean.device.type == "mps" else torch.float64
+        self._add(batch.numel() // batch.shape[1], mean.to(precise), variance.to(precise))
         getattr(module, MEAN).copy_(self._mean)
         getattr(module, VARIANCE).copy_(self._squares / max(self._count - 1, 1))
 
@@ -128,4 +132,4 @@ def estimate_statistics(model: nn.Module, names: Sequence[str]) -> None:
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{dot}{MEAN}" in names:
-            module.register_forward_hook(MomentsHook())
+            module.register_forward_hook(MomentsHook(), with_kwargs=True)

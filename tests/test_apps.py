@@ -63,6 +63,11 @@ def test_the_baselines_run_from_the_same_app(strategy):
     assert entry["growth"] == 1.0
 
 
+def test_one_shot_is_one_exchange_a_round():
+    (entry,) = start(one_shot=True).result["rounds"]
+    assert (entry["exchanges"], entry["client_epochs"]) == (1, 1)
+
+
 def test_only_fedprox_trains_with_the_proximal_term():
     def loss(**options):
         return start(**options).result["rounds"][0]["loss"]
@@ -110,6 +115,7 @@ def test_local_models_are_saved_once_and_then_started_from(tmp_path):
         ("matcher", "hungarian"),
         ("groups-per-stage", "none"),
         ("groups-per-stage", True),
+        ("one-shot", "yes"),
         ("initialisation", "zero"),
         ("max-growth", 0.0),
         ("output-dir", "outputs"),
