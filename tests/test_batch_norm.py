@@ -83,9 +83,11 @@ def test_statistics_settle_one_stage_after_what_feeds_them():
     assert [stage.settles for stage in plan.stages] == [
         ("a.weight", "na.weight", "na.bias"),
         (*STATISTICS[:2], "na.num_batches_tracked", "b.weight", "nb.weight", "nb.bias"),
-        (*STATISTICS[2:], "nb.num_batches_tracked", "c.weight", "c.bias"),
+        (*STATISTICS[2:], "nb.num_batches_tracked"),
+        ("c.weight", "c.bias"),
     ]
-    assert [stage.estimates for stage in plan.stages] == [(), STATISTICS[:2], STATISTICS[2:]]
+    assert [stage.estimates for stage in plan.stages] == [(), STATISTICS[:2], STATISTICS[2:], ()]
+    assert [stage.name for stage in plan.stages] == ["local", "retrain", "retrain", "head"]
     kept = StagePlan.build(SPEC, reestimate_statistics=False)
     assert {*STATISTICS[:2], "na.num_batches_tracked", "a.weight"} <= set(kept[0].settles)
     assert {*STATISTICS[2:], "nb.num_batches_tracked", "b.weight"} <= set(kept[1].settles)
@@ -109,13 +111,14 @@ BLOCK = PermutationSpec(  # a residual block: `back` adds to the stem's stream
 )
 
 
-def test_a_residual_network_gets_a_stage_before_the_head_for_its_last_statistics():
+def test_the_last_statistics_of_a_residual_network_settle_before_its_head():
     plan = StagePlan.build(BLOCK)
     assert [(stage.name, stage.settles) for stage in plan.stages] == [
         ("local", ("stem.weight",)),
         ("retrain", ("n0.running_mean", "inner.weight")),
         ("retrain", ("n1.running_mean", "back.weight")),
-        ("head", ("n2.running_mean", "n2.num_batches_tracked", "head.weight")),
+        ("retrain", ("n2.running_mean", "n2.num_batches_tracked")),
+        ("head", ("head.weight",)),
     ]
     kept = StagePlan.build(BLOCK, reestimate_statistics=False)
     assert [stage.settles for stage in kept.stages] == [
@@ -123,7 +126,7 @@ def test_a_residual_network_gets_a_stage_before_the_head_for_its_last_statistics
         ("inner.weight", "n1.running_mean"),
         ("back.weight", "n2.running_mean", "n2.num_batches_tracked", "head.weight"),
     ]
-    assert [len(StagePlan.build(BLOCK, "all")), len(StagePlan.build(BLOCK, 2))] == [2, 2]
+    assert [len(StagePlan.build(BLOCK, count)) for count in (1, 2, "all")] == [5, 3, 3]
 
 
 # ---------------------------------------------------------------- moments
@@ -208,26 +211,29 @@ def test_settled_layers_keep_their_statistics_in_later_stages():
         fit(model, client)
         after = model.state_dict()
         moved = {name for name in STATISTICS if not torch.equal(before[name], after[name])}
-        seen.setdefault(stage.name, []).append(moved)
+        seen.setdefault(stage.index, []).append(moved)
         return reply(message, model, client)
 
     run(FedMA(spec=SPEC), spy)
-    assert seen["local"] == [set(STATISTICS)] * CLIENTS
-    assert seen["retrain"] == [set(STATISTICS)] * CLIENTS
-    assert seen["head"] == [set(STATISTICS[2:])] * CLIENTS
+    assert seen == {
+        0: [set(STATISTICS)] * CLIENTS,
+        1: [set(STATISTICS)] * CLIENTS,
+        2: [set(STATISTICS[2:])] * CLIENTS,
+        3: [set()] * CLIENTS,
+    }
 
 
 @pytest.mark.parametrize("value", [-1e-3, float("nan")])
 def test_a_client_with_impossible_variances_is_dropped(value):
     def lie(message, context, client):
         answer = train(message, context, client)
-        if client == 1 and Stage.from_message(message).name == "head":
+        if client == 1 and Stage.from_message(message).index == 2:
             answer.content["weights"]["nb.running_var"] = Array(np.full(8, value, np.float32))
         return answer
 
     strategy = FedMA(spec=SPEC)
     result = run(strategy, lie)
-    (reason,) = stage_records(strategy)[-1].dropped.values()
+    (reason,) = stage_records(strategy)[2].dropped.values()
     assert "nb.running_var" in reason
     assert all(np.isfinite(array.numpy()).all() for array in result.arrays.values())
 
@@ -235,7 +241,7 @@ def test_a_client_with_impossible_variances_is_dropped(value):
 def test_huge_means_do_not_make_infinite_variances():
     def lie(message, context, client):
         answer = train(message, context, client)
-        if client == 1 and Stage.from_message(message).name == "head":
+        if client == 1 and Stage.from_message(message).index == 2:
             answer.content["weights"]["nb.running_mean"] = Array(np.full(8, 3e38, np.float32))
         return answer
 
@@ -256,3 +262,72 @@ def test_statistics_cross_once_each_way():
     names = sorted(list(SPEC.axes) * CLIENTS)
     assert sorted(sent) == names
     assert sorted(wanted) == names
+
+
+@pytest.mark.parametrize("reestimate", [True, False])
+def test_growth_lost_state_and_partial_participation_go_together(reestimate):
+    def forget(message, context):
+        if message.content["fedma"]["kind"] != "hello" and context.node_id == 101:
+            context.state.clear()
+
+    strategy = FedMA(
+        spec=SPEC,
+        initialisation="own",
+        matcher=BBPMAP.reference(gamma=1e9),
+        max_growth=1.5,
+        fraction_train=0.75,
+        reestimate_statistics=reestimate,
+    )
+    result = run(strategy, rounds=4, intercept=forget)
+    assert not any(record.dropped for record in strategy.history)
+    assert any(record.resent for record in strategy.history)
+    assert stage_records(strategy)[-1].widths == {"a": 18, "b": 12}
+    got, central = protocol.to_tensors(result.arrays), central_statistics(result.arrays)
+    assert all(tensor.isfinite().all() for tensor in got.values())
+    assert (got["nb.running_var"] > 0).all()
+    assert all(got[name].shape == central[name].shape for name in STATISTICS)
+
+
+def first_on_inputs():
+    return nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 2))
+
+
+def without_affine():
+    layers = [nn.Linear(2, 6), nn.BatchNorm1d(6, affine=False), nn.ReLU(), nn.Linear(6, 2)]
+    return nn.Sequential(*layers)
+
+
+def cumulative():
+    layers = [nn.Linear(2, 6), nn.BatchNorm1d(6, momentum=None), nn.ReLU(), nn.Linear(6, 2)]
+    return nn.Sequential(*layers)
+
+
+def without_statistics():
+    norm = nn.BatchNorm1d(6, track_running_stats=False)
+    return nn.Sequential(nn.Linear(2, 6), norm, nn.ReLU(), nn.Linear(6, 2))
+
+
+@pytest.mark.parametrize("make", [first_on_inputs, without_affine, cumulative, without_statistics])
+def test_every_kind_of_batch_norm_takes_part(make):
+    def train(message, context, client):
+        model = load_model(make(), message)
+        model.train()
+        fit(model, client, steps=10)
+        return reply(message, model, client)
+
+    losses = []
+
+    def evaluate(_, arrays):
+        model = load_model(make(), arrays).eval()
+        x, y = (torch.cat(part) for part in zip(*map(data, range(CLIENTS)), strict=True))
+        losses.append(nn.functional.cross_entropy(model(x), y).item())
+
+    strategy = FedMA(model=make(), example_inputs=(torch.randn(4, 2),), fraction_evaluate=0.0)
+    strategy.start(
+        InProcessGrid(make_app(train), CLIENTS),
+        ArrayRecord(make().state_dict()),
+        num_rounds=3,
+        evaluate_fn=evaluate,
+    )
+    assert not any(record.dropped for record in strategy.history)
+    assert losses[-1] < 0.9 * losses[0]

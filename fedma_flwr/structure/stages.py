@@ -50,9 +50,9 @@ class StagePlan:
     it was retrained on settled inputs. The head settles last.
 
     Running statistics say something about the tensor that feeds them, so they settle after it:
-    one stage later, in which clients estimate them anew on the averaged weights; a network whose
-    last such tensor would settle with the head gets one more retrain stage before it. What feeds
-    statistics is the last tensor before them, in the spec's order, that makes the same units.
+    one stage later, in which clients estimate them anew on the averaged weights. There are more
+    retrain stages where that is needed for the head to be trained on settled statistics. What
+    feeds statistics is the last tensor before them, in the spec's order, with the same units.
 
     Parameters
     ----------
@@ -126,13 +126,13 @@ def _stages(
     spec: PermutationSpec, bundles: list[tuple[str, ...]], reestimate: bool
 ) -> list[PlannedStage]:
     settles, fed = _settling_stages(spec, bundles)
-    if reestimate and len(bundles) in fed.values():
-        # What feeds some statistics would settle with the head: a stage more leaves time for them.
+    while reestimate and fed and max(fed.values()) + 1 >= len(bundles):
+        # The head is to be trained on settled statistics: one more stage to estimate them in.
         bundles = [*bundles, ()]
         settles, fed = _settling_stages(spec, bundles)
     last = len(bundles)
     if reestimate:
-        settles.update({name: min(stage + 1, last) for name, stage in fed.items()})
+        settles.update({name: stage + 1 for name, stage in fed.items()})
     stages = []
     for index, groups in enumerate([*bundles, ()]):
         settled = tuple(name for name in spec.axes if settles[name] == index)
@@ -164,33 +164,36 @@ def _settling_stages(
     last = len(bundles)
     matched_in = {group: index for index, bundle in enumerate(bundles) for group in bundle}
     settles = {name: _settling_stage(spec, name, matched_in, last) for name in spec.axes}
-    fed = {}
-    for name in spec.statistics:
-        if name in spec.head:
-            continue
-        feeders = _feeders(spec, name)
-        stage = max((settles[feeder] for feeder in feeders), default=settles[name])
-        module = name.rpartition(".")[0]
-        counters = (
+    fed: dict[str, int] = {}
+    for module, (names, feeders) in _fed_modules(spec).items():
+        stage = max(settles[name] for name in feeders or names)
+        counters = [
             n for n, axes in spec.axes.items() if n.rpartition(".")[0] == module and not axes
-        )
-        fed.update(dict.fromkeys([name, *counters], stage))
+        ]
+        fed.update(dict.fromkeys([*names, *counters], stage))
     settles.update(fed)
     return settles, fed
 
 
-def _feeders(spec: PermutationSpec, statistics: str) -> list[str]:
-    """The tensor whose units a running mean or variance describes, as far as a spec can tell.
+def _fed_modules(spec: PermutationSpec) -> dict[str, tuple[list[str], list[str]]]:
+    """Statistics and what feeds them, by module: its inputs, as far as a spec can tell.
 
-    That is the last one before it with the same units; all such tensors if none is before it.
+    That is the last tensor before them that makes the same units; all of them if none is before.
     """
-    units = spec.output_groups(statistics)
-    names = list(spec.axes)
-    makers = [
-        n for n in names if units and spec.output_groups(n) == units and len(spec.axes[n]) > 1
-    ]
-    before = [name for name in makers if names.index(name) < names.index(statistics)]
-    return before[-1:] or makers
+    makers: dict[frozenset[str], list[str]] = {}
+    before: dict[str, list[str]] = {}
+    for name, axes in spec.axes.items():
+        units = spec.output_groups(name)
+        if name in spec.statistics and name not in spec.head:
+            before[name] = makers.get(units, [])[-1:]
+        elif len(axes) > 1 and units and name not in spec.head:
+            makers.setdefault(units, []).append(name)
+    modules: dict[str, tuple[list[str], list[str]]] = {}
+    for name, feeder in before.items():
+        names, feeders = modules.setdefault(name.rpartition(".")[0], ([], []))
+        names.append(name)
+        feeders.extend(feeder or makers.get(spec.output_groups(name), []))
+    return modules
 
 
 def _settling_stage(spec: PermutationSpec, name: str, matched_in: dict[str, int], last: int) -> int:
