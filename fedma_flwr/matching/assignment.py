@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from .certificate import NEW
+from .problem import NEW, Problem
 from .result import Floats, Integers
 
 Backend = Literal["auto", "scipy", "lapx", "lapsolver"]
@@ -18,13 +18,7 @@ Backend = Literal["auto", "scipy", "lapx", "lapsolver"]
 _PRICE_TRIALS = 3
 
 
-def assign(
-    existing: Floats,
-    new: Floats,
-    prices: Floats,
-    backend: Backend = "auto",
-    expected: int = 0,
-) -> Integers:
+def assign(problem: Problem, backend: Backend = "auto", expected: int = 0) -> Integers:
     """Give every row an existing unit or a new one, at the largest total gain.
 
     New units differ only by their price, so all can be offered at one price ``p``: solve the
@@ -35,12 +29,7 @@ def assign(
 
     Parameters
     ----------
-    existing : float array, shape (n, L)
-        Gain of row l in existing unit i.
-    new : float array, shape (n,)
-        Gain of row l in a new unit, before the new unit's price.
-    prices : float array, shape (K,)
-        Price of the k-th new unit, increasing; n <= L + K.
+    problem : Problem
     backend : {"auto", "scipy", "lapx", "lapsolver"} (default: "auto")
         The solver; all are exact.
     expected : int (default: 0)
@@ -54,9 +43,11 @@ def assign(
 
     Examples
     --------
-    >>> assign(np.array([[5.0, 0.0], [4.0, 0.0]]), np.array([3.0, 3.0]), np.array([1.0, 2.0]))
+    >>> gains = np.array([[5.0, 0.0], [4.0, 0.0]])
+    >>> assign(Problem(gains, new=np.array([3.0, 3.0]), prices=np.array([1.0, 2.0])))
     array([ 0, -1])
     """
+    existing, new, prices = problem
     if existing.shape[1] == 0:
         return np.full(len(new), NEW)
     if len(prices) == 0:
@@ -74,23 +65,19 @@ def assign(
 
 
 def reassign(
-    existing: Floats,
-    new: Floats,
-    prices: Floats,
-    columns: Integers,
-    rows: Integers,
-    backend: Backend = "auto",
+    problem: Problem, columns: Integers, rows: Integers, backend: Backend = "auto"
 ) -> Integers:
     """Assign some rows anew, at the largest total gain while all others stay where they are.
 
     Parameters
     ----------
-    existing, new, prices, backend
-        As for :func:`assign`.
+    problem : Problem
     columns : int array, shape (n,)
         The assignment so far.
     rows : int array
         The rows that may move.
+    backend
+        As for :func:`assign`.
 
     Returns
     -------
@@ -99,14 +86,13 @@ def reassign(
     stay = np.ones(len(columns), dtype=bool)
     stay[rows] = False
     taken = columns[stay]
-    free = np.ones(existing.shape[1], dtype=bool)
+    free = np.ones(problem.existing.shape[1], dtype=bool)
     free[taken[taken != NEW]] = False
     choices = np.flatnonzero(free)
     opened = int((taken == NEW).sum())
     expected = int((columns[rows] == NEW).sum())
-    part = assign(
-        existing[np.ix_(rows, choices)], new[rows], prices[opened:], backend, expected
-    )
+    gains = problem.existing[np.ix_(rows, choices)]
+    part = assign(Problem(gains, problem.new[rows], problem.prices[opened:]), backend, expected)
     moved = columns.copy()
     moved[rows] = np.append(choices, NEW)[part]
     return moved

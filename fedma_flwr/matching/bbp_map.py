@@ -25,6 +25,8 @@ from .validate import check_max_width, check_orders, check_prior_mean, check_uni
 
 Output = Literal["mean", "posterior"]
 
+_ROWS = 64  # of the result at a time: no second copy of it is ever held
+
 
 @dataclass(frozen=True, kw_only=True)
 class BBPMAP:
@@ -286,10 +288,14 @@ class BBPMAP:
         assignments = search.state.assignments()
         popularity = search.state.popularity[search.state.numbering]
         means = search.state.means()
-        numerator, precision = search.model.posterior(means * popularity[:, None], popularity)
-        objective = float((numerator**2 / precision).sum())
-        if self.output == "posterior":
-            means = numerator / precision
-        elif weights is not None:
+        objective = 0.0
+        for start in range(0, len(means), _ROWS):
+            rows = slice(start, start + _ROWS)
+            counts = popularity[rows]
+            numerator, precision = search.model.posterior(means[rows] * counts[:, None], counts)
+            objective += float((numerator**2 / precision).sum())
+            if self.output == "posterior":
+                means[rows] = numerator / precision
+        if weights is not None:
             means = average_members(units, assignments, len(popularity), weights)
         return Matching(assignments, means, popularity, objective, sweeps)

@@ -13,11 +13,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from .problem import NEW, Problem
 from .result import Floats, Integers
-
-NEW = -1
-"""The column of a row that opens a new unit."""
 
 # A path of so many rows, each wanting the next one's unit, is not followed further: doubt is
 # always a safe answer.
@@ -35,9 +34,7 @@ class Verdict(NamedTuple):
 
 
 def judge(
-    existing: Floats,
-    new: Floats,
-    prices: Floats,
+    problem: Problem,
     columns: Integers,
     slack: Floats | float = 0.0,
     bidders: Integers | None = None,
@@ -46,13 +43,13 @@ def judge(
 
     Parameters
     ----------
-    existing, new, prices
-        As for :func:`~fedma_flwr.matching.assignment.assign`.
+    problem : Problem
+        Its gains are changed for the time being.
     columns : int array, shape (n,)
         An existing unit's index, or :data:`NEW`; no two rows share an existing unit.
     slack : float or float array, shape (n,) (default: 0)
-        Certify for all gains at once of which those of row l differ by at most half of its slack
-        from the given ones.
+        What row l has may be worth less than its gain says by so much: with gains at the upper
+        end of their errors, twice the error.
     bidders : int array or None
         Rows that are likely to be envious: a hint that saves time.
 
@@ -64,11 +61,13 @@ def judge(
     Examples
     --------
     >>> gains = np.array([[5.0, 4.0], [4.0, 0.0]])
-    >>> judge(gains, np.zeros(2), np.array([9.0, 9.0]), np.array([1, 0])).doubt.tolist()
+    >>> problem = Problem(gains, new=np.zeros(2), prices=np.array([9.0, 9.0]))
+    >>> judge(problem, np.array([1, 0])).doubt.tolist()
     []
-    >>> judge(gains, np.zeros(2), np.array([9.0, 9.0]), np.array([0, 1])).doubt.tolist()
+    >>> judge(problem, np.array([0, 1])).doubt.tolist()
     [1]
     """
+    existing, prices = problem.existing, problem.prices
     opened = columns == NEW
     count = int(opened.sum())
     if count > len(prices):
@@ -81,7 +80,7 @@ def judge(
     # Nobody bids for what they have.
     existing[holders, columns[holders]] = -np.inf
     try:
-        market = _Market(existing, new, columns, own, float(floor), float(ceiling), slack)
+        market = _Market(problem, columns, own, slack, (float(floor), float(ceiling)))
         if bidders is not None:
             market.envious[bidders] = True
         doubt = market.settle()
@@ -100,14 +99,13 @@ class _Market:
 
     def __init__(
         self,
-        existing: Floats,
-        new: Floats,
+        problem: Problem,
         columns: Integers,
         own: Floats,
-        floor: float,
-        ceiling: float,
         slack: Floats | float,
+        new_price: tuple[float, float],
     ) -> None:
+        existing, new = problem.existing, problem.new
         rows, width = existing.shape
         self._existing, self._new, self._columns = existing, new, columns
         self._opened = columns == NEW
@@ -118,7 +116,7 @@ class _Market:
         self._holder = np.full(width, -1)  # -1: a free unit
         self._holder[columns[holders]] = holders
         self._price = np.zeros(width + 1)  # the last one: of a new unit
-        self._price[NEW], self._ceiling = floor, ceiling
+        self._price[NEW], self._ceiling = new_price
         self.envious = np.zeros(rows, dtype=bool)
         # Who last outbid a row; itself: nobody.
         self._outbid_by = np.arange(rows)
@@ -140,14 +138,14 @@ class _Market:
             if not self._ask(asked, satisfied[asked]).any():
                 return np.empty(0, dtype=np.int64)
 
-    def _ask(self, rows: Integers, satisfied: Floats) -> Integers:
+    def _ask(self, rows: Integers, satisfied: Floats) -> NDArray[np.bool_]:
         """Note what rows could have instead; return which of them prefer it."""
         worth = self._existing[rows]
         if self._price[:NEW].any():
             worth -= self._price[:NEW]
         new = np.where(self._opened[rows], -np.inf, self._new[rows] - self._price[NEW])
         self._instead[rows] = np.maximum(worth.max(1, initial=-np.inf), new)
-        envious: Integers = self._instead[rows] > satisfied
+        envious: NDArray[np.bool_] = self._instead[rows] > satisfied
         self.envious[rows[envious]] = True
         return envious
 
@@ -177,7 +175,9 @@ class _Market:
                 return raised
             bidders = rows[best[raised]]
             unmet = np.where(
-                units[raised] == NEW, offers[raised] > self._ceiling, self._holder[units[raised]] < 0
+                units[raised] == NEW,
+                offers[raised] > self._ceiling,
+                self._holder[units[raised]] < 0,
             )
             if unmet.any():
                 return self._chain(bidders[unmet])

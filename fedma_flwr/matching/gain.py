@@ -37,8 +37,8 @@ class Gain(Protocol):
         """Return a client's gains while it is taken out of ``state``."""
         ...
 
-    def exactly(self, state: GlobalUnits, client: int, rows: Integers) -> Floats:
-        """Return some rows' gains in the existing units without error, shape (rows, L)."""
+    def exactly(self, state: GlobalUnits, client: int, rows: Integers, units: Integers) -> Floats:
+        """Return some rows' gains in some existing units without error, (rows, units)."""
         ...
 
 
@@ -71,23 +71,23 @@ class ScalarGain:
         products = self._products[client]
         cross = products.at(state.numbering)
         rows = np.arange(len(products.square))
-        existing, factor = self._existing(state, products, cross, rows)
+        popularity = state.popularity[state.numbering]
+        existing, factor = self._existing(products, cross, rows, popularity)
         s, s0 = self._s, self._s0
         distance = products.square - 2 * products.prior + float(self._mean @ self._mean)
         new = self._logs(np.zeros(1)) - s * s0 / (s + s0) * distance
         return Gains(existing, new, float((factor * cross.error).max(initial=0.0)))
 
-    def exactly(self, state: GlobalUnits, client: int, rows: Integers) -> Floats:
-        """Return some rows' gains in the existing units without error, shape (rows, L)."""
-        products = self._products[client]
-        cross = products.exactly(state.numbering, rows)
-        return self._existing(state, products, cross, rows)[0]
+    def exactly(self, state: GlobalUnits, client: int, rows: Integers, units: Integers) -> Floats:
+        """Return some rows' gains in some existing units without error, (rows, units)."""
+        products, slots = self._products[client], state.numbering[units]
+        cross = products.exactly(slots, rows)
+        return self._existing(products, cross, rows, state.popularity[slots])[0]
 
     def _existing(
-        self, state: GlobalUnits, products: Products, cross: WithUnits, rows: Integers
+        self, products: Products, cross: WithUnits, rows: Integers, popularity: Integers
     ) -> tuple[Floats, Floats]:
         """Return the gains and what every column of the products is multiplied by in them."""
-        popularity = state.popularity[state.numbering]
         s, s0, mean2 = self._s, self._s0, float(self._mean @ self._mean)
         S = s0 + popularity * s  # (L,)
         weight = s * S / (s + S)
@@ -144,9 +144,9 @@ class VectorGain:
             self._logs(np.zeros(1)) - distance.cpu().numpy(),
         )
 
-    def exactly(self, state: GlobalUnits, client: int, rows: Integers) -> Floats:
-        """Return some rows' gains in the existing units, which have no error as it is."""
-        return self(state, client).existing[rows]
+    def exactly(self, state: GlobalUnits, client: int, rows: Integers, units: Integers) -> Floats:
+        """Return some rows' gains in some existing units, which have no error as it is."""
+        return self(state, client).existing[np.ix_(rows, units)]
 
     def _logs(self, popularity: Integers | Floats) -> Floats:
         if not self._log_determinant:

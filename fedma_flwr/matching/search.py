@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from .assignment import Backend, assign, reassign
-from .certificate import NEW, judge
+from .certificate import judge
 from .gain import Gain, Gains, ScalarGain, VectorGain
+from .problem import NEW, Problem
 from .result import Floats, Integers
 from .state import GlobalUnits, centre_of
-
 
 # So often a client's assignment is mended before it is made anew.
 _ATTEMPTS = 6
@@ -88,6 +88,45 @@ class Rules:
         return prices
 
 
+class Doubtful:
+    """Which gains in existing units are exact; the others are at the upper end of their error.
+
+    Parameters
+    ----------
+    gains : Gains
+        Its ``existing`` is raised by its error, in place.
+    """
+
+    def __init__(self, gains: Gains) -> None:
+        self._error = gains.error
+        self._exact = np.zeros_like(gains.existing, dtype=bool)
+        np.add(gains.existing, gains.error, out=gains.existing)
+
+    def slack(self, columns: Integers) -> Floats:
+        """Return how much less what every row has may be worth, shape (n,)."""
+        held = np.flatnonzero(columns != NEW)
+        slack = np.zeros(len(columns))
+        slack[held] = np.where(self._exact[held, columns[held]], 0.0, 2 * self._error)
+        return slack
+
+    def of(self, columns: Integers, rows: Integers) -> tuple[Integers, Integers]:
+        """Return rows and units that settle what rows in doubt would do with one another's units.
+
+        Units that nobody has are among them. Where all of that is exact already: everything.
+        """
+        units = np.ones(self._exact.shape[1], dtype=bool)
+        units[columns[columns != NEW]] = False
+        units[columns[rows[columns[rows] != NEW]]] = True
+        chosen = np.flatnonzero(units)
+        if self._exact[np.ix_(rows, chosen)].all():
+            return np.arange(len(self._exact)), np.arange(len(units))
+        return rows, chosen
+
+    def settle(self, rows: Integers, units: Integers) -> None:
+        """Note that some gains are exact now."""
+        self._exact[np.ix_(rows, units)] = True
+
+
 class Search:
     """One run of the search.
 
@@ -151,40 +190,40 @@ class Search:
         rows in doubt are computed again without it.
         """
         gains = self._gain(self.state, client)
-        prices = self._price(gains)
-        problem, backend = (gains.existing, gains.new, prices), self._rules.backend
-        slack = np.full(len(gains.new), 2 * gains.error)
+        problem, backend = self._problem(gains), self._rules.backend
         columns = self.state.columns(client)
         if columns is None or not gains.error:
-            columns = assign(*problem, backend, self._opened)
+            columns = assign(problem, backend, self._opened)
         if not gains.error:
             return columns
+        doubtful = Doubtful(gains)
         movable = self._movable[client]
         for _ in range(_ATTEMPTS):
-            verdict = judge(*problem, columns, slack, np.flatnonzero(movable))
+            slack = doubtful.slack(columns)
+            verdict = judge(problem, columns, slack, np.flatnonzero(movable))
             movable[verdict.envious] = True
             if not len(verdict.doubt):
                 return columns
-            moved = reassign(*problem, columns, np.flatnonzero(movable), backend)
+            moved = reassign(problem, columns, np.flatnonzero(movable), backend)
             if (moved == columns).all():
-                self._refine(client, gains, slack, verdict.doubt)
+                rows, units = doubtful.of(columns, verdict.doubt)
+                self._refine(client, gains, rows, units)
+                doubtful.settle(rows, units)
             columns = moved
-        self._refine(client, gains, slack, np.arange(len(gains.new)))
-        return assign(*problem, backend, self._opened)
+        self._refine(client, gains, np.arange(len(gains.new)), np.arange(self.state.width))
+        return assign(problem, backend, self._opened)
 
-    def _refine(self, client: int, gains: Gains, slack: Floats, doubt: Integers) -> None:
-        """Compute rows of gains again, without error."""
-        rows = doubt[slack[doubt] > 0]
-        if len(rows):
-            gains.existing[rows] = self._gain.exactly(self.state, client, rows)
-            gains.existing[rows] += self._popularity_gain()
-            slack[rows] = 0.0
+    def _refine(self, client: int, gains: Gains, rows: Integers, units: Integers) -> None:
+        """Compute some gains again, without error."""
+        exact = self._gain.exactly(self.state, client, rows, units)
+        gains.existing[np.ix_(rows, units)] = exact + self._popularity_gain()[units]
 
-    def _price(self, gains: Gains) -> Floats:
-        """Add popularity's part to the gains; return the prices of new units."""
-        gains.existing[:] += self._popularity_gain()
+    def _problem(self, gains: Gains) -> Problem:
+        """Add popularity's part to the gains, in place, and the prices of new units."""
+        np.add(gains.existing, self._popularity_gain(), out=gains.existing)
         slots = self._rules.slots(len(gains.new), self.state.width)
-        return self._rules.prices(slots, len(self._widths))
+        prices = self._rules.prices(slots, len(self._widths))
+        return Problem(gains.existing, gains.new, prices)
 
     def _popularity_gain(self) -> Floats:
         popularity = self.state.popularity[self.state.numbering]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .certificate import NEW
+from .problem import NEW
 from .result import Floats, Integers, mean_row
 
 # Sizes of the pieces in which float32 units become float64: they stay in a core's cache, and no

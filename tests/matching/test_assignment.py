@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fedma_flwr.matching import BBPMAP
-from fedma_flwr.matching.assignment import NEW, assign, solve
+from fedma_flwr.matching.assignment import assign, solve
+from fedma_flwr.matching.problem import NEW, Problem
 
 BACKENDS = ["auto", "scipy"] + (["lapx"] if find_spec("lap") else [])
 
@@ -35,7 +36,7 @@ def test_the_reduced_problem_has_the_full_problems_optimum(backend, expected, sh
         new = shift + rng.normal(size=rows)
         slots = rng.integers(max(rows - width, 1), rows + 1)
         prices = 2 * np.log(np.arange(1, slots + 1)) - rng.normal()
-        columns = assign(existing, new, prices, backend, expected)
+        columns = assign(Problem(existing, new, prices), backend, expected)
         assert (columns == NEW).sum() <= slots
         optimum = full_optimum(existing, new, prices)
         assert total(columns, existing, new, prices) == pytest.approx(optimum, abs=1e-9)
@@ -43,7 +44,7 @@ def test_the_reduced_problem_has_the_full_problems_optimum(backend, expected, sh
 
 def test_no_new_unit_may_be_opened():
     existing = np.array([[1.0, 5.0, 2.0], [0.0, 9.0, 3.0]])
-    assert assign(existing, np.full(2, 100.0), np.empty(0)).tolist() == [2, 1]
+    assert assign(Problem(existing, np.full(2, 100.0), np.empty(0))).tolist() == [2, 1]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,0 +1,21 @@
+"""One update's assignment problem."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .result import Floats
+
+NEW = -1
+"""The column of a row that opens a new unit."""
+
+
+class Problem(NamedTuple):
+    """Every row wants an existing unit, each of which has room for one row, or a new one."""
+
+    existing: Floats
+    """Gain of row l in existing unit i, shape (n, L)."""
+    new: Floats
+    """Gain of row l in a new unit, before the new unit's price, shape (n,)."""
+    prices: Floats
+    """Price of the k-th new unit, increasing, shape (K,); n <= L + K."""
