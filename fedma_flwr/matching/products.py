@@ -30,9 +30,10 @@ class Products:
     """The products that a client's gains need, for every slot of the state.
 
     On the CPU they are made in float32, in blocks of the signature that are summed in float64. A
-    dot product of d terms then has an error of at most ``(d + 2) u |w| |T_i|``, u = 2^-24,
+    dot product of d terms then has an error of at most ``(d + 3) u |w| |T_i|``, u = 2^-24,
     whatever the order of the terms (Higham, "Accuracy and Stability of Numerical Algorithms",
-    2nd ed., section 3.1; 2 for rounding w and T_i). Who needs more asks for exact ones.
+    2nd ed., section 3.1; 3 for rounding w, T_i and the result). Who needs more asks for exact
+    ones.
 
     Parameters
     ----------
@@ -69,7 +70,7 @@ class Products:
             cross, (square, prior) = self._updated(slots)
         else:
             cross, (square, prior) = self._multiply(slots)
-        terms = max(block.stop - block.start for block in self._state.blocks) + 2
+        terms = max(block.stop - block.start for block in self._state.blocks) + 3
         longest = np.sqrt(self.square.max(initial=0.0))
         error = terms * _UNIT_ROUNDOFF * longest * np.sqrt(square)
         return WithUnits(cross, square, prior, error)
@@ -88,7 +89,10 @@ class Products:
         stale = slots if self._first else slots[changed]
         self._first = False
         if len(stale):
-            self._cross[:, stale], self._others[:, stale] = self._multiply(stale)
+            cross, self._others[:, stale] = self._multiply(stale)
+            self._cross[:, stale] = cross
+            if len(stale) == len(slots):
+                return cross, self._others[:, slots]
         return self._cross[:, slots], self._others[:, slots]
 
     def _of_rows(self) -> tuple[Floats, Floats]:
