@@ -129,7 +129,7 @@ class VectorGain:
         device = state.sums.device
         s, s0, mean = (torch.from_numpy(v).to(device) for v in (self._s, self._s0, self._mean))
         rows = state.rows(client)
-        others = state.sums_of_others(client, state.numbering)
+        others = state.sums_of_others(client, state.numbering).block()
         popularity = state.popularity[state.numbering]
         counts, inverse = np.unique(popularity, return_inverse=True)
         S = s0 + torch.from_numpy(popularity).to(device)[:, None] * s  # (L, D)

@@ -50,7 +50,7 @@ class Products:
 
     def __init__(self, state: GlobalUnits, client: int, mean: Floats) -> None:
         self._state, self._client = state, client
-        self._mean = torch.from_numpy(mean).to(state.sums.device)
+        self._mean, self._has_mean = torch.from_numpy(mean).to(state.sums.device), mean.any()
         self.square, self.prior = self._of_rows()
         self._dtype = _fast_dtype(state.sums.device, len(mean))
         self._keep = len(state.popularity) <= _KEPT_COLUMNS * len(mean)
@@ -109,10 +109,12 @@ class Products:
         count = len(self.square) if rows is None else len(rows)
         cross = torch.zeros(count, len(slots), dtype=torch.float64, device=device)
         of_sums = torch.zeros(2, len(slots), dtype=torch.float64, device=device)
+        sums = state.sums_of_others(self._client, slots)
         for block in state.blocks:
-            others = state.sums_of_others(self._client, slots, block)
+            others = sums.block(block)
             of_sums[0] += torch.linalg.vecdot(others, others)
-            of_sums[1] += others @ self._mean[block]
+            if self._has_mean:
+                of_sums[1] += others @ self._mean[block]
             if rows is None:
                 cross += state.single_rows(self._client, block) @ others.float().T
             else:

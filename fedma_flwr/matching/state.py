@@ -30,6 +30,35 @@ def centre_of(units: Sequence[Floats]) -> Floats:
     return mean if 2 * offset > square else np.zeros_like(mean)
 
 
+class SumsOfOthers:
+    """The sums of some slots over all clients but one, in blocks of the signature.
+
+    Parameters
+    ----------
+    state : GlobalUnits
+    client : int
+        The one that does not count.
+    slots : int array
+    """
+
+    def __init__(self, state: GlobalUnits, client: int, slots: Integers) -> None:
+        self._state, self._client, self._slots = state, client, state.index(slots)
+        own = state.slots[client]
+        position = np.full(len(state.popularity), -1)
+        position[slots] = np.arange(len(slots))
+        targets = position[own]
+        self._held = np.flatnonzero(targets >= 0)
+        self._targets = state.index(targets[self._held])
+
+    def block(self, block: slice = slice(None)) -> torch.Tensor:
+        """Return the block's columns, float64, shape (slots, d)."""
+        sums = torch.index_select(self._state.sums[:, block], 0, self._slots)
+        if len(self._held):
+            own = self._state.rows(self._client, block, self._held)
+            sums.index_add_(0, self._targets, own, alpha=-1)
+        return sums
+
+
 class GlobalUnits:
     """Sums and popularity of the global units, and who is assigned to them.
 
@@ -77,7 +106,7 @@ class GlobalUnits:
         """
         rows = self._units[client][:, block]
         if chosen is not None and len(chosen) < len(rows):
-            rows = rows[self._index(chosen)]
+            rows = rows[self.index(chosen)]
         return self._centred(rows, block)
 
     def single_rows(self, client: int, block: slice) -> torch.Tensor:
@@ -106,26 +135,9 @@ class GlobalUnits:
         slots = self.slots[client]
         return self._numbers()[slots] if len(slots) else None
 
-    def sums_of_others(
-        self, client: int, slots: Integers, block: slice = slice(None)
-    ) -> torch.Tensor:
-        """Return the slots' sums over all other clients, float64, shape (slots, d).
-
-        Parameters
-        ----------
-        client : int
-        slots : int array
-        block : slice of D (default: all)
-        """
-        sums = torch.index_select(self.sums[:, block], 0, self._index(slots))
-        if len(self.slots[client]):
-            position = np.full(len(self.popularity), -1)
-            position[slots] = np.arange(len(slots))
-            targets = position[self.slots[client]]
-            held = np.flatnonzero(targets >= 0)
-            own = self.rows(client, block, held)
-            sums.index_add_(0, self._index(targets[held]), own, alpha=-1)
-        return sums
+    def sums_of_others(self, client: int, slots: Integers) -> SumsOfOthers:
+        """Return what gives the slots' sums over all other clients."""
+        return SumsOfOthers(self, client, slots)
 
     def put_back(self, client: int, columns: Integers) -> bool:
         """Put a client's units where ``columns`` says; return whether the grouping changed.
@@ -180,20 +192,21 @@ class GlobalUnits:
         for part in np.array_split(np.arange(len(moved)), -(-len(moved) // _ROWS)):
             rows = self.rows(client, chosen=moved[part])
             if left is not None:
-                self.sums.index_add_(0, self._index(left[part]), rows, alpha=-1)
-            self.sums.index_add_(0, self._index(slots[moved[part]]), rows)
+                self.sums.index_add_(0, self.index(left[part]), rows, alpha=-1)
+            self.sums.index_add_(0, self.index(slots[moved[part]]), rows)
         if left is not None:
-            self.sums[self._index(left[self.popularity[left] == 0])] = 0.0
+            self.sums[self.index(left[self.popularity[left] == 0])] = 0.0
             self.changed[left] = self._time
         self.changed[slots[moved]] = self._time
 
-    def _index(self, array: Integers) -> torch.Tensor:
+    def index(self, array: Integers) -> torch.Tensor:
+        """Return an index that torch takes."""
         return torch.from_numpy(array).to(self.sums.device)
 
     def means(self) -> Floats:
         """Return the members' means in the order of the numbers, not centred, shape (L, D)."""
         popularity = torch.from_numpy(self.popularity[self.numbering]).to(self.sums.device)
-        means = self.sums[self._index(self.numbering)].div_(popularity[:, None])
+        means = self.sums[self.index(self.numbering)].div_(popularity[:, None])
         return means.add_(self._centre).cpu().numpy()
 
     def assignments(self) -> tuple[Integers, ...]:
