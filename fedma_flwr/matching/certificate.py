@@ -21,6 +21,7 @@ from .result import Floats, Integers
 # A path of so many rows, each wanting the next one's unit, is not followed further: doubt is
 # always a safe answer.
 _MAX_RAISES = 24
+_ROWS = 64
 
 
 class Verdict(NamedTuple):
@@ -140,14 +141,26 @@ class _Market:
 
     def _ask(self, rows: Integers, satisfied: Floats) -> NDArray[np.bool_]:
         """Note what rows could have instead; return which of them prefer it."""
-        worth = self._existing[rows]
-        if self._price[:NEW].any():
-            worth -= self._price[:NEW]
+        best = self._best_existing(rows)
         new = np.where(self._opened[rows], -np.inf, self._new[rows] - self._price[NEW])
-        self._instead[rows] = np.maximum(worth.max(1, initial=-np.inf), new)
+        self._instead[rows] = np.maximum(best, new)
         envious: NDArray[np.bool_] = self._instead[rows] > satisfied
         self.envious[rows[envious]] = True
         return envious
+
+    def _best_existing(self, rows: Integers) -> Floats:
+        """Return the most that some rows could have of existing units, at their prices."""
+        best = np.full(len(rows), -np.inf)
+        if not len(self._holder):
+            return best
+        # A piece stays in the cache.
+        worth = np.empty((min(_ROWS, len(rows)), len(self._holder)))
+        for start in range(0, len(rows), _ROWS):
+            part = rows[start : start + _ROWS]
+            piece = worth[: len(part)]
+            np.subtract(self._existing[part], self._price[:NEW], out=piece)
+            piece.max(1, out=best[start : start + _ROWS])
+        return best
 
     def _settle_among(self, rows: Integers) -> Integers:
         """Settle the prices of what some rows have, of free units and of new ones.

@@ -93,7 +93,8 @@ class Products:
             self._cross[:, stale] = cross
             if len(stale) == len(slots):
                 return cross, self._others[:, slots]
-        return self._cross[:, slots], self._others[:, slots]
+        # Indexing would give an array in the wrong order, columns first.
+        return np.take(self._cross, slots, axis=1), self._others[:, slots]
 
     def _of_rows(self) -> tuple[Floats, Floats]:
         square = prior = torch.zeros((), dtype=torch.float64)

@@ -94,13 +94,11 @@ class Doubtful:
     Parameters
     ----------
     gains : Gains
-        Its ``existing`` is raised by its error, in place.
     """
 
     def __init__(self, gains: Gains) -> None:
         self._error = gains.error
         self._exact = np.zeros_like(gains.existing, dtype=bool)
-        np.add(gains.existing, gains.error, out=gains.existing)
 
     def slack(self, columns: Integers) -> Floats:
         """Return how much less what every row has may be worth, shape (n,)."""
@@ -219,8 +217,8 @@ class Search:
         gains.existing[np.ix_(rows, units)] = exact + self._popularity_gain()[units]
 
     def _problem(self, gains: Gains) -> Problem:
-        """Add popularity's part to the gains, in place, and the prices of new units."""
-        np.add(gains.existing, self._popularity_gain(), out=gains.existing)
+        """Add popularity's part and the error to the gains, in place; price new units."""
+        np.add(gains.existing, self._popularity_gain() + gains.error, out=gains.existing)
         slots = self._rules.slots(len(gains.new), self.state.width)
         prices = self._rules.prices(slots, len(self._widths))
         return Problem(gains.existing, gains.new, prices)
