@@ -11,6 +11,7 @@ from .result import Floats, Integers
 from .state import GlobalUnits
 
 _UNIT_ROUNDOFF = 2.0**-24  # of float32
+_TINY, _HUGE = 2.0**-126, 2.0**126  # smaller or larger products under- or overflow in float32
 # Products of shorter rows take less than to certify what was made of inexact ones.
 _LONG = 256
 # Products with more than this many times the columns of the client's rows are not kept.
@@ -32,8 +33,8 @@ class Products:
     On the CPU they are made in float32, in blocks of the signature that are summed in float64. A
     dot product of d terms then has an error of at most ``(d + 3) u |w| |T_i|``, u = 2^-24,
     whatever the order of the terms (Higham, "Accuracy and Stability of Numerical Algorithms",
-    2nd ed., section 3.1; 3 for rounding w, T_i and the result). Who needs more asks for exact
-    ones.
+    2nd ed., section 3.1; 3 for rounding w, T_i and the result), if nothing underflows. Who needs
+    more asks for exact ones.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ class Products:
         self._state, self._client = state, client
         self._mean, self._has_mean = torch.from_numpy(mean).to(state.sums.device), mean.any()
         self.square, self.prior = self._of_rows()
-        self._dtype = _fast_dtype(state.sums.device, len(mean))
+        self._dtype = _fast_dtype(state)
         self._keep = len(state.popularity) <= _KEPT_COLUMNS * len(mean)
         self._cross = np.empty((len(self.square), 0), dtype=np.float32)
         self._others = np.empty((2, 0))  # |T_i|^2 and mu . T_i
@@ -72,7 +73,7 @@ class Products:
             cross, (square, prior) = self._multiply(slots)
         terms = max(block.stop - block.start for block in self._state.blocks) + 3
         longest = np.sqrt(self.square.max(initial=0.0))
-        error = terms * _UNIT_ROUNDOFF * longest * np.sqrt(square)
+        error = terms * _UNIT_ROUNDOFF * longest * np.sqrt(square) + len(self._mean) * _TINY
         return WithUnits(cross, square, prior, error)
 
     def exactly(self, slots: Integers, rows: Integers) -> WithUnits:
@@ -117,13 +118,16 @@ class Products:
             if self._has_mean:
                 of_sums[1] += others @ self._mean[block]
             if rows is None:
-                cross += state.single_rows(self._client, block) @ others.float().T
+                part = state.single_rows(self._client, block) @ others.float().T
+                cross = part.double() if block.start == 0 else cross.add_(part)
             else:
                 cross.addmm_(state.rows(self._client, block, rows), others.T)
         return cross.cpu().numpy(), of_sums.cpu().numpy()
 
 
-def _fast_dtype(device: torch.device, size: int) -> torch.dtype:
+def _fast_dtype(state: GlobalUnits) -> torch.dtype:
     """Return float32 where it pays and torch's products are what the error bound assumes."""
+    device, size = state.sums.device, state.sums.shape[1]
     is_ieee = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
-    return torch.float32 if is_ieee and size >= _LONG else torch.float64
+    fits = is_ieee and state.largest_product < _HUGE
+    return torch.float32 if fits and size >= _LONG else torch.float64

@@ -112,3 +112,14 @@ def test_single_precision_gives_the_assignments_of_double(monkeypatch, noise):
     assert single.objective == pytest.approx(double.objective, rel=1e-12)
     for ours, exact in zip(single.assignments, double.assignments, strict=True):
         np.testing.assert_array_equal(ours, exact)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
+def test_units_out_of_float32s_range_are_matched_as_any_others(scale):
+    rng = np.random.default_rng(2)
+    units = [rng.normal(size=(12, 300)) for _ in range(4)]
+    usual = BBPMAP().match(units)
+    for a, b in zip(
+        usual.assignments, BBPMAP().match([scale * u for u in units]).assignments, strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
