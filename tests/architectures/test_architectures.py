@@ -89,6 +89,26 @@ def test_each_architecture_learns_from_own_initialisations(name):
     assert min(matched) < 1.0  # there was something to match
 
 
+@pytest.mark.parametrize("options", [{"groups_per_stage": "all"}, {"one_shot": True}], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_each_architecture_grows_in_bundled_stages_and_in_one_shot(name, options):
+    case, eager = CASES[name], BBPMAP.reference(gamma=50.0)
+    result, strategy, _, _ = run(
+        name,
+        rounds=1,
+        epochs={"local": 1, "retrain": 1, "head": 1},
+        initialisation="own",
+        matcher=eager,
+        **options,
+    )
+    groups, widths = strategy.settings.spec.groups, strategy.history.exchanges[-1].widths
+    for group, entry in groups.items():
+        assert entry.size <= widths[group] <= entry.size * (2 if entry.growable else 1)
+    assert sum(widths.values()) > sum(entry.size for entry in groups.values())
+    x, _ = data(case, 0)
+    assert load_model(case.make(), result.arrays).eval()(x).isfinite().all()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_tiny_gamma_and_a_common_start_give_the_means_stage_by_stage(name):
     tiny = BBPMAP.reference(gamma=1e-9, output="mean")
