@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -122,14 +123,15 @@ def accuracies(
     return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each setting (default: 3)")
     parser.add_argument("--json", type=Path, help="write all accuracies to this file")
     parser.add_argument("--bundled", action="store_true", help="all groups in one stage")
     parser.add_argument("--start", nargs="+", default=["own", "common"], help="initialisations")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     logging.getLogger("flwr").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
     spec = derive_spec(Net(), (torch.zeros(2, 1, 14, 14),))
     rows = []
     for initialisation in options.start:
