@@ -15,17 +15,19 @@ from flwr.serverapp.strategy import Result
 from flwr.supercore import log
 
 from fedma_flwr import protocol
-from fedma_flwr.cohort import TRAIN_STREAM, SeededCohort, error_reason, sent_to
+from fedma_flwr.cohort import TRAIN_STREAM, error_reason, sent_to
 from fedma_flwr.records import ExchangeRecord, mean_epochs
+from fedma_flwr.resuming import ResumableCohort
+from fedma_flwr.round import GlobalModel
 
 
-class FedAvg(SeededCohort):
+class FedAvg(ResumableCohort):
     """Flower's FedAvg (McMahan et al., 2017), sampled by seed, with one record an exchange.
 
     Parameters
     ----------
     **options : Any
-        Those of `SeededCohort` and of Flower's FedAvg.
+        Those of `ResumableCohort`, `SeededCohort` and of Flower's FedAvg.
     """
 
     def _begin(self, timeout: float) -> None:
@@ -44,13 +46,14 @@ class FedAvg(SeededCohort):
         """Run the strategy; see Flower's ``Strategy.start``."""
         check_rounds(num_rounds)
         self._begin(timeout)
+        self._model = GlobalModel(protocol.to_tensors(initial_arrays))
         return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Send the global model to the round's cohort."""
-        if self.fraction_train == 0.0:
+        if self.fraction_train == 0.0 or server_round <= self._done:
             return []
         nodes = self._sample(grid, server_round, TRAIN_STREAM)
         config["server-round"] = server_round
@@ -63,11 +66,18 @@ class FedAvg(SeededCohort):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average as Flower does, in the order of the client keys."""
-        replies = list(replies)
-        if not replies and not self._sent:
-            return None, None
-        self._record_exchange(server_round, replies)
-        return super().aggregate_train(server_round, self._sorted(replies, self._sent))
+        if server_round <= self._done:
+            return self._restored(server_round)
+        replies, model = list(replies), self._model
+        arrays, metrics = None, None
+        if replies or self._sent:
+            self._record_exchange(server_round, replies)
+            sent = self._sorted(replies, self._sent)
+            arrays, metrics = super().aggregate_train(server_round, sent)
+        if arrays is not None:
+            model = GlobalModel(protocol.to_tensors(arrays))
+        self._finish(server_round, metrics, model)
+        return arrays, metrics
 
     def _record_exchange(self, server_round: int, replies: list[Message]) -> None:
         record = ExchangeRecord(server_round, 0, 1, protocol.LOCAL, cohort=len(self._sent))
@@ -117,6 +127,9 @@ class FedProx(FedAvg):
         log(INFO, "\t├──> FedProx settings:")
         log(INFO, "\t│\t└── Proximal mu: %s", self.proximal_mu)
         super().summary()
+
+    def _fingerprint(self) -> dict[str, str]:
+        return {**super()._fingerprint(), "proximal_mu": str(self.proximal_mu)}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -35,8 +35,8 @@ class SeededCohort(FlowerFedAvg):
     seed : int (default: 0)
         Seeds the sampling of clients; together with the round number it fixes the cohort.
     node_timeout : float (default: 600.0)
-        Seconds to wait for `min_available_nodes` before the round is given up (in the first round,
-        before the run fails).
+        Seconds to wait for `min_available_nodes`. After that the run fails in the first round; a
+        later one makes do with the nodes that are there, or is given up below `min_train_nodes`.
     stage_timeout : float, optional (default: None)
         Seconds that clients have for one message; later replies are lost. None: the `timeout` that
         `start` is given.
@@ -96,6 +96,9 @@ class SeededCohort(FlowerFedAvg):
         nodes = self._in_order(nodes)
         size = max(int(len(nodes) * fraction), minimum)
         if size > len(nodes):
+            if train:
+                reason = f"{size} nodes are needed, but only {len(nodes)} were connected"
+                self.history.give_up(server_round, reason)
             return []
         generator = np.random.default_rng([self.seed, server_round, stream])
         chosen = sorted(generator.choice(len(nodes), size=size, replace=False))

@@ -31,20 +31,47 @@ class RunRecorder:
         Of the model, for its widths; None for strategies that know no groups.
     about : mapping
         What ``result.json`` says about the run: strategy, task, seed, config.
+    resume : bool (default: False)
+        The run goes on from a checkpoint: keep the rounds that are already in the folder.
     """
 
     def __init__(
-        self, folder: Path | None, spec: PermutationSpec | None, about: Mapping[str, Any]
+        self,
+        folder: Path | None,
+        spec: PermutationSpec | None,
+        about: Mapping[str, Any],
+        *,
+        resume: bool = False,
     ) -> None:
         self.folder = folder
         self.spec = spec
         self.result: dict[str, Any] = {**about, "rounds": []}
         self._started = time.monotonic()
         self._initial_parameters = 0
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        self._resumed = resume
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self._read_rounds(folder / RESULT)
+        else:
             for name in (EXCHANGES, RESULT, MODEL):  # an earlier run's must not pass for this one's
                 (folder / name).unlink(missing_ok=True)
+
+    def _read_rounds(self, file: Path) -> None:
+        if not file.exists():
+            return
+        self.result["rounds"] = rounds = json.loads(file.read_text(encoding="utf-8"))["rounds"]
+        if rounds:
+            self._started -= rounds[-1]["seconds"]
+
+    def _go_on(self, server_round: int, history: History) -> None:
+        """Drop what the earlier run did after its checkpoint: it is done again."""
+        self._resumed = False
+        rounds = self.result["rounds"]
+        self.result["rounds"] = [entry for entry in rounds if entry["round"] < server_round]
+        lines = [json.dumps(record.to_json()) + "\n" for record in history]
+        self._write(EXCHANGES, "".join(lines).encode())
 
     def add_exchange(self, record: ExchangeRecord) -> None:
         """Append an exchange."""
@@ -79,8 +106,11 @@ class RunRecorder:
         if server_round == 0:
             self._initial_parameters = parameters
             return
+        if self._resumed:
+            self._go_on(server_round, history)
         entry = {
             "round": server_round,
+            "given-up": history.given_up.get(server_round),
             "accuracy": accuracy,
             "loss": loss,
             **history.totals(),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from logging import WARNING
 from typing import Any
+
+from flwr.supercore import log
 
 from fedma_flwr import protocol
 
@@ -71,6 +74,12 @@ class ExchangeRecord:
         """The record as an object of plain JSON types."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> ExchangeRecord:
+        """Read what `to_json` made (JSON knows no tuples)."""
+        lists = {name: tuple(entry[name]) for name in ("groups", "resent")}
+        return cls(**{**entry, **lists})
+
 
 OnExchange = Callable[[ExchangeRecord], None]
 
@@ -83,16 +92,31 @@ class History:
     ----------
     on_exchange : callable, optional
         Called with each record as soon as it is complete.
+    exchanges : list of ExchangeRecord
+        In the order in which they ended.
+    given_up : dict of int to str
+        Why a round was given up, by round; the global model stayed what it was.
     """
 
     on_exchange: OnExchange | None = None
     exchanges: list[ExchangeRecord] = field(default_factory=list)
+    given_up: dict[int, str] = field(default_factory=dict)
 
     def add(self, record: ExchangeRecord) -> None:
         """Append a complete record."""
         self.exchanges.append(record)
         if self.on_exchange is not None:
             self.on_exchange(record)
+
+    def give_up(self, server_round: int, reason: str) -> None:
+        """Take note of a round that is given up, and say it in the log."""
+        self.given_up[server_round] = reason
+        log(
+            WARNING,
+            "Round %s is given up: %s. The global model stays what it was.",
+            server_round,
+            reason,
+        )
 
     def __iter__(self) -> Iterator[ExchangeRecord]:
         return iter(self.exchanges)

@@ -21,6 +21,7 @@ from fedma_flwr.tasks.config import flag
 app = ServerApp()
 
 STRATEGIES = ("fedma", "fedavg", "fedprox")
+FOLDERS = ("output-dir", "checkpoint-dir")
 MATCHERS = ("bbpmap", "reference", "learned", "identity")
 
 
@@ -87,20 +88,25 @@ def run(grid: Grid, config: RunConfig) -> RunRecorder:
 
 
 def make_recorder(config: RunConfig, spec: PermutationSpec | None) -> RunRecorder:
-    """The recorder of a run; ``output-dir`` must be absolute, since a run has no folder."""
-    folder = str(config["output-dir"])
-    if folder and not Path(folder).is_absolute():
-        raise ValueError(
-            f"output-dir must be an absolute path, not {folder!r}: the ServerApp runs in a folder "
-            "of Flower's choosing"
-        )
+    """The recorder of a run."""
     about = {
         "strategy": config["strategy"],
         "task": config["task"],
         "seed": config["seed"],
-        "config": {key: config[key] for key in sorted(config) if key != "output-dir"},
+        "config": {key: config[key] for key in sorted(config) if key not in FOLDERS},
     }
-    return RunRecorder(Path(folder) if folder else None, spec, about)
+    return RunRecorder(_folder(config, "output-dir"), spec, about, resume=flag(config, "resume"))
+
+
+def _folder(config: RunConfig, key: str) -> Path | None:
+    """The folder that a key names; it must be absolute, since a run has no folder of its own."""
+    folder = str(config[key])
+    if folder and not Path(folder).is_absolute():
+        raise ValueError(
+            f"{key} must be an absolute path, not {folder!r}: the ServerApp runs in a folder "
+            "of Flower's choosing"
+        )
+    return Path(folder) if folder else None
 
 
 def make_strategy(
@@ -124,6 +130,8 @@ def make_strategy(
         "node_timeout": float(config["node-timeout"]),
         "stage_timeout": float(config["stage-timeout"]),
         "on_exchange": recorder.add_exchange,
+        "checkpoint_dir": _folder(config, "checkpoint-dir"),
+        "resume": flag(config, "resume"),
     }
     if name == "fedavg":
         return FedAvg(**common)

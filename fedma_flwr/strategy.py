@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping
-from logging import INFO, WARNING
+from dataclasses import fields
+from logging import INFO
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -21,11 +22,12 @@ from torch import nn
 
 from fedma_flwr import protocol
 from fedma_flwr.baselines import all_failed, check_rounds
-from fedma_flwr.cohort import TRAIN_STREAM, SeededCohort
+from fedma_flwr.cohort import TRAIN_STREAM
 from fedma_flwr.exchange import Exchange, consistent_metrics, count_parameters
 from fedma_flwr.matching import BBPMAP, Matcher
 from fedma_flwr.planning import make_plan, make_spec
 from fedma_flwr.replies import StageReply
+from fedma_flwr.resuming import ResumableCohort
 from fedma_flwr.round import (
     COMMON,
     OWN,
@@ -39,7 +41,7 @@ from fedma_flwr.structure import GroupsPerStage, PermutationSpec
 DEFAULT_MATCHER = BBPMAP(gamma=1.0, local_variance=1.0, prior_variance=1.0)
 
 
-class FedMA(SeededCohort):
+class FedMA(ResumableCohort):
     """Federated Matched Averaging.
 
     Layer by layer, the server matches the hidden units of one layer across clients, averages the
@@ -77,6 +79,8 @@ class FedMA(SeededCohort):
         example ``{"local-epochs": 5}``.
     seed : int (default: 0)
         Seeds the sampling of clients and the matcher's client orders.
+    checkpoint_dir, resume
+        See `ResumableCohort`: a checkpoint after every round, and going on from the last one.
     node_timeout, stage_timeout, on_exchange
         See `SeededCohort`.
     **fedavg : Any
@@ -157,6 +161,10 @@ class FedMA(SeededCohort):
         log(INFO, "\t│\t└── Growth: at most %s times", settings.max_growth)
         super().summary()
 
+    def _fingerprint(self) -> dict[str, str]:
+        settings = {f.name: str(getattr(self.settings, f.name)) for f in fields(self.settings)}
+        return {**super()._fingerprint(), **settings, "spec": self.settings.spec.to_json()}
+
     # ------------------------------------------------------------------ life cycle
 
     def start(
@@ -168,10 +176,12 @@ class FedMA(SeededCohort):
         *args: Any,
         **kwargs: Any,
     ) -> Result:
-        """Run the strategy from the beginning; see Flower's ``Strategy.start``.
+        """Run the strategy; see Flower's ``Strategy.start``.
 
         Raises
         ------
+        CheckpointError
+            If `checkpoint_dir` has checkpoints, but `resume` is false or none can be used.
         SpecError
             If `initial_arrays` are not those of the spec.
         AggregationError
@@ -197,7 +207,7 @@ class FedMA(SeededCohort):
     ) -> list[Message]:
         """Run all stages but the last, and return the last one's messages."""
         self._exchange, self._arrays, self._grid = None, arrays, grid
-        if self.fraction_train == 0.0:
+        if self.fraction_train == 0.0 or server_round <= self._done:
             return []
         members = [self._member(node) for node in self._sample(grid, server_round, TRAIN_STREAM)]
         if not members:
@@ -223,12 +233,14 @@ class FedMA(SeededCohort):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Finish the last stage; the unchanged arrays if the round was given up."""
+        if server_round <= self._done:
+            return self._restored(server_round)
         exchange = self._exchange
         received = None if exchange is None else self._conclude(exchange, list(replies))
         if exchange is None or received is None:
+            self._finish(server_round, None, self._model)
             return self._arrays, None
         self._exchange = None
-        self._model = exchange.current.committed()
         if exchange.current.identity and exchange.current.widths:
             log(
                 INFO,
@@ -238,6 +250,7 @@ class FedMA(SeededCohort):
             )
         contents = consistent_metrics([reply.content for reply in received.values()])
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        self._finish(server_round, metrics, exchange.current.committed())
         return protocol.to_arrays(self._model.tensors), metrics
 
     def _member(self, node: int) -> Member:
@@ -273,12 +286,7 @@ class FedMA(SeededCohort):
         name = f"{record.name} stage (stage {record.stage})"
         if answered == 0:
             raise AggregationError(all_failed(record.round, name, record.dropped))
-        log(
-            WARNING,
-            "Round %s is given up in the %s: %s clients remain, min_train_nodes is %s. "
-            "The global model stays what it was.",
+        self.history.give_up(
             record.round,
-            name,
-            answered,
-            self.min_train_nodes,
+            f"{answered} clients remain in the {name}, min_train_nodes is {self.min_train_nodes}",
         )

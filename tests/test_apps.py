@@ -55,6 +55,27 @@ def test_a_run_leaves_its_result_its_exchanges_and_its_model(tmp_path):
     assert accuracy == last["accuracy"]
 
 
+def test_a_resumed_run_leaves_what_an_uninterrupted_one_leaves(tmp_path):
+    def leaves(name):
+        rounds = json.loads((tmp_path / name / "result.json").read_text(encoding="utf-8"))["rounds"]
+        lines = (tmp_path / name / "exchanges.jsonl").read_text(encoding="utf-8").splitlines()
+        steps = [json.loads(line) for line in lines]
+        model = (tmp_path / name / "model.safetensors").read_bytes()
+        same = ("round", "given-up", "accuracy", "loss", "client_epochs", "widths", "growth")
+        return (
+            [{key: entry[key] for key in same} for entry in rounds],
+            [(s["round"], s["stage"], s["objective"]) for s in steps if s["name"] != "hello"],
+            model,
+        )
+
+    options = {"groups_per_stage": "all", "fraction_train": 0.15}
+    start(tmp_path / "whole", num_server_rounds=3, **options)
+    options["checkpoint_dir"] = str(tmp_path / "checkpoints")
+    start(tmp_path / "parts", num_server_rounds=2, **options)
+    start(tmp_path / "parts", num_server_rounds=3, resume=True, **options)
+    assert leaves("parts") == leaves("whole")
+
+
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox"])
 def test_the_baselines_run_from_the_same_app(strategy):
     (entry,) = start(strategy=strategy).result["rounds"]
@@ -119,6 +140,9 @@ def test_local_models_are_saved_once_and_then_started_from(tmp_path):
         ("initialisation", "zero"),
         ("max-growth", 0.0),
         ("output-dir", "outputs"),
+        ("checkpoint-dir", "outputs"),
+        ("resume", "yes"),
+        ("resume", True),
         ("local-epochs", 0),
         ("proximal-mu", -1.0),
     ],

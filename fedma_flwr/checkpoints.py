@@ -1,0 +1,237 @@
+"""Checkpoints: what a run needs to go on after a round, one safetensors file a round.
+
+Tensors (the global model, assignments, popularities) are the file's tensors; all else is JSON in
+its header. Nothing is pickled, so that a file of unknown origin can do no harm. There is no
+generator state: cohorts and client orders are drawn from the seed and the round's number alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import MetricRecord
+from flwr.supercore import log
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedma_flwr.records import ExchangeRecord
+from fedma_flwr.round import GlobalModel
+
+FORMAT = 1
+KEPT = 2  # the last one may turn out to be damaged
+_CONTENT, _DIGEST = "fedma-flwr", "sha256"  # keys of the file's metadata
+_NAME = re.compile(r"round-(\d{6,})\.safetensors")
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after one of its rounds, before that round's evaluation.
+
+    Parameters
+    ----------
+    round : int
+        The last complete round, from 1; a round that was given up counts.
+    model : GlobalModel
+        The global model that the next round starts from.
+    exchanges : list of ExchangeRecord
+        The run's history so far.
+    given_up : dict of int to str
+        Why rounds were given up.
+    train_metrics, evaluate_metrics, server_metrics : dict of int to MetricRecord
+        What Flower's ``Result`` has by round; the evaluations end with the round before.
+    """
+
+    round: int
+    model: GlobalModel
+    exchanges: list[ExchangeRecord] = field(default_factory=list)
+    given_up: dict[int, str] = field(default_factory=dict)
+    train_metrics: dict[int, MetricRecord] = field(default_factory=dict)
+    evaluate_metrics: dict[int, MetricRecord] = field(default_factory=dict)
+    server_metrics: dict[int, MetricRecord] = field(default_factory=dict)
+
+
+_METRICS = ("train_metrics", "evaluate_metrics", "server_metrics")
+
+
+class CheckpointFolder:
+    """The checkpoints of one run.
+
+    Parameters
+    ----------
+    path : Path
+        Made with the first checkpoint; holds the last two, ``round-<number>.safetensors``.
+    fingerprint : mapping of str to str
+        What must be the same for a checkpoint to make sense: strategy, model, spec, settings.
+    """
+
+    def __init__(self, path: Path, fingerprint: Mapping[str, str]) -> None:
+        self.path = path
+        self.fingerprint = dict(fingerprint)
+
+    def files(self) -> list[Path]:
+        """The checkpoints there are, the newest first."""
+        found = {
+            int(match[1]): file
+            for file in (self.path.iterdir() if self.path.is_dir() else ())
+            if (match := _NAME.fullmatch(file.name))
+        }
+        return [found[number] for number in sorted(found, reverse=True)]
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint so that a crash at any moment leaves the ones before it intact."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        tensors, content = _encode(checkpoint)
+        text = json.dumps({"format": FORMAT, "fingerprint": self.fingerprint, **content})
+        final = self.path / f"round-{checkpoint.round:06d}.safetensors"
+        partial = final.with_suffix(".partial")
+        save_file(tensors, partial, {_CONTENT: text, _DIGEST: _digest(text, tensors)})
+        _sync(partial)
+        os.replace(partial, final)
+        _sync(self.path)  # the new name, too, must survive a power cut
+        for old in self.files()[KEPT:]:
+            old.unlink()
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that can be used; None if there is none at all.
+
+        Raises
+        ------
+        CheckpointError
+            If there are checkpoints, but none that this run can go on from.
+        """
+        problems = []
+        for file in self.files():
+            try:
+                checkpoint = self._read(file)
+            except CheckpointError as error:
+                log(WARNING, "Checkpoint %s is refused: %s", file, error)
+                problems.append(f"{file.name}: {error}")
+                continue
+            log(INFO, "Going on from checkpoint %s, after round %s.", file, checkpoint.round)
+            return checkpoint
+        if problems:
+            raise CheckpointError(
+                f"No checkpoint in {self.path} can be used. {' '.join(problems)} Give the run "
+                "another checkpoint_dir to begin anew."
+            )
+        return None
+
+    def _read(self, file: Path) -> Checkpoint:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                metadata = opened.metadata() or {}
+                tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"it cannot be read, it may be truncated ({error}).") from error
+        text = metadata.get(_CONTENT)
+        if text is None:
+            raise CheckpointError("it is a safetensors file, but no checkpoint of fedma-flwr.")
+        if metadata.get(_DIGEST) != _digest(text, tensors):
+            raise CheckpointError("it is damaged: its contents do not have the digest it states.")
+        content = json.loads(text)
+        self._check(content)
+        return _decode(content, tensors)
+
+    def _check(self, content: Mapping[str, Any]) -> None:
+        """Refuse what another version, strategy, model or setting has written."""
+        if content["format"] != FORMAT:
+            raise CheckpointError(
+                f"it has format {content['format']}, this version of fedma-flwr reads {FORMAT}."
+            )
+        theirs, ours = content["fingerprint"], self.fingerprint
+        for name in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(name) != ours.get(name):
+                raise CheckpointError(
+                    f"it is of another run: its {name} is {_short(theirs.get(name))}, this run's "
+                    f"is {_short(ours.get(name))}."
+                )
+
+
+def describe(tensors: Mapping[str, Tensor]) -> str:
+    """Names, dtypes and shapes of a model, for a fingerprint."""
+    return "; ".join(f"{n} {t.dtype} {tuple(t.shape)}" for n, t in tensors.items())
+
+
+def _encode(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    model = checkpoint.model
+    tensors = {f"model.{name}": tensor for name, tensor in model.tensors.items()}
+    # Client keys may be any text, so that tensors are named by the clients' numbers.
+    for number, assignments in enumerate(model.assignments.values()):
+        tensors.update({f"assignments.{number}.{g}": units for g, units in assignments.items()})
+    tensors.update({f"popularity.{group}": held for group, held in model.popularity.items()})
+    content = {
+        "round": checkpoint.round,
+        "token": model.token,
+        "tensors": list(model.tensors),
+        "clients": {key: list(groups) for key, groups in model.assignments.items()},
+        "popularity": list(model.popularity),
+        "exchanges": [record.to_json() for record in checkpoint.exchanges],
+        "given_up": checkpoint.given_up,
+        **{kind: _plain(getattr(checkpoint, kind)) for kind in _METRICS},
+    }
+    # Clients with equal assignments share memory, which the format does not allow.
+    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, content
+
+
+def _decode(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkpoint:
+    model = GlobalModel(
+        tensors={name: tensors[f"model.{name}"] for name in content["tensors"]},
+        token=content["token"],
+        assignments={
+            key: {group: tensors[f"assignments.{number}.{group}"] for group in groups}
+            for number, (key, groups) in enumerate(content["clients"].items())
+        },
+        popularity={group: tensors[f"popularity.{group}"] for group in content["popularity"]},
+    )
+    metrics = {
+        kind: {int(number): MetricRecord(entry) for number, entry in content[kind].items()}
+        for kind in _METRICS
+    }
+    return Checkpoint(
+        round=content["round"],
+        model=model,
+        exchanges=[ExchangeRecord.from_json(entry) for entry in content["exchanges"]],
+        given_up={int(number): reason for number, reason in content["given_up"].items()},
+        **metrics,
+    )
+
+
+def _plain(metrics: Mapping[int, MetricRecord]) -> dict[int, dict[str, Any]]:
+    return {number: dict(record) for number, record in metrics.items()}
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the operating system write a file or a folder to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _short(value: str | None) -> str:
+    return repr(value if value is None or len(value) <= 100 else f"{value[:100]}...")

@@ -1,0 +1,198 @@
+"""Strategies that write a checkpoint after every round, and go on from the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from logging import INFO
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+from flwr.supercore import log
+
+from fedma_flwr import protocol
+from fedma_flwr.checkpoints import Checkpoint, CheckpointError, CheckpointFolder, describe
+from fedma_flwr.cohort import SeededCohort
+from fedma_flwr.round import GlobalModel
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+class ResumableCohort(SeededCohort):
+    """A seeded cohort whose run can be stopped and gone on with.
+
+    Flower's ``start()`` always counts from round 1. A resumed run therefore passes through the
+    rounds that are done without sending anything: they give what the checkpoint says they gave,
+    so that round numbers, cohorts, history and ``Result`` are those of a run that never stopped.
+    Of the last of them the evaluation is done again, since a checkpoint is written before it.
+
+    Clients need not have kept anything: the first message of a resumed run is a full-state
+    message, which says bit for bit what they held. Only what a train function itself keeps in
+    ``context.state`` is beyond a checkpoint.
+
+    Parameters
+    ----------
+    checkpoint_dir : str or Path, optional (default: None)
+        Folder that gets a checkpoint after every round; the last two are kept. None: no
+        checkpoints. A folder that has some already is refused, unless `resume` is true.
+    resume : bool (default: False)
+        Go on from the newest usable checkpoint in `checkpoint_dir`; from the beginning if there
+        is none at all. Needs the same strategy, model, spec, seed and settings; timeouts, the
+        number of rounds, the evaluation's options and the train config may differ.
+    **cohort : Any
+        Those of `SeededCohort`.
+    """
+
+    def __init__(
+        self, *, checkpoint_dir: str | Path | None = None, resume: bool = False, **cohort: Any
+    ) -> None:
+        super().__init__(**cohort)
+        if resume and checkpoint_dir is None:
+            raise ValueError("resume was True without checkpoint_dir: say where checkpoints are.")
+        self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
+        self.resume = resume
+
+    def _begin(self, timeout: float) -> None:
+        super()._begin(timeout)
+        self._folder: CheckpointFolder | None = None
+        self._model = GlobalModel({})
+        self._train_metrics: dict[int, MetricRecord] = {}
+        self._evaluate_metrics: dict[int, MetricRecord] = {}
+        self._server_metrics: dict[int, MetricRecord] = {}
+        self._done = 0  # rounds that an earlier run has done
+
+    def _fingerprint(self) -> dict[str, str]:
+        """What must be the same in a resumed run, by name."""
+        return {
+            "strategy": type(self).__name__,
+            "seed": str(self.seed),
+            "fraction_train": str(self.fraction_train),
+            "min_train_nodes": str(self.min_train_nodes),
+            "weighted_by_key": self.weighted_by_key,
+        }
+
+    # ------------------------------------------------------------------ life cycle
+
+    def start(  # noqa: PLR0917 (Flower's arguments)
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+        **kwargs: Any,
+    ) -> Result:
+        """Run the strategy from the beginning or from a checkpoint; see Flower's ``start``.
+
+        Raises
+        ------
+        CheckpointError
+            If there are checkpoints, but `resume` is false or none of them can be used.
+        ValueError
+            If `num_rounds` is less than the rounds that are done.
+        """
+        self._open(initial_arrays)
+        if num_rounds < self._done:
+            raise ValueError(
+                f"num_rounds was {num_rounds}, but the checkpoint in {self.checkpoint_dir} has "
+                f"{self._done} rounds: num_rounds counts those that are done too."
+            )
+        remembering = None if evaluate_fn is None else self._remembering(evaluate_fn)
+        return super().start(
+            grid,
+            initial_arrays,
+            num_rounds,
+            timeout,
+            train_config,
+            evaluate_config,
+            remembering,
+            **kwargs,
+        )
+
+    def _open(self, initial_arrays: ArrayRecord) -> None:
+        if self.checkpoint_dir is None:
+            return
+        model = describe(protocol.to_tensors(initial_arrays))
+        self._folder = CheckpointFolder(
+            self.checkpoint_dir, {**self._fingerprint(), "model": model}
+        )
+        if not self.resume:
+            if self._folder.files():
+                raise CheckpointError(
+                    f"checkpoint_dir {self.checkpoint_dir} has the checkpoints of an earlier run: "
+                    "go on from them with resume=True (`resume = true` in the run config), or "
+                    "give another folder."
+                )
+            return
+        checkpoint = self._folder.latest()
+        if checkpoint is None:
+            log(INFO, "No checkpoint in %s: beginning with round 1.", self.checkpoint_dir)
+            return
+        self._done, self._model = checkpoint.round, checkpoint.model
+        self.history.exchanges = checkpoint.exchanges
+        self.history.given_up = checkpoint.given_up
+        self._train_metrics = checkpoint.train_metrics
+        self._evaluate_metrics = checkpoint.evaluate_metrics
+        self._server_metrics = checkpoint.server_metrics
+
+    def _remembering(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
+        """An ``evaluate_fn`` that is not asked again about rounds that were evaluated."""
+
+        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            if 0 < server_round < self._done:
+                return self._server_metrics.get(server_round)
+            metrics = evaluate_fn(server_round, arrays)
+            if metrics is not None:
+                self._server_metrics[server_round] = metrics
+            return metrics
+
+        return evaluate
+
+    # ------------------------------------------------------------------ rounds
+
+    def _restored(self, server_round: int) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """What a round that is done has given; the arrays are those after the last of them."""
+        last = server_round == self._done
+        arrays = protocol.to_arrays(self._model.tensors) if last else None
+        return arrays, self._train_metrics.get(server_round)
+
+    def _finish(self, server_round: int, metrics: MetricRecord | None, model: GlobalModel) -> None:
+        """Take note of a round's outcome, and write the checkpoint if one is wanted."""
+        self._model = model
+        if metrics is not None:
+            self._train_metrics[server_round] = metrics
+        if self._folder is None:
+            return
+        checkpoint = Checkpoint(
+            server_round,
+            model,
+            self.history.exchanges,
+            self.history.given_up,
+            self._train_metrics,
+            self._evaluate_metrics,
+            self._server_metrics,
+        )
+        self._folder.save(checkpoint)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Send the global model to the clients sampled for federated evaluation."""
+        if server_round < self._done:
+            return []
+        return super().configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Aggregate the replies in the order of the client keys."""
+        if server_round < self._done:
+            return self._evaluate_metrics.get(server_round)
+        metrics = super().aggregate_evaluate(server_round, replies)
+        if metrics is not None:
+            self._evaluate_metrics[server_round] = metrics
+        return metrics
