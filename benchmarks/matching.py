@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.matching [--json FILE] [--chart FILE] [--layers NAME ...] [--threads N]``
 
-Seconds are CPU seconds of the process, by default with one thread for both.
+Seconds are CPU seconds of the process, by default with one thread for both; the engine's are the
+median of three runs.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ LAYERS = {
 def compare(layer: Layer, backend: Backend) -> dict[str, Any]:
     """Match one layer with both; the engine goes first, so that its peak memory is its own."""
     units = plant(layer.clients, layer.width, layer.size)
-    matching, costs = measure(BBPMAP.reference(gamma=layer.gamma, backend=backend), units)
+    matching, costs = measure(BBPMAP.reference(gamma=layer.gamma, backend=backend), units, 3)
     start = time.process_time()
     objective, width = RowLoop(layer.gamma).match(units)
     baseline = time.process_time() - start
