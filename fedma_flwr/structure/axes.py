@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -63,12 +63,12 @@ class AxisExpression:
         """
         return _parse(text)
 
-    @property
+    @cached_property
     def factors(self) -> tuple[Factor, ...]:
         """All factors, in the order in which they are written."""
         return tuple(factor for term in self.terms for factor in term)
 
-    @property
+    @cached_property
     def groups(self) -> frozenset[str]:
         """The unit groups on this axis."""
         return frozenset(factor for factor in self.factors if isinstance(factor, str))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 
 from fedma_flwr.structure.capture import first_line
 from fedma_flwr.structure.resize import resize
@@ -65,18 +67,40 @@ class _Trial:
             for name, width in widths.items()
         }
         state = subject.spec.expand(subject.tensors, places, widths)
-        # What does not grow is shared with the model under test, not copied.
-        shared = [*subject.model.parameters(), *subject.model.buffers()]
         try:
-            wide = resize(copy.deepcopy(subject.model, {id(t): t for t in shared}), state)
-            own = wide.state_dict()
-            for name, tensor in state.items():
-                if tensor is not subject.tensors[name]:
-                    own[name].copy_(tensor)
-            change = relative_change(subject.run(wide), self.reference)
+            with restored(subject.model):
+                own = resize(subject.model, state).state_dict()
+                for name, tensor in state.items():
+                    if tensor is not subject.tensors[name]:
+                        own[name].copy_(tensor)
+                change = relative_change(subject.run(), self.reference)
         except Exception as error:  # whatever goes wrong, the group keeps its width
             cause = error.__cause__ or error
             return f"the model does not run with more units ({first_line(cause)})"
         if not change < self.tolerance:
             return "zero-padded units change the output"
         return ""
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Whatever `resize` does to a model inside the context is undone after it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model. A copy of it for every trial would take longer than the trial's run.
+    """
+    before = [(module, _attributes(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes; `resize` writes into these two dictionaries, not into others."""
+    own = dict(module.__dict__)
+    return own | {name: dict(own[name]) for name in ("_parameters", "_buffers")}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fedma_flwr.structure.axes import SpecError
+from fedma_flwr.structure.norm_statistics import fit_statistics
 from fedma_flwr.structure.subject import Subject
 
 _GAINS = (1.4, 1.0, 2.0, 1.4)
@@ -47,7 +48,7 @@ def redraw(subject: Subject, attempt: int, generator: torch.Generator) -> bool:
     if not _runs(subject):
         subject.inputs = subject.example
     if attempt != 1:
-        _fit_statistics(subject, generator)
+        fit_statistics(subject, generator)
     return _runs(subject)
 
 
@@ -109,28 +110,3 @@ def _draw_input(subject: Subject, value: Any, attempt: int, generator: torch.Gen
     tables = [m.num_embeddings for m in subject.model.modules() if isinstance(m, nn.Embedding)]
     high = max(min(tables, default=0), int(value.max()) + 1 if value.numel() else 1)
     return torch.randint(0, high, value.shape, generator=generator, dtype=value.dtype)
-
-
-def _fit_statistics(subject: Subject, generator: torch.Generator) -> None:
-    """Re-estimate running statistics, so that no batch norm saturates what follows it."""
-    layers = [
-        module
-        for module in subject.model.modules()
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_var is not None
-    ]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 1.0
-        layer.train()
-    try:
-        subject.run()
-    except SpecError:
-        return  # a single value for each channel has no variance
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-            layer.eval()
-    for layer in layers:
-        if layer.running_var is not None:
-            spread = torch.rand(layer.running_var.shape, generator=generator, dtype=torch.float64)
-            layer.running_var.clamp_(min=0.01).mul_(0.75 + 0.5 * spread)

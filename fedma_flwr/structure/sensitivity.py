@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.subject import Outputs, Subject
+from fedma_flwr.structure.norm_statistics import DifferentiableStatistics
+from fedma_flwr.structure.subject import Outputs, Subject, relative_change
 
 Pair = tuple[str, str]  # group, tensor
 # Relative change that counts as one: far above what `TOLERANCE` would let pass as none.
 _THRESHOLD = 1e-7
-# Pairs that are tried one by one in each draw; the derivative looks at all parameters at once.
-_ONE_BY_ONE = 16
+# In each draw so many pairs are permuted one by one: with a derivative, in small and in large
+# models, and without one.
+_CONFIRMED, _CONFIRMED_IN_LARGE, _ONE_BY_ONE = 256, 8, 64
+# Elements in all tensors of a large model.
+_LARGE = 10**6
 # Units of a group that are rotated.
 _ROTATED = 16
 
@@ -40,24 +44,45 @@ def sensitive_pairs(subject: Subject, pairs: set[Pair], generator: torch.Generat
     Returns
     -------
     set of (str, str)
-        Pairs for which the output changes when the units are permuted in that tensor alone, or
-        begins to change as the tensor is moved towards its permuted self.
+        Pairs for which the output changes when the units are permuted on any one axis of that
+        tensor alone, or begins to change as the tensor is moved towards its permuted self. Pairs
+        that were neither differentiated nor tried are not among them.
 
     Notes
     -----
-    In large models only a random choice of the pairs without a derivative (running statistics) is
-    tried; the others count as sensitive if all that were tried are.
+    Each trial by itself takes a run, all derivatives together take one run and its backward pass.
+    A derivative is as strong: the output as a function of the step towards the permuted tensor is
+    not constant, and then it takes the same value at the end of the way only for exceptional
+    weights, or where permuting that axis alone changes nothing for any weights. To find the
+    latter, a random choice of the pairs is tried and counts only if the output does change;
+    a group that is on one axis of one tensor has nothing else that it could differ from.
     """
+    if not pairs:
+        return set()
     reference = subject.run()
     swaps = {pair: _Swap.draw(subject, pair, generator) for pair in sorted(pairs)}
     by_derivative = _derivative(subject, swaps)
-    rest = [pair for pair in swaps if pair not in by_derivative]
-    order = torch.randperm(len(rest), generator=generator).tolist()
-    tried = [rest[index] for index in order[:_ONE_BY_ONE]]
-    changed = {pair for pair in tried if _changes(subject, pair, swaps[pair], reference)}
-    if len(changed) == len(tried):
-        changed.update(rest)
-    return by_derivative | changed
+    alone = {pair for pair in pairs if _is_alone(subject, pair)}
+    elements = sum(tensor.numel() for tensor in subject.tensors.values())
+    confirmed = _CONFIRMED if elements < _LARGE else _CONFIRMED_IN_LARGE
+    tried = {
+        *_some([p for p in swaps if p in by_derivative - alone], confirmed, generator),
+        *_some([p for p in swaps if p not in by_derivative], _ONE_BY_ONE, generator),
+    }
+    changed = {pair for pair in sorted(tried) if swaps[pair].changes(subject, reference)}
+    return (by_derivative - tried) | changed
+
+
+def _is_alone(subject: Subject, pair: Pair) -> bool:
+    """Whether a group is on one axis of one tensor only."""
+    group, spec = pair[0], subject.spec
+    names = spec.axes.keys() - subject.tied
+    return sum(group in axis.groups for name in names for axis in spec.axes[name]) == 1
+
+
+def _some(pairs: list[Pair], count: int, generator: torch.Generator) -> list[Pair]:
+    order = torch.randperm(len(pairs), generator=generator).tolist()
+    return [pairs[index] for index in order[:count]]
 
 
 @dataclass(frozen=True)
@@ -80,37 +105,40 @@ class _Swap:
         )
         return cls(subject.tensors[name], moves)
 
-    def moved(self) -> Tensor:
-        """The tensor with its units rotated."""
-        tensor = self.tensor.clone()
-        for dim, places, sources in self.moves:
-            tensor.index_copy_(dim, places, tensor.index_select(dim, sources))
-        return tensor
+    def changes(self, subject: Subject, reference: Outputs) -> bool:
+        """Whether the output changes when the units are rotated on any one axis alone."""
+        return all(self._changes(subject, reference, *move) for move in self.moves)
+
+    def _changes(
+        self, subject: Subject, reference: Outputs, dim: int, places: Tensor, sources: Tensor
+    ) -> bool:
+        tensor = self.tensor
+        tensor.index_copy_(dim, places, tensor.index_select(dim, sources))
+        try:
+            return relative_change(subject.run(), reference) > _THRESHOLD
+        finally:
+            tensor.index_copy_(dim, sources, tensor.index_select(dim, places))
 
     def slope(self, gradient: Tensor) -> float:
-        """Derivative of the output towards the rotated tensor."""
-        if len(self.moves) > 1:
-            return float((gradient * (self.moved() - self.tensor)).sum())
-        (dim, places, sources), *_ = self.moves
+        """Least derivative of the output towards the tensor rotated on one axis."""
+        return min(abs(self._slope(gradient, *move)) for move in self.moves)
+
+    def _slope(self, gradient: Tensor, dim: int, places: Tensor, sources: Tensor) -> float:
         old, new = (self.tensor.index_select(dim, index) for index in (places, sources))
         return float((gradient.index_select(dim, places) * (new - old)).sum())
 
 
-def _changes(subject: Subject, pair: Pair, swap: _Swap, reference: Outputs) -> bool:
-    return subject.change({pair[1]: swap.moved()}, reference) > _THRESHOLD
-
-
 def _derivative(subject: Subject, swaps: dict[Pair, _Swap]) -> set[Pair]:
     """Pairs whose derivative towards the permuted tensor is not zero; one backward pass."""
-    names = {name for _, name in swaps} & subject.parameters
-    own = dict(subject.model.named_parameters())
-    leaves = {name: own[name] for name in sorted(names) if own[name].is_floating_point()}
+    own = {**dict(subject.model.named_parameters()), **dict(subject.model.named_buffers())}
+    names = sorted({name for _, name in swaps} & own.keys())
+    leaves = {name: own[name] for name in names if own[name].is_floating_point()}
     if not leaves:
         return set()
-    for parameter in leaves.values():
-        parameter.requires_grad_(True)
+    for leaf in leaves.values():
+        leaf.requires_grad_(True)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), DifferentiableStatistics():
             outputs = [out for out in subject.run() if out.requires_grad]
             if not outputs:
                 return set()
@@ -119,13 +147,13 @@ def _derivative(subject: Subject, swaps: dict[Pair, _Swap]) -> set[Pair]:
     except (SpecError, RuntimeError):
         return set()  # what the model does in place has no derivative: pairs are tried one by one
     finally:
-        for parameter in leaves.values():
-            parameter.requires_grad_(False)
+        for leaf in leaves.values():
+            leaf.requires_grad_(False)
     slopes = dict(zip(leaves, gradients, strict=True))
     return {
         pair
         for pair, swap in swaps.items()
-        if (gradient := slopes.get(pair[1])) is not None and abs(swap.slope(gradient)) > _THRESHOLD
+        if (gradient := slopes.get(pair[1])) is not None and swap.slope(gradient) > _THRESHOLD
     }
 
 

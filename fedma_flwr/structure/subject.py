@@ -69,8 +69,8 @@ class Subject:
                 )
         return self.spec.axes.keys() - set(first.values())
 
-    def run(self, model: nn.Module | None = None) -> Outputs:
-        """The output tensors of the model (or of a resized one) for the present inputs.
+    def run(self) -> Outputs:
+        """The output tensors of the model for the present inputs.
 
         Raises
         ------
@@ -78,11 +78,10 @@ class Subject:
             If the model does not run.
         """
         try:
-            module = model or self.model
-            mode = training_mode(module) if self.training else nullcontext()
+            mode = training_mode(self.model) if self.training else nullcontext()
             with quiet(), _plain_attention(), mode:
                 torch.manual_seed(0)
-                outputs = module(*tree_map(_copy, self.inputs))
+                outputs = self.model(*tree_map(_copy, self.inputs))
         except Exception as error:
             raise SpecError(
                 f"The model does not run in float64 on these inputs ({type(error).__name__}: "
@@ -107,8 +106,10 @@ class Subject:
     def _permute(self, permutations: Mapping[str, Tensor]) -> None:
         # One tensor at a time, and in place: large models are in memory once.
         for name, tensor in self.tensors.items():
-            if self.spec.tensor_groups(name) & permutations.keys() and name not in self.tied:
-                tensor.copy_(self.spec.select({name: tensor}, permutations)[name])
+            own = self.spec.tensor_groups(name) & permutations.keys()
+            if own and name not in self.tied:
+                orders = {group: permutations[group] for group in own}
+                tensor.copy_(self.spec.select({name: tensor}, orders)[name])
 
     def change(self, state: Mapping[str, Tensor], reference: Outputs) -> float:
         """Relative change of the output when some tensors are replaced, for as long as it takes."""

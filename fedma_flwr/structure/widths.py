@@ -38,7 +38,8 @@ def solve_widths(
     """
     widths = dict(known or {})
     pending = [name for name in tensors if name in axes]
-    while any(_solve(axes[name], tensors[name], widths) for name in pending):
+    # sum(), since any() would begin anew at every width found: quadratic in the tensors.
+    while sum(_solve(axes[name], tensors[name], widths) for name in pending):
         pass
     full = {**sizes, **widths}
     for name in pending:
