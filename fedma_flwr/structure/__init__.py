@@ -6,7 +6,8 @@ from fedma_flwr.structure.prove import SpecProof, prove_spec
 from fedma_flwr.structure.resize import resize
 from fedma_flwr.structure.sequential import sequential_spec
 from fedma_flwr.structure.signature import set_signature, signature, signature_tensors
-from fedma_flwr.structure.spec import PermutationSpec, StateDict, UnitGroup
+from fedma_flwr.structure.spec import PermutationSpec, StateDict
+from fedma_flwr.structure.spec_parts import UnitGroup
 from fedma_flwr.structure.stages import GroupsPerStage, PlannedStage, StagePlan
 
 __all__ = [

@@ -8,7 +8,7 @@ import itertools
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any
 
 import torch
@@ -108,6 +108,33 @@ def capture(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedP
             f"torch.export could not capture {type(model).__name__} for these example inputs "
             f"({type(error).__name__}: {first_line(error)})."
         ) from error
+
+
+def statistics_of(model: nn.Module, inputs: tuple[Any, ...]) -> set[str]:
+    """The buffers that training changes; the others are constants.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A private copy: it is run in training mode, and left there.
+    inputs : tuple
+        Inputs as in ``model(*inputs)``.
+    """
+    found = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for name, _ in module.named_buffers(recurse=False)
+    }
+    before = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    with suppress(Exception), quiet(), torch.no_grad():  # a batch of one in a batch norm
+        model.train()(*inputs)
+    changed = (
+        name
+        for name, buffer in model.named_buffers()
+        if not buffer.is_meta and not torch.equal(buffer, before[name])
+    )
+    return found.union(changed)
 
 
 @contextmanager

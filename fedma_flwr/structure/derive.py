@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from fedma_flwr.structure.capture import (
     location,
     private_copy,
     source_line,
+    statistics_of,
     unsupported,
 )
 from fedma_flwr.structure.factors import (
@@ -95,6 +96,7 @@ def propose_spec(model: nn.Module, example_inputs: tuple[Any, ...]) -> Permutati
         training = None  # a batch of one in a batch norm, for example
     if training is not None:
         _Walk(training, trace).run()
+    _pin_constants(trace, statistics_of(twin, inputs), twin.state_dict())
     unreached = [name for name, _ in twin.named_parameters() if not trace.is_used(name)]
     if unreached:
         raise unsupported(
@@ -109,6 +111,25 @@ def _new_axes(tensor: Tensor) -> Axes:
     if tensor.is_floating_point() or tensor.is_complex():
         return tuple(free(length) for length in tensor.shape)
     return tuple(fixed(length, "meets a buffer of integers") for length in tensor.shape)
+
+
+def _pin_constants(trace: Trace, statistics: Set[str], values: Mapping[str, Tensor]) -> None:
+    """Pin what buffers that training does not change tell apart: masks, slopes, frequencies.
+
+    To permute them with their units would leave one model's function as it is; but units that
+    differ by constants of the code must not be matched, and their constants not be averaged.
+    """
+    for name in (trace.buffers & trace.state.keys()) - statistics:
+        for dim, axis in enumerate(trace.state[name]):
+            if not _is_uniform(values[name], dim):
+                pin(axis, f"the constants in {name!r} tell its positions apart")
+
+
+def _is_uniform(tensor: Tensor, dim: int) -> bool:
+    """Whether a tensor has the same entries at all positions along an axis."""
+    if tensor.is_meta or tensor.shape[dim] < 2:
+        return not tensor.is_meta
+    return bool((tensor == tensor.narrow(dim, 0, 1)).all())
 
 
 @dataclass

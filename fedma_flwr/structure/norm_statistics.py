@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -76,49 +77,29 @@ class DifferentiableStatistics(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        written_out = _WRITTEN_OUT.get(func, func)
-        return written_out(*args, **(kwargs or {}))
+        options = dict(kwargs or {})
+        if func in _SIGNATURES:
+            bound = _SIGNATURES[func].bind(*args, **options)
+            bound.apply_defaults()
+            own = bound.arguments
+            if own["running_mean"] is not None and not own[_USES_INPUT[func]]:
+                return _written_out(own)
+        return func(*args, **options)
 
 
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """`functional.batch_norm`, written out where it uses the running statistics."""
-    if training or running_mean is None or running_var is None:
-        return functional.batch_norm(
-            input, running_mean, running_var, weight, bias, training, momentum, eps
-        )
-    shape = (-1, *[1] * (input.dim() - 2))
-    scale = (running_var + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    shift = -running_mean * scale if bias is None else bias - running_mean * scale
-    return input * scale.view(shape) + shift.view(shape)
-
-
-def _instance_norm(
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """`functional.instance_norm`: with running statistics, a batch norm."""
-    norm = functional.instance_norm if use_input_stats else _batch_norm
-    rest = (use_input_stats, momentum, eps)
-    return norm(input, running_mean, running_var, weight, bias, *rest)
-
-
-_WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
-    functional.batch_norm: _batch_norm,
-    functional.instance_norm: _instance_norm,
+_USES_INPUT: dict[Callable[..., Any], str] = {
+    functional.batch_norm: "training",
+    functional.instance_norm: "use_input_stats",
 }
+_SIGNATURES = {func: inspect.signature(func) for func in _USES_INPUT}
+
+
+def _written_out(own: Mapping[str, Any]) -> Tensor:
+    """A batch norm, or an instance norm, by running statistics; its arguments by name."""
+    x, mean, weight, bias = (own[n] for n in ("input", "running_mean", "weight", "bias"))
+    shape = (-1, *[1] * (x.dim() - 2))
+    scale = (own["running_var"] + own["eps"]).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    result: Tensor = x * scale.view(shape) + shift.view(shape)
+    return result

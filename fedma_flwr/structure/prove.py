@@ -15,7 +15,8 @@ from fedma_flwr.structure.diagnose import diagnose
 from fedma_flwr.structure.growth import why_not_growable
 from fedma_flwr.structure.redraw import ATTEMPTS, redraw
 from fedma_flwr.structure.sensitivity import Pair, all_pairs, sensitive_pairs
-from fedma_flwr.structure.spec import PermutationSpec, UnitGroup
+from fedma_flwr.structure.spec import PermutationSpec
+from fedma_flwr.structure.spec_parts import UnitGroup
 from fedma_flwr.structure.subject import Subject, relative_change
 
 # Largest relative change of the output, in float64, that counts as none.

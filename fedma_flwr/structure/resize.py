@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,8 @@ def resize(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
     Raises
     ------
     SpecError
-        If names differ, or the number of axes of a tensor does.
+        If names differ, or the number of axes of a tensor does, or if the layers of a recurrent
+        module have several widths: it cannot have more than one.
 
     Notes
     -----
@@ -115,22 +117,22 @@ def _bilinear(_: nn.Module, shapes: _Shapes) -> dict[str, object]:
     return {"out_features": out, "in1_features": first, "in2_features": second}
 
 
-def _convolution(module: nn.Module, shapes: _Shapes) -> dict[str, object]:
+def _convolution(module: Any, shapes: _Shapes) -> dict[str, object]:
     out, per_group = shapes["weight"][:2]
     groups = _groups(module, out, "out_channels")
     return {"out_channels": out, "in_channels": per_group * groups, "groups": groups}
 
 
-def _transposed(module: nn.Module, shapes: _Shapes) -> dict[str, object]:
+def _transposed(module: Any, shapes: _Shapes) -> dict[str, object]:
     inputs, per_group = shapes["weight"][:2]
     groups = _groups(module, inputs, "in_channels")
     return {"in_channels": inputs, "out_channels": per_group * groups, "groups": groups}
 
 
-def _groups(module: nn.Module, channels: int, attribute: str) -> int:
+def _groups(module: Any, channels: int, attribute: str) -> int:
     """Groups of a convolution; those of a depthwise one follow its channels."""
-    groups: int = getattr(module, "groups")  # noqa: B009
-    if groups > 1 and groups == getattr(module, "in_channels"):  # noqa: B009
+    groups: int = module.groups
+    if groups > 1 and groups == module.in_channels:
         return channels * groups // int(getattr(module, attribute))
     return groups
 
@@ -155,29 +157,40 @@ def _layer_norm(_: nn.Module, shapes: _Shapes) -> dict[str, object]:
     return {"normalized_shape": shapes["weight"]}
 
 
-def _recurrent(module: nn.Module, shapes: _Shapes) -> dict[str, object]:
-    gates = {"LSTM": 4, "GRU": 3}.get(str(getattr(module, "mode", "")), 1)
+def _recurrent(module: Any, shapes: _Shapes) -> dict[str, object]:
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     sizes: dict[str, object] = {
         "input_size": shapes["weight_ih_l0"][1],
-        "hidden_size": shapes["weight_ih_l0"][0] // gates,
+        "hidden_size": _common(module, "hidden_size", shapes, "weight_ih", gates),
     }
-    if "weight_hr_l0" in shapes:
-        sizes["proj_size"] = shapes["weight_hr_l0"][0]
+    if module.proj_size:
+        sizes["proj_size"] = _common(module, "proj_size", shapes, "weight_hr")
     return sizes
+
+
+def _common(module: nn.Module, attribute: str, shapes: _Shapes, prefix: str, gates: int = 1) -> int:
+    """The number of units that all layers and directions have."""
+    widths = sorted({s[0] // gates for name, s in shapes.items() if name.startswith(prefix)})
+    if len(widths) > 1:
+        raise SpecError(
+            f"{type(module).__name__} has one {attribute} for all its layers and directions, not "
+            f"{' and '.join(map(str, widths))}"
+        )
+    return widths[0]
 
 
 def _recurrent_cell(module: nn.Module, shapes: _Shapes) -> dict[str, object]:
     return {"input_size": shapes["weight_ih"][1], "hidden_size": shapes["weight_hh"][1]}
 
 
-def _attention(module: nn.Module, shapes: _Shapes) -> dict[str, object]:
+def _attention(module: Any, shapes: _Shapes) -> dict[str, object]:
     if "in_proj_weight" in shapes:
         embed = key = value = shapes["in_proj_weight"][1]
     else:
         embed = shapes["q_proj_weight"][1]
         key, value = shapes["k_proj_weight"][1], shapes["v_proj_weight"][1]
-    heads: int = getattr(module, "num_heads")  # noqa: B009
-    return {"embed_dim": embed, "kdim": key, "vdim": value, "head_dim": embed // heads}
+    head = embed // module.num_heads
+    return {"embed_dim": embed, "kdim": key, "vdim": value, "head_dim": head}
 
 
 def _rebind_flat_weights(module: nn.RNNBase) -> None:

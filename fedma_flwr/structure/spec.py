@@ -14,28 +14,10 @@ from torch import Tensor
 
 from fedma_flwr.structure import spec_text
 from fedma_flwr.structure.axes import AxisExpression, SpecError
+from fedma_flwr.structure.spec_parts import UnitGroup, as_axes, as_group, check_parts
 from fedma_flwr.structure.widths import check_units, solve_widths
 
 StateDict = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class UnitGroup:
-    """Units that must be permuted together.
-
-    Parameters
-    ----------
-    size : int
-        Number of units in the initial model.
-    growable : bool (default: True)
-        Whether zero-padded units may be added; if not, the group is matched at fixed width.
-    reason : str (default: "")
-        Why the group cannot grow.
-    """
-
-    size: int
-    growable: bool = True
-    reason: str = ""
 
 
 @dataclass(frozen=True, init=False)
@@ -95,8 +77,8 @@ class PermutationSpec:
         pinned: Mapping[str, str] | None = None,
     ) -> None:
         parts = {
-            "groups": MappingProxyType({name: _as_group(size) for name, size in groups.items()}),
-            "axes": MappingProxyType({name: _as_axes(text) for name, text in axes.items()}),
+            "groups": MappingProxyType({name: as_group(size) for name, size in groups.items()}),
+            "axes": MappingProxyType({name: as_axes(text) for name, text in axes.items()}),
             "outputs": MappingProxyType(dict(outputs or {})),
             "statistics": tuple(statistics),
             "head": tuple(head),
@@ -104,30 +86,8 @@ class PermutationSpec:
         }
         for name, value in parts.items():
             object.__setattr__(self, name, value)
-        self._check_parts()
+        check_parts(self.groups, self.axes, self.outputs, self.statistics, self.head)
         object.__setattr__(self, "head", self.head or self.default_head())
-
-    def _check_parts(self) -> None:
-        for name, group in self.groups.items():
-            if group.size < 1:
-                raise SpecError(f"Group {name!r} has size {group.size}; it must be at least 1.")
-        used = {group for axes in self.axes.values() for axis in axes for group in axis.groups}
-        if unknown := sorted(used - set(self.groups)):
-            raise SpecError(f"axes name groups that `groups` does not list: {unknown}.")
-        if unused := [name for name in self.groups if name not in used]:
-            raise SpecError(f"`groups` lists groups that no axis uses: {unused}.")
-        for label, names in (
-            ("outputs", self.outputs),
-            ("statistics", self.statistics),
-            ("head", self.head),
-        ):
-            if missing := [name for name in names if name not in self.axes]:
-                raise SpecError(f"`{label}` names tensors that `axes` does not list: {missing}.")
-        for name, axis in self.outputs.items():
-            if not 0 <= axis < len(self.axes[name]):
-                raise SpecError(f"outputs[{name!r}] is {axis}, but the tensor has no such axis.")
-
-    # ------------------------------------------------------------------ what the spec says
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -204,8 +164,6 @@ class PermutationSpec:
     def describe(self, tensor: str) -> str:
         """The axis expressions of one tensor, separated by commas."""
         return ", ".join(str(axis) for axis in self.axes[tensor])
-
-    # ------------------------------------------------------------------ operations
 
     def permute(
         self, state_dict: StateDict, permutations: Mapping[str, Tensor]
@@ -311,8 +269,6 @@ class PermutationSpec:
         """Value of a tensor at units that a client lacks: 1 for running variances, else 0."""
         return 1.0 if tensor in self.statistics and tensor.endswith("running_var") else 0.0
 
-    # ------------------------------------------------------------------ text
-
     def to_json(self) -> str:
         """The spec as compact JSON."""
         return spec_text.to_json(self)
@@ -339,13 +295,3 @@ class PermutationSpec:
 
     def __str__(self) -> str:
         return spec_text.table(self)
-
-
-def _as_group(group: UnitGroup | int) -> UnitGroup:
-    return group if isinstance(group, UnitGroup) else UnitGroup(int(group))
-
-
-def _as_axes(axes: str | Sequence[AxisExpression]) -> tuple[AxisExpression, ...]:
-    if isinstance(axes, str):
-        return tuple(AxisExpression.parse(part.strip()) for part in axes.split(",") if part.strip())
-    return tuple(axes)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from fedma_flwr.structure.axes import SpecError
 
 if TYPE_CHECKING:
-    from fedma_flwr.structure.spec import PermutationSpec, UnitGroup
+    from fedma_flwr.structure.spec import PermutationSpec
+    from fedma_flwr.structure.spec_parts import UnitGroup
 
 
 def to_json(spec: PermutationSpec) -> str:

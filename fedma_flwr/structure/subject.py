@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fedma_flwr.structure.axes import SpecError
 from fedma_flwr.structure.capture import cpu_inputs, first_line, private_copy, quiet
+from fedma_flwr.structure.precision import InDouble
 from fedma_flwr.structure.spec import PermutationSpec
 from fedma_flwr.structure.training import training_mode
 
@@ -79,7 +80,7 @@ class Subject:
         """
         try:
             mode = training_mode(self.model) if self.training else nullcontext()
-            with quiet(), _plain_attention(), mode:
+            with quiet(), _plain_attention(), InDouble(), mode:
                 torch.manual_seed(0)
                 outputs = self.model(*tree_map(_copy, self.inputs))
         except Exception as error:
