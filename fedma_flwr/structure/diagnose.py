@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from fedma_flwr.structure.axes import AxisExpression
@@ -15,7 +14,7 @@ _MAX_READINGS = 200
 
 
 def diagnose(
-    subject: Subject, reference: Outputs, tolerance: float, generator: torch.Generator
+    subject: Subject, reference: Outputs, tolerance: float, permutations: Mapping[str, Tensor]
 ) -> str:
     """Explain why permuting all groups changes the output.
 
@@ -27,12 +26,11 @@ def diagnose(
         Its output.
     tolerance : float
         Relative change that counts as none.
-    generator : torch.Generator
-        Where permutations come from.
+    permutations : mapping of str to Tensor
+        The permutation of every group that changes the output.
     """
     spec = subject.spec
-    for group, width in spec.sizes.items():
-        order = torch.randperm(width, generator=generator)
+    for group, order in permutations.items():
         touched = {n: t for n, t in subject.tensors.items() if group in spec.tensor_groups(n)}
         moved = spec.select(touched, {group: order})
         change = subject.change(moved, reference)

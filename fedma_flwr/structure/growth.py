@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -91,16 +90,20 @@ def restored(model: nn.Module) -> Iterator[None]:
     model : nn.Module
         The model. A copy of it for every trial would take longer than the trial's run.
     """
-    before = [(module, _attributes(module)) for module in model.modules()]
+    before = [(module.__dict__, dict(module.__dict__)) for module in model.modules()]
+    # Parameters, buffers, and the flat weights of recurrent layers are in containers of their own.
+    inner = [
+        (value, value.copy())
+        for _, attributes in before
+        for value in attributes.values()
+        if isinstance(value, (list, dict))
+    ]
     try:
         yield
     finally:
-        for module, attributes in before:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """A module's attributes; `resize` writes into these two dictionaries, not into others."""
-    own = dict(module.__dict__)
-    return own | {name: dict(own[name]) for name in ("_parameters", "_buffers")}
+        for container, contents in [*before, *inner]:
+            container.clear()
+            if isinstance(container, dict):
+                container.update(contents)
+            else:
+                container.extend(contents)

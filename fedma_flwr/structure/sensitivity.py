@@ -24,9 +24,14 @@ _ROTATED = 16
 
 
 def all_pairs(subject: Subject) -> set[Pair]:
-    """Every group with every tensor that it is on; tied parameters under one name."""
-    names = subject.spec.axes.keys() - subject.tied
-    return {(group, name) for name in names for group in subject.spec.tensor_groups(name)}
+    """Every group of several units with every tensor it is on; tied ones under one name."""
+    spec = subject.spec
+    return {
+        (group, name)
+        for name in spec.axes.keys() - subject.tied
+        for group in spec.tensor_groups(name)
+        if spec.sizes[group] > 1
+    }
 
 
 def sensitive_pairs(subject: Subject, pairs: set[Pair], generator: torch.Generator) -> set[Pair]:

@@ -49,13 +49,24 @@ ORDERED = {
     "fourier": lambda n, x: torch.fft.fft(x, dim=1).real,
     "noise": lambda n, x: x + torch.randn_like(x),
     "written_by_number": lambda n, x: x.index_add(1, n.order, x),
+    "mask_in_a_buffer": lambda n, x: torch.where(n.order > 3, x, -x),
+    "constants_in_a_buffer": lambda n, x: x * n.features,
+    "scattered": lambda n, x: torch.zeros_like(x).scatter(1, n.order.expand(4, 8), x),
+    "put_by_number": lambda n, x: x.index_put((n.order[:4] * 0, n.order[:4]), x[0, :4]),
+    "encoded_positions": lambda n, x: x + torch.sin(torch.linspace(0, 1, 8, dtype=x.dtype)),
+    "convolution_over_units": lambda n, x: fn.conv1d(x[:, None], n.kernel, padding=1)[:, 0],
+    "interpolated_units": lambda n, x: fn.interpolate(x[:, None], size=8, mode="linear")[:, 0],
+    "pooled_units": lambda n, x: fn.max_pool1d(x[:, None], 3, 1, 1)[:, 0],
+    "largest_as_a_number": lambda n, x: x * fn.one_hot(x.argmax(1), 8),
+    "mixed_with_the_batch": lambda n, x: x + x[:, :4].T.repeat(1, 2),
     "every_third": lambda n, x: torch.cat([x[:, ::3], x[:, 1::3], x[:, 2::3]], 1),
 }
 
 
 @pytest.mark.parametrize("case", ORDERED)
 def test_an_order_of_units_pins_them(case):
-    model = mlp(ORDERED[case], order=torch.randperm(8), features=torch.rand(8))
+    kernel = torch.rand(1, 1, 3)
+    model = mlp(ORDERED[case], order=torch.randperm(8), features=torch.rand(8), kernel=kernel)
     model.register_buffer("scale", torch.rand(8), persistent=False)
     spec = derive_spec(model, (VECTOR,))
     assert spec.describe("b.weight") == "3, 8"

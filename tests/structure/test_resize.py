@@ -5,8 +5,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
-from fedma_flwr.structure import SpecError, resize
+from fedma_flwr.structure import SpecError, derive_spec, resize
+from fedma_flwr.structure.growth import restored
+from tests.structure.networks import LSTM, tokens
 
 # small, large, input for the large one
 KINDS = {
@@ -47,6 +50,12 @@ KINDS = {
     "lstm_projected": (nn.LSTM(3, 4, proj_size=2), nn.LSTM(5, 6, proj_size=3), (7, 2, 5)),
     "gru": (nn.GRU(3, 4), nn.GRU(5, 6), (7, 2, 5)),
     "rnn": (nn.RNN(3, 4), nn.RNN(5, 6), (7, 2, 5)),
+    "gru_deep_both_ways": (
+        nn.GRU(3, 4, 2, bidirectional=True),
+        nn.GRU(5, 6, 2, bidirectional=True),
+        (7, 2, 5),
+    ),
+    "rnn_cell": (nn.RNNCell(3, 4), nn.RNNCell(5, 6), (2, 5)),
     "lstm_cell": (nn.LSTMCell(3, 4), nn.LSTMCell(5, 6), (2, 5)),
     "gru_cell": (nn.GRUCell(3, 4), nn.GRUCell(5, 6), (2, 5)),
     "attention": (
@@ -129,3 +138,36 @@ def test_names_and_axes_that_differ_are_refused():
         resize(nn.Linear(2, 3), {**nn.Linear(2, 3).state_dict(), "scale": torch.zeros(1)})
     with pytest.raises(SpecError, match="'weight'"):
         resize(nn.Linear(2, 3), {"weight": torch.zeros(3), "bias": torch.zeros(3)})
+
+
+def test_a_normalised_weight_is_resized():
+    small, large = weight_norm(nn.Linear(3, 4)), weight_norm(nn.Linear(5, 6))
+    resize(small, large.state_dict()).load_state_dict(large.state_dict())
+    x = torch.randn(2, 5)
+    torch.testing.assert_close(small(x), large(x))
+
+
+def test_a_recurrent_module_has_one_width_and_the_spec_says_so():
+    module = nn.LSTM(3, 4, 2)
+    first, second = nn.LSTM(3, 5).state_dict(), nn.LSTM(5, 4).state_dict()
+    wide = first | {name.replace("l0", "l1"): tensor for name, tensor in second.items()}
+    with pytest.raises(SpecError, match=r"LSTM has one hidden_size for all .* not 4 and 5"):
+        resize(module, wide)
+    spec = derive_spec(LSTM(2), (tokens(80, 2, 5),))
+    assert not spec.groups["lstm"].growable
+    assert "LSTM has one hidden_size for all its layers and directions" in str(spec)
+
+
+def test_whatever_resize_does_can_be_undone():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 4), nn.BatchNorm1d(4))
+    wide = nn.Sequential(nn.Linear(3, 5), nn.LSTM(5, 6), nn.BatchNorm1d(7))
+    before, text = dict(model.named_parameters()), repr(model)
+    flat, mean = model[1]._flat_weights[0], model[2].running_mean
+    with restored(model):
+        resize(model, wide.state_dict())
+        assert repr(model) == repr(wide)
+    assert repr(model) == text
+    assert all(before[name] is parameter for name, parameter in model.named_parameters())
+    assert model[1]._flat_weights[0] is flat
+    assert model[2].running_mean is mean
+    assert model[1](torch.zeros(2, 4))[0].shape == (2, 4)

@@ -34,6 +34,19 @@ FAMILIES = {
         ),
         0.95,
     ),
+    "efficientnet": (
+        lambda: models.EfficientNet(
+            [
+                models.efficientnet.FusedMBConvConfig(2, 3, 1, 8, 8, 1),
+                models.efficientnet.MBConvConfig(4, 3, 2, 8, 16, 2),
+            ],
+            0.2, num_classes=10,
+        ),
+        0.95,
+    ),
+    "maxvit": (
+        lambda: models.MaxVit((32, 32), 8, 4, [8], [1], 4, 0.0, num_classes=10), 0.85,
+    ),
     "vit": (lambda: models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=10), 0.95),
     "swin": (
         lambda: models.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [4, 4], num_classes=10), 0.9,

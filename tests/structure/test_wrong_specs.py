@@ -62,7 +62,7 @@ WRONG = {
     "norm_forgotten": (
         "transformer", {"enc.layers.1.norm2.weight": "16"}, "emb", "enc.layers.1.norm2.weight",
     ),
-    "depthwise_forgotten": ("depthwise", {"dw.bias": "8"}, "a.units2", "dw.bias"),
+    "depthwise_forgotten": ("depthwise", {"dw.bias": "8"}, "a", "dw.bias"),
     "transposed_forgotten": ("depthwise", {"t.bias": "6"}, "t", "t.bias"),
 }  # fmt: skip
 

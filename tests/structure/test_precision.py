@@ -1,0 +1,54 @@
+"""Proofs run in float64 throughout, whatever precision a model's code asks for."""
+
+import pytest
+import torch
+from torch import nn
+
+from fedma_flwr.structure import derive_spec, prove_spec
+from fedma_flwr.structure.precision import InDouble
+from tests.structure.networks import mlp
+
+
+def float32_norm(net, x):
+    wide = x.float()
+    return (wide * wide.square().mean(1, keepdim=True).rsqrt()).type_as(x)
+
+
+def autocast(net, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return net.c(x).relu()
+
+
+CASES = {
+    "norm_in_float32": (mlp(float32_norm), torch.float32),
+    "cast_to_float32": (
+        mlp(lambda n, x: n.c(x.to(torch.float32)).to(x.dtype), c=nn.Linear(8, 8)), torch.float32,
+    ),
+    "cast_by_keyword": (
+        mlp(lambda n, x: x * torch.ones(8, dtype=torch.float32)), torch.float32,
+    ),
+    "default_dtype": (mlp(lambda n, x: torch.ones(4, 4) @ x), torch.float32),
+    "autocast": (mlp(autocast, c=nn.Linear(8, 8)), torch.float32),
+    "half_model": (mlp(lambda n, x: n.c(x.half()), c=nn.Linear(8, 8)).half(), torch.float16),
+    "bfloat16_model": (
+        mlp(lambda n, x: n.c(x.bfloat16()), c=nn.Linear(8, 8)).bfloat16(), torch.bfloat16,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_right_answer_at_full_precision(case):
+    model, dtype = CASES[case]
+    x = (torch.zeros(4, 6, dtype=dtype),)
+    spec = derive_spec(model, x)
+    assert "a" in spec.groups
+    assert prove_spec(spec, model, x).invariance < 1e-12
+
+
+def test_what_is_made_and_cast_inside_is_float64():
+    with InDouble():
+        made = [torch.zeros(2), torch.ones(2, dtype=torch.float16), torch.tensor([1.0]).half()]
+        whole = torch.arange(3)
+    assert [tensor.dtype for tensor in made] == [torch.float64] * 3
+    assert whole.dtype == torch.int64
+    assert torch.zeros(2).dtype == torch.float32
