@@ -45,6 +45,11 @@ def private_copy(model: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
             f"example_inputs must be a tuple of tensors, as in model(*example_inputs), but was "
             f"{type(example_inputs).__name__}."
         )
+    for value in torch.utils._pytree.tree_leaves(tuple(example_inputs)):
+        if isinstance(value, Tensor) and not value.numel():
+            raise UnsupportedModelError(
+                f"example_inputs must have entries, but one has the shape {tuple(value.shape)}."
+            )
     _check_state(model)
     try:
         with quiet():

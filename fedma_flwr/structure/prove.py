@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from fedma_flwr.structure.axes import AxisExpression, SpecError
 from fedma_flwr.structure.diagnose import diagnose
 from fedma_flwr.structure.growth import why_not_growable
-from fedma_flwr.structure.redraw import ATTEMPTS, redraw
+from fedma_flwr.structure.redraw import ATTEMPTS, redraw, with_another_batch
 from fedma_flwr.structure.sensitivity import Pair, all_pairs, sensitive_pairs
 from fedma_flwr.structure.spec import PermutationSpec
 from fedma_flwr.structure.spec_parts import UnitGroup
@@ -64,7 +64,7 @@ def prove_spec(
     for each draw, random permutations of all groups at once must leave the output unchanged. Then
     zero-padded units are added to every group; where that changes the output, or the model does
     not run, the group must keep its width. Where the model runs in training mode (without dropout)
-    invariance is proven there too: branches that only training takes count.
+    or on a larger batch, invariance is proven there too: branches that only training takes count.
 
     Parameters
     ----------
@@ -132,6 +132,7 @@ def _try_draws(subject: Subject, generator: torch.Generator) -> tuple[set[Pair],
     if attempt != good[0]:
         generator.set_state(good[1])
         redraw(subject, good[0], generator)
+    worst = max(worst, _check_another_batch(subject, generator))
     subject.training = True
     if _is_repeatable(subject) and not _is_chaotic(subject, generator):
         worst = max(worst, _check_invariance(subject, generator))
@@ -161,8 +162,18 @@ def _is_chaotic(subject: Subject, generator: torch.Generator) -> bool:
     return not change <= TOLERANCE / 10
 
 
+def _check_another_batch(subject: Subject, generator: torch.Generator) -> float:
+    """Code may take another way for a batch of another size; where it runs, it is tried."""
+    inputs = subject.inputs
+    subject.inputs = with_another_batch(inputs)
+    try:
+        return _check_invariance(subject, generator) if _is_repeatable(subject) else 0.0
+    finally:
+        subject.inputs = inputs
+
+
 def _is_repeatable(subject: Subject) -> bool:
-    """Whether the model runs in training mode (batch norms refuse single values), finitely."""
+    """Whether the model runs in this mode on these inputs, and twice with the same result."""
     try:
         first, second = subject.run(), subject.run()
     except SpecError:

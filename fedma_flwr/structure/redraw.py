@@ -110,3 +110,14 @@ def _draw_input(subject: Subject, value: Any, attempt: int, generator: torch.Gen
     tables = [m.num_embeddings for m in subject.model.modules() if isinstance(m, nn.Embedding)]
     high = max(min(tables, default=0), int(value.max()) + 1 if value.numel() else 1)
     return torch.randint(0, high, value.shape, generator=generator, dtype=value.dtype)
+
+
+def with_another_batch(inputs: Any) -> Any:
+    """Inputs with one more entry along the first axis of every tensor: a copy of the first one."""
+
+    def widen(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.dim():
+            return value
+        return torch.cat([value, value[:1]])
+
+    return tree_map(widen, inputs)

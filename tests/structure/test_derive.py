@@ -10,9 +10,7 @@ from torch import nn
 
 from fedma_flwr.structure import (
     PermutationSpec,
-    SpecError,
     StagePlan,
-    UnsupportedModelError,
     derive_spec,
     prove_spec,
     resize,
@@ -108,10 +106,6 @@ def test_a_grown_state_dict_loads_and_computes_the_same(growth, data):
     assert wide[1].num_features == widths["0."]
 
 
-def test_half_precision_is_proven_in_double():
-    assert set(derive_spec(mlp(lambda n, x: x.relu()).half(), (VECTOR.half(),)).groups) == {"a"}
-
-
 def test_frozen_and_tied_parameters():
     model = mlp(lambda n, x: n.d(n.c(x).relu()), c=nn.Linear(8, 8), d=nn.Linear(8, 8))
     model.d.weight = model.c.weight
@@ -138,74 +132,6 @@ def test_several_outputs_and_inputs():
 def test_a_batch_of_one_in_a_batch_norm():
     model = mlp(lambda n, x: n.bn(x), bn=nn.BatchNorm1d(8))
     assert derive_spec(model, (torch.zeros(1, 6),)).describe("bn.weight") == "a"
-
-
-class Orthogonal(nn.Module):
-    def forward(self, x):
-        return torch.linalg.qr(x)[0]
-
-
-@pytest.mark.parametrize(
-    ("model", "inputs", "message"),
-    [
-        (mlp(lambda n, x: torch.linalg.pinv(x).T), (VECTOR,), r"operator .*pinv.*by hand"),
-        (mlp(lambda n, x: x if x.sum() > 0 else -x), (VECTOR,), "torch.export"),
-        (mlp(lambda n, x: x[x > 0].reshape(-1, 8)), (VECTOR,), "UnsupportedModelError|by hand"),
-        (mlp(lambda n, x: x.relu()), (torch.zeros(4, 5),), "torch.export"),
-        (mlp(lambda n, x: x.relu()), (VECTOR, VECTOR), "torch.export"),
-        (mlp(lambda n, x: x.relu()), (), "torch.export"),
-        (mlp(lambda n, x: x.relu()), VECTOR, "tuple"),
-        (mlp(lambda n, x: x.relu()), None, "tuple"),
-        (nn.ReLU(), (VECTOR,), "no parameters"),
-        (None, (VECTOR,), "nn.Module"),
-        (nn.LazyLinear(3), (VECTOR,), "no shape yet"),
-        (mlp(lambda n, x: x.relu(), unused=nn.Linear(2, 2)), (VECTOR,), "unused.weight"),
-    ],
-)
-def test_bad_input_is_a_clear_error(model, inputs, message):
-    with pytest.raises(UnsupportedModelError, match=message):
-        derive_spec(model, inputs)
-
-
-def packed(net, x):
-    lengths = torch.tensor([5, 3, 2])
-    sequence = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
-    return net.b(net.rnn(sequence)[1][-1])
-
-
-def test_packed_sequences_are_refused_or_right():
-    model = Net(packed, rnn=nn.GRU(6, 8, batch_first=True), b=nn.Linear(8, 3))
-    with pytest.raises(UnsupportedModelError, match="by hand"):
-        derive_spec(model, (torch.zeros(3, 5, 6),))
-
-
-def test_views_of_the_same_memory_are_refused():
-    model = mlp(lambda n, x: n.c(x), c=nn.Linear(8, 8))
-    model.c.weight.data = model.a.weight.data.new_zeros(10, 8)[:8]
-    model.c.bias.data = model.c.weight.data[0]
-    with pytest.raises(UnsupportedModelError, match="same memory"):
-        derive_spec(model, (VECTOR,))
-
-
-def test_an_unknown_operator_is_named_with_module_line_and_way_out():
-    model = mlp(lambda n, x: n.middle(x), middle=Orthogonal(), into=4)
-    with pytest.raises(UnsupportedModelError) as caught:
-        derive_spec(model, (torch.zeros(4, 6),))
-    message = str(caught.value)
-    assert "qr" in message
-    assert "test_derive.py" in message
-    assert "torch.linalg.qr(x)[0]" in message
-    assert "middle (Orthogonal)" in message
-    assert "PermutationSpec(groups=" in message
-    assert "prove_spec" in message
-
-
-def test_a_model_on_the_meta_device_cannot_be_proven():
-    model = mlp(lambda n, x: x.relu()).to("meta")
-    with pytest.raises(UnsupportedModelError, match="meta device"):
-        derive_spec(model, (VECTOR.to("meta"),))
-    with pytest.raises(SpecError, match="meta device"):
-        prove_spec(PermutationSpec({}, {"w": "1"}), model, (VECTOR,))
 
 
 def test_groups_that_only_training_uses_are_proven_in_training():

@@ -1,0 +1,158 @@
+"""Bad input and models that no spec can be derived for: clear errors, or the right answer."""
+
+import pytest
+import torch
+from torch import nn
+
+from fedma_flwr.structure import (
+    PermutationSpec,
+    SpecError,
+    UnsupportedModelError,
+    derive_spec,
+    prove_spec,
+)
+from tests.structure.networks import Net, mlp
+
+VECTOR = torch.zeros(4, 6)
+
+
+def until_small(net, x):
+    while x.abs().max() > 1:
+        x = x / 2
+    return x
+
+
+def chaotic(x):
+    for _ in range(50):
+        x = 32 * x.sigmoid() * (1 - x.sigmoid()) - 4
+    return x
+
+
+def another_way_for_more(net, x):
+    return x.relu() if len(x) == 4 else x.cumsum(1)
+
+
+def words():
+    return Net(lambda n, x: n.b(n.a(x)), a=nn.Embedding(7, 8), b=nn.Linear(8, 3))
+
+
+class ExtraState(nn.Linear):
+    def __init__(self):
+        super().__init__(6, 3)
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        self.version = state["version"]
+
+
+class Orthogonal(nn.Module):
+    def forward(self, x):
+        return torch.linalg.qr(x)[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (mlp(lambda n, x: torch.linalg.pinv(x).T), (VECTOR,), r"operator .*pinv.*by hand"),
+        (mlp(lambda n, x: x if x.sum() > 0 else -x), (VECTOR,), "torch.export"),
+        (mlp(lambda n, x: x[x > 0].reshape(-1, 8)), (VECTOR,), "UnsupportedModelError|by hand"),
+        (mlp(lambda n, x: x.relu()), (torch.zeros(4, 5),), "torch.export"),
+        (mlp(lambda n, x: x.relu()), (VECTOR, VECTOR), "torch.export"),
+        (mlp(lambda n, x: x.relu()), (), "torch.export"),
+        (mlp(lambda n, x: x.relu()), VECTOR, "tuple"),
+        (mlp(lambda n, x: x.relu()), None, "tuple"),
+        (mlp(lambda n, x: x / float(x.sum())), (VECTOR,), "torch.export"),
+        (mlp(lambda n, x: torch.tensor(x.detach().numpy())), (VECTOR,), "torch.export"),
+        (mlp(until_small), (VECTOR,), "torch.export"),
+        (mlp(lambda n, x: x.relu()), (torch.zeros(0, 6),), r"entries.*\(0, 6\)"),
+        (words(), (torch.zeros(2, 5),), "torch.export"),
+        (words(), (torch.full((2, 5), 9),), "could not be proven.*index out of range"),
+        (mlp(lambda n, x: chaotic(x)), (VECTOR,), "unstable"),
+        (mlp(another_way_for_more), (VECTOR,), "could not be proven.*'a'"),
+        (ExtraState(), (VECTOR,), "_extra_state"),
+        (torch.jit.trace(nn.Linear(6, 3), VECTOR), (VECTOR,), "torch.export"),
+        (Net(lambda n, x: x * n.scale, scale=torch.rand(6)), (VECTOR,), "no parameters"),
+        (nn.ReLU(), (VECTOR,), "no parameters"),
+        (None, (VECTOR,), "nn.Module"),
+        (nn.LazyLinear(3), (VECTOR,), "no shape yet"),
+        (mlp(lambda n, x: x.relu(), unused=nn.Linear(2, 2)), (VECTOR,), "unused.weight"),
+    ],
+)
+def test_bad_input_is_a_clear_error(model, inputs, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        derive_spec(model, inputs)
+
+
+def packed(net, x):
+    lengths = torch.tensor([5, 3, 2])
+    sequence = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+    return net.b(net.rnn(sequence)[1][-1])
+
+
+def test_packed_sequences_as_inputs_are_refused():
+    model = Net(lambda n, x: n.b(n.rnn(x)[1][-1]), rnn=nn.GRU(6, 8), b=nn.Linear(8, 3))
+    sequences = nn.utils.rnn.pack_sequence([torch.zeros(n, 6) for n in (5, 3, 2)])
+    with pytest.raises(UnsupportedModelError, match=r"torch\.export.*by hand"):
+        derive_spec(model, (sequences,))
+
+
+def test_packed_sequences_inside_are_refused():
+    model = Net(packed, rnn=nn.GRU(6, 8, batch_first=True), b=nn.Linear(8, 3))
+    with pytest.raises(UnsupportedModelError, match="by hand"):
+        derive_spec(model, (torch.zeros(3, 5, 6),))
+
+
+def test_views_of_the_same_memory_are_refused():
+    model = mlp(lambda n, x: n.c(x), c=nn.Linear(8, 8))
+    model.c.weight.data = model.a.weight.data.new_zeros(10, 8)[:8]
+    model.c.bias.data = model.c.weight.data[0]
+    with pytest.raises(UnsupportedModelError, match="same memory"):
+        derive_spec(model, (VECTOR,))
+
+
+def test_an_unknown_operator_is_named_with_module_line_and_way_out():
+    model = mlp(lambda n, x: n.middle(x), middle=Orthogonal(), into=4)
+    with pytest.raises(UnsupportedModelError) as caught:
+        derive_spec(model, (torch.zeros(4, 6),))
+    message = str(caught.value)
+    assert "qr" in message
+    assert "test_bad_input.py" in message
+    assert "torch.linalg.qr(x)[0]" in message
+    assert "middle (Orthogonal)" in message
+    assert "PermutationSpec(groups=" in message
+    assert "prove_spec" in message
+
+
+def test_a_model_on_the_meta_device_cannot_be_proven():
+    model = mlp(lambda n, x: x.relu()).to("meta")
+    with pytest.raises(UnsupportedModelError, match="meta device"):
+        derive_spec(model, (VECTOR.to("meta"),))
+    with pytest.raises(SpecError, match="meta device"):
+        prove_spec(PermutationSpec({}, {"w": "1"}), model, (VECTOR,))
+
+
+def test_frozen_models_are_not_captured_on_a_fast_path():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+    model = Net(lambda n, x: n.b(n.e(n.a(x))), a=nn.Linear(6, 8), e=encoder, b=nn.Linear(8, 3))
+    spec = derive_spec(model.requires_grad_(False), (torch.zeros(3, 5, 6),))
+    assert spec.describe("e.layers.0.linear2.weight") == "a, e.layers.0.linear1"
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.0])
+def test_weights_of_no_use_are_drawn_anew(value):
+    model = mlp(lambda n, x: x.relu())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+    assert derive_spec(model, (VECTOR,)).describe("b.weight") == "3, a"
+
+
+def test_inputs_in_a_dictionary_and_outputs_of_any_kind():
+    model = Net(
+        lambda n, batch: {"logits": n.b(n.a(batch["x"]).relu()), "name": "net", "none": None},
+        a=nn.Linear(6, 8), b=nn.Linear(8, 3),
+    )  # fmt: skip
+    assert derive_spec(model, ({"x": VECTOR},)).describe("b.weight") == "3, a"
