@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,11 +82,13 @@ def measure(name: str, largest: int) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The results as a Markdown table."""
-    head = ["model", "parameters", "groups", "growable", "matched", "derive s", "prove s", "result"]
-    keys = ["groups", "growable", "matched", "derive_seconds", "prove_seconds", "result"]
-    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+    keys = ["groups", "growable", "matched", "invariance", "derive_seconds", "prove_seconds"]
+    names = ["model", "parameters", *keys[:3], "error", "derive s", "prove s", "result"]
+    rows = [row | {"invariance": f"{row.get('invariance', math.nan):.0e}"} for row in rows]
+    lines = [" | ".join(names), " | ".join(["---"] * len(names))]
     for row in rows:
         cells = [row["model"], f"{row['parameters'] / 1e6:.1f} M", *(row.get(k, "") for k in keys)]
+        cells.append(row["result"])
         lines.append(" | ".join(str(cell) for cell in cells))
     return "\n".join(f"| {line} |" for line in lines)
 

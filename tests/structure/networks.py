@@ -1,8 +1,12 @@
 """Small networks with the structures that specs are derived for."""
 
+import functools
+
 import torch
 from torch import nn
 from torch.nn import functional as fn
+
+from fedma_flwr.structure import derive_spec
 
 
 class LeNet(nn.Module):
@@ -170,6 +174,14 @@ NINE = {
     "depthwise": (Depthwise, torch.zeros(2, 3, 8, 8), 4),
     "channels_last": (ChannelsLast, torch.zeros(2, 1, 8, 8), 1),
 }
+
+
+@functools.cache
+def derived(name):
+    """One of the nine networks, its example input and its spec: derived once for all tests."""
+    build, x, _ = NINE[name]
+    model = build()
+    return model, x, derive_spec(model, (x,))
 
 
 class Net(nn.Module):

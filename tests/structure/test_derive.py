@@ -16,25 +16,22 @@ from fedma_flwr.structure import (
     resize,
     sequential_spec,
 )
-from tests.structure.networks import NINE, VGG9, LeNet, Net, ResNet, mlp
+from tests.structure.networks import NINE, VGG9, LeNet, Net, ResNet, derived, mlp
 
 VECTOR = torch.zeros(4, 6)
 
 
 @pytest.mark.parametrize("name", NINE)
 def test_the_nine_networks(name):
-    build, x, groups = NINE[name]
-    model = build()
-    spec = derive_spec(model, (x,))
-    assert len(spec.groups) >= groups
+    model, x, spec = derived(name)
+    assert len(spec.groups) >= NINE[name][2]
     assert prove_spec(spec, model, (x,), seed=1).invariance < 1e-9
     assert PermutationSpec.from_json(spec.to_json()) == spec
 
 
 @pytest.mark.parametrize("name", NINE)
 def test_every_spec_has_stages_in_which_all_settles(name):
-    build, x, _ = NINE[name]
-    spec = derive_spec(build(), (x,))
+    _, _, spec = derived(name)
     for groups_per_stage in (1, 3, "all"):
         plan = StagePlan.build(spec, groups_per_stage)
         assert sorted(n for stage in plan.stages for n in stage.settles) == sorted(spec.axes)
@@ -64,7 +61,7 @@ def test_groups_stand_in_forward_order_under_readable_names():
 
 
 def test_output_axes_are_those_that_make_units():
-    spec = derive_spec(NINE["transformer"][0](), (NINE["transformer"][1],))
+    _, _, spec = derived("transformer")
     assert spec.outputs == {"pos": 2, "emb.weight": 1}
 
 

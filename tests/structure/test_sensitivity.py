@@ -9,7 +9,7 @@ from torch import nn
 from fedma_flwr.structure import PermutationSpec, SpecError, derive_spec, prove_spec
 from fedma_flwr.structure.axes import AxisExpression
 from fedma_flwr.structure.prove import generating_permutations
-from tests.structure.networks import NINE, FusedAttention, Net, mlp, tokens
+from tests.structure.networks import Net, derived, mlp, tokens
 
 
 def residual(net, x):
@@ -30,9 +30,9 @@ NETWORKS = {
         ),
         torch.zeros(2, 2, 4, 4),
     ),
-    "lstm2": (NINE["lstm2"][0](), NINE["lstm2"][1]),
-    "attention": (FusedAttention(), torch.zeros(2, 6, 5)),
-    "depthwise": (NINE["depthwise"][0](), NINE["depthwise"][1]),
+    "lstm2": derived("lstm2")[:2],
+    "attention": derived("attention")[:2],
+    "depthwise": derived("depthwise")[:2],
     "gru": (
         Net(
             gru, a=nn.Embedding(9, 4), b=nn.Linear(12, 3),

@@ -5,17 +5,7 @@ import torch
 from torch import nn
 
 from fedma_flwr.structure import PermutationSpec, SpecError, UnitGroup, derive_spec, prove_spec
-from tests.structure.networks import NINE, Net, mlp
-
-_DERIVED = {}
-
-
-def proven(name):
-    if name not in _DERIVED:
-        build, x, _ = NINE[name]
-        model = build()
-        _DERIVED[name] = (model, x, derive_spec(model, (x,)))
-    return _DERIVED[name]
+from tests.structure.networks import Net, derived, mlp
 
 
 def changed(spec, **parts):
@@ -70,7 +60,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_axis_is_refused_by_name(case):
     name, axes, group, tensor = WRONG[case]
-    model, x, spec = proven(name)
+    model, x, spec = derived(name)
     with pytest.raises(SpecError) as caught:
         prove_spec(changed(spec, axes=axes), model, (x,))
     assert f"'{group}'" in str(caught.value)
@@ -87,7 +77,7 @@ def test_a_wrong_axis_is_refused_by_name(case):
     ids=["outputs", "kernel", "consumer_in_a_group_of_its_own"],
 )
 def test_groups_that_are_none_are_refused(axes, groups):
-    model, x, spec = proven("lenet")
+    model, x, spec = derived("lenet")
     wrong = changed(spec, axes=axes, groups={**spec.groups, **groups})
     with pytest.raises(SpecError, match="changes the output"):
         prove_spec(wrong, model, (x,))
@@ -119,13 +109,13 @@ def test_tied_parameters_with_different_axes_are_refused():
 
 
 def test_a_spec_of_another_model_is_refused():
-    _, _, spec = proven("lenet")
+    _, _, spec = derived("lenet")
     with pytest.raises(SpecError, match=r"conv1\.weight"):
         prove_spec(spec, nn.Linear(2, 2), (torch.zeros(2, 2),))
 
 
-def test_a_right_spec_written_by_hand_is_proven():
-    model, x, spec = proven("lenet")
+def test_a_right_spec_written_by_hand_is_derived():
+    model, x, spec = derived("lenet")
     proof = prove_spec(changed(spec, axes={}), model, (x,))
     assert proof.invariance < 1e-9
     assert proof.growable == ("conv1", "conv2", "fc1")
@@ -133,14 +123,14 @@ def test_a_right_spec_written_by_hand_is_proven():
 
 
 def test_a_group_that_its_author_keeps_fixed_stays_fixed():
-    model, x, spec = proven("lenet")
+    model, x, spec = derived("lenet")
     kept = UnitGroup(20, growable=False, reason="so I want it")
     proof = prove_spec(changed(spec, axes={}, groups={**spec.groups, "conv1": kept}), model, (x,))
     assert proof.spec.groups["conv1"] == kept
 
 
 def test_two_independent_wrong_tensors_still_name_the_group():
-    model, x, spec = proven("lenet")
+    model, x, spec = derived("lenet")
     wrong = changed(spec, axes={"conv1.weight": "20, 1, 5, 5", "conv1.bias": "20"})
     with pytest.raises(SpecError, match="'conv1'"):
         prove_spec(wrong, model, (x,))
