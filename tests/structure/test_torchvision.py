@@ -49,7 +49,7 @@ FAMILIES = {
     ),
     "vit": (lambda: models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=10), 0.95),
     "swin": (
-        lambda: models.SwinTransformer([4, 4], 8, [2, 1], [2, 2], [4, 4], num_classes=10), 0.9,
+        lambda: models.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [4, 4], num_classes=10), 0.9,
     ),
     "convnext": (
         lambda: models.ConvNeXt(
