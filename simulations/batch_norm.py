@@ -130,7 +130,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bundled", action="store_true", help="all groups in one stage")
     parser.add_argument("--start", nargs="+", default=["own", "common"], help="initialisations")
     options = parser.parse_args(arguments)
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     spec = derive_spec(Net(), (torch.zeros(2, 1, 14, 14),))
     rows = []
@@ -151,4 +150,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     main()

@@ -18,6 +18,7 @@ Run = Mapping[str, Any]
 RUN_KEYS = {"strategy", "task", "seed", "config", "rounds"}
 ROUND_KEYS = {
     "round",
+    "given-up",
     "accuracy",
     "loss",
     "bytes_up",

@@ -16,6 +16,7 @@ def make_run():
         rounds = [
             {
                 "round": number,
+                "given-up": None,
                 "accuracy": accuracy,
                 "loss": 1.0 - accuracy,
                 "bytes_up": number * 17_250_000,
