@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 from fedma_flwr.client import Stage, class_counts, load_model, proximal_term
 from fedma_flwr.mod import fedma_mod
 from fedma_flwr.protocol import LOCAL, PROXIMAL_MU_KEY
-from fedma_flwr.tasks import Task, get_task
+from fedma_flwr.tasks import Augment, Task, get_task
 
 app = ClientApp(mods=[fedma_mod])
 
@@ -29,12 +29,16 @@ def train(message: Message, context: Context) -> Message:
     dataset = _partition(task, context)
     stage = Stage.from_message(message)
     seed = _client_seed(context, stage.round, stage.index)
-    model = load_model(task.build_model(_client_seed(context)), message)
+    own = task.build_model(context.run_config, _client_seed(context))
+    model = load_model(own, message)
     saved = _local_model(context, stage)
     if saved is not None and saved.is_file():
         loss, epochs = _take_saved(task, model, saved, dataset), 0
     else:
-        loss, epochs = _train(task, model, dataset, _config(message, context), seed)
+        augment = task.augmentation(context.run_config)
+        loss, epochs = _train(
+            task, model, dataset, _config(message, context), seed=seed, augment=augment
+        )
         if saved is not None:
             saved.parent.mkdir(parents=True, exist_ok=True)
             safetensors.torch.save_model(model, str(saved))
@@ -53,7 +57,7 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model on this client's share of the test examples."""
     task = get_task(str(context.run_config["task"]))
-    model = load_model(task.build_model(0), message)
+    model = load_model(task.build_model(context.run_config, 0), message)
     index, clients = _place(context)
     share = TensorDataset(*(t[index::clients] for t in task.load_test(context.run_config).tensors))
     loss, accuracy = task.evaluate(model, share)
@@ -71,7 +75,13 @@ def _config(message: Message, context: Context) -> dict[str, Any]:
 
 
 def _train(
-    task: Task, model: nn.Module, dataset: TensorDataset, config: dict[str, Any], seed: int
+    task: Task,
+    model: nn.Module,
+    dataset: TensorDataset,
+    config: dict[str, Any],
+    *,
+    seed: int,
+    augment: Augment | None,
 ) -> tuple[float, int]:
     """Loss of the last epoch, and number of epochs."""
     penalty = None
@@ -88,6 +98,7 @@ def _train(
         batch_size=config["batch-size"],
         seed=seed,
         penalty=penalty,
+        augment=augment,
     )
     return loss, config["local-epochs"]
 

@@ -57,14 +57,14 @@ def run(grid: Grid, config: RunConfig) -> RunRecorder:
         raise ValueError(f"num-server-rounds must be at least 1, not {rounds}")
     clients = max(len(list(grid.get_node_ids())), int(config["min-available-nodes"]))
     task.validate(config, clients)
-    model = task.build_model(seed)
+    model = task.build_model(config, seed)
     # Deriving takes seconds; the baselines have no use for it.
     spec = derive_spec(model, task.example_inputs()) if config["strategy"] == "fedma" else None
     recorder = make_recorder(config, spec)
     strategy = make_strategy(config, spec, recorder)
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        net = load_model(task.build_model(0), arrays)
+        net = load_model(task.build_model(config, 0), arrays)
         loss, accuracy = task.evaluate(net, task.load_test(config))
         recorder.add_round(server_round, arrays, strategy.history, loss=loss, accuracy=accuracy)
         return MetricRecord({"accuracy": accuracy, "loss": loss})

