@@ -16,10 +16,12 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.supercore import log
 
 from fedma_flwr import protocol
+from fedma_flwr.metrics import ReplyError, alike, read_evaluation
 from fedma_flwr.protocol import Instruction
 from fedma_flwr.records import ExchangeRecord, History, OnExchange
 
 _POLL_SECONDS = 1.0
+_LONGEST_KEY = 200  # characters; keys are kept, logged and written into checkpoints
 TRAIN_STREAM, EVALUATE_STREAM = 0, 1  # streams of the sampling generator
 
 
@@ -141,7 +143,7 @@ class SeededCohort(FlowerFedAvg):
         for reply in replies:
             node = by_message[reply.metadata.reply_to_message_id]
             report = None if reply.has_error() else protocol.find_report(reply.content)
-            if report is None or not report.client_key:
+            if report is None or not 0 < len(report.client_key) <= _LONGEST_KEY:
                 problems[error_reason(reply) or "a reply without FedMA's record"] += 1
                 continue
             self._take_key(node, report.client_key, set(nodes))
@@ -159,8 +161,7 @@ class SeededCohort(FlowerFedAvg):
         self._client_keys[node] = key
 
     def _check_hello(self, asked: Sequence[int], problems: Counter[str]) -> None:
-        answered = [node for node in asked if node in self._client_keys]
-        if answered or not problems:
+        if self._client_keys or not problems:  # a single newcomer must not end the run
             return
         reason = problems.most_common(1)[0][0]
         if self.needs_mod:
@@ -215,11 +216,39 @@ class SeededCohort(FlowerFedAvg):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Aggregate the replies in the order of the client keys."""
+        """Aggregate the replies in the order of the client keys.
+
+        A reply that cannot be used is left out and named in the log: evaluation never fails a run.
+        """
         replies = list(replies)
         if not replies:
             return None
-        return super().aggregate_evaluate(server_round, self._sorted(replies, self._evaluated))
+        usable = []
+        for reply in self._sorted(replies, self._evaluated):
+            try:
+                if reply.has_error():
+                    raise ReplyError(error_reason(reply))
+                usable.append((reply, read_evaluation(reply.content, self.weighted_by_key)))
+            except ReplyError as error:
+                self._leave_out(server_round, reply, str(error))
+        contents = []
+        for (reply, _), usual in zip(usable, alike([m for _, m in usable]), strict=True):
+            if usual:
+                contents.append(reply.content)
+            else:
+                self._leave_out(server_round, reply, "its metrics are not those of most clients")
+        return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
+
+    def _leave_out(self, server_round: int, reply: Message, reason: str) -> None:
+        node = sent_to(self._evaluated)[reply.metadata.reply_to_message_id]
+        log(
+            WARNING,
+            "Round %s: client %s (node %s) is left out of the evaluation: %s",
+            server_round,
+            self.client_key(node),
+            node,
+            reason,
+        )
 
     def _sorted(self, replies: Iterable[Message], sent: Iterable[Message]) -> list[Message]:
         nodes = sent_to(sent)
@@ -242,7 +271,7 @@ def error_reason(reply: Message) -> str:
 
 
 def _key_order(key: str) -> tuple[int, int, str]:
-    return (0, int(key), key) if key.isdigit() else (1, 0, key)
+    return (0, int(key), key) if key.isascii() and key.isdigit() else (1, 0, key)
 
 
 def _check_fedavg(arguments: dict[str, Any]) -> None:

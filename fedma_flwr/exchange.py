@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from logging import INFO, WARNING
 
 import torch
-from flwr.app import Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 from flwr.supercore import log
 from torch import Tensor
@@ -16,8 +16,9 @@ from fedma_flwr import protocol
 from fedma_flwr.averaging import StageOutcome
 from fedma_flwr.cohort import sent_to
 from fedma_flwr.matching import Matching
+from fedma_flwr.metrics import ReplyError
 from fedma_flwr.records import ExchangeRecord, mean_epochs
-from fedma_flwr.replies import ReplyError, StageReply, read_reply
+from fedma_flwr.replies import StageReply, read_reply
 from fedma_flwr.round import CommunicationRound, GlobalModel, identity_share
 
 
@@ -188,25 +189,3 @@ class Exchange:
 def count_parameters(tensors: Mapping[str, Tensor]) -> int:
     """Numbers in a state dict."""
     return sum(tensor.numel() for tensor in tensors.values())
-
-
-def consistent_metrics(contents: Sequence[RecordDict]) -> list[RecordDict]:
-    """Contents whose metrics have the names and types that most have, without class counts.
-
-    A client that sends other metrics than the rest must not break their aggregation.
-    """
-    metrics = [
-        {k: v for k, v in record.items() if k != protocol.CLASS_COUNTS_KEY}
-        for content in contents
-        for record in content.metric_records.values()
-    ]
-    kinds = [
-        tuple(sorted((k, len(v) if isinstance(v, list) else -1) for k, v in entry.items()))
-        for entry in metrics
-    ]
-    usual = max(kinds, key=lambda kind: (kinds.count(kind), kind))
-    return [
-        RecordDict({protocol.METRICS_KEY: MetricRecord(entry)})
-        for entry, kind in zip(metrics, kinds, strict=True)
-        if kind == usual
-    ]

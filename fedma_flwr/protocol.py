@@ -213,7 +213,10 @@ def find_instruction(content: RecordDict) -> Instruction | None:
 def find_report(content: RecordDict) -> Report | None:
     """The report of a reply; None if no `fedma_mod` has made it."""
     record = content.get(FEDMA_KEY)
-    return Report.from_record(record) if isinstance(record, ConfigRecord) else None
+    try:
+        return Report.from_record(record) if isinstance(record, ConfigRecord) else None
+    except (TypeError, ValueError):  # a version that is no number
+        return None
 
 
 def _assignment_entries(assignments: Assignments, widths: Mapping[str, int]) -> dict[str, Any]:

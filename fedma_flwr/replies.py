@@ -16,6 +16,7 @@ from torch import Tensor
 from fedma_flwr import protocol
 from fedma_flwr.averaging import ClientUpdate
 from fedma_flwr.cohort import error_reason
+from fedma_flwr.metrics import MAX_COUNT, ReplyError, read_metrics, read_weight
 from fedma_flwr.statistics import VARIANCE
 from fedma_flwr.structure import PermutationSpec, SpecError
 
@@ -24,10 +25,6 @@ _MISSING_MOD = (
     "the reply lacks FedMA's record: make the ClientApp with `ClientApp(mods=[fedma_mod])` "
     "(from fedma_flwr import fedma_mod)"
 )
-
-
-class ReplyError(Exception):
-    """A reply cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -114,42 +111,25 @@ def read_reply(reply: Message, expected: Expected) -> StageReply:
         return StageReply(None, {}, RecordDict())
     if report.status != protocol.DONE or report.holds != expected.token:
         raise ReplyError(f"the reply is for another stage (status {report.status!r})")
-    metrics = _read_metrics(reply.content)
+    metrics = read_metrics(reply.content)
     arrays = list(reply.content.array_records.values())
     if len(arrays) != 1:
         raise ReplyError(f"the reply has {len(arrays)} ArrayRecords instead of one")
     tensors, widths = _read_arrays(arrays[0], expected)
-    update = ClientUpdate(tensors, _read_weight(metrics, expected), _read_counts(metrics))
+    update = ClientUpdate(
+        tensors, read_weight(metrics, expected.weighted_by_key), _read_counts(metrics)
+    )
     return StageReply(update, widths, RecordDict({protocol.METRICS_KEY: metrics}))
-
-
-def _read_metrics(content: RecordDict) -> MetricRecord:
-    records = list(content.metric_records.values())
-    if len(records) != 1:
-        raise ReplyError(f"the reply has {len(records)} MetricRecords instead of one")
-    return records[0]
-
-
-def _read_weight(metrics: MetricRecord, expected: Expected) -> float:
-    key = expected.weighted_by_key
-    if key not in metrics:
-        raise ReplyError(
-            f"the reply's MetricRecord lacks {key!r} (weighted_by_key): return "
-            f'MetricRecord({{"{key}": len(trainset), ...}}) from the train function'
-        )
-    value: Any = metrics[key]
-    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ReplyError(f"{key!r} is {value!r}; it must be a number above 0")
-    return float(value)
 
 
 def _read_counts(metrics: MetricRecord) -> Tensor | None:
     counts: Any = metrics.get(protocol.CLASS_COUNTS_KEY)
     if counts is None:
         return None
-    if not isinstance(counts, list) or not all(0 <= count < math.inf for count in counts):
+    if not isinstance(counts, list) or not all(0 <= n <= MAX_COUNT for n in counts):
         raise ReplyError(
-            f"{protocol.CLASS_COUNTS_KEY!r} must be a list of numbers from 0 up, one an output"
+            f"{protocol.CLASS_COUNTS_KEY!r} must be a list, for each output a number from 0 to "
+            "2**53"
         )
     return torch.tensor(counts, dtype=torch.float64)
 

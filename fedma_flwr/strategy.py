@@ -23,8 +23,9 @@ from torch import nn
 from fedma_flwr import protocol
 from fedma_flwr.baselines import all_failed, check_rounds
 from fedma_flwr.cohort import TRAIN_STREAM
-from fedma_flwr.exchange import Exchange, consistent_metrics, count_parameters
+from fedma_flwr.exchange import Exchange, count_parameters
 from fedma_flwr.matching import BBPMAP, Matcher
+from fedma_flwr.metrics import consistent_metrics
 from fedma_flwr.planning import make_plan, make_spec
 from fedma_flwr.replies import StageReply
 from fedma_flwr.resuming import ResumableCohort
