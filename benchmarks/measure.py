@@ -60,7 +60,7 @@ def _measure_once(matcher: BBPMAP, units: list[np.ndarray]) -> tuple[Matching, d
         self: Products, slots: np.ndarray, rows: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         count = len(self.square) if rows is None else len(rows)
-        dtype = torch.float32 if rows is None else torch.float64
+        dtype = self.dtype if rows is None else torch.float64
         shapes.append((count, len(slots), dtype))
         return multiply(self, slots, rows)
 

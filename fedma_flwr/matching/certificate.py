@@ -39,6 +39,7 @@ def judge(
     columns: Integers,
     slack: Floats | float = 0.0,
     bidders: Integers | None = None,
+    most: int | None = None,
 ) -> Verdict:
     """Certify ``columns`` as the best assignment, or say which rows are in doubt.
 
@@ -53,6 +54,8 @@ def judge(
         end of their errors, twice the error.
     bidders : int array or None
         Rows that are likely to be envious: a hint that saves time.
+    most : int or None
+        Give up, all of them in doubt, where more rows than that are envious.
 
     Returns
     -------
@@ -84,7 +87,7 @@ def judge(
         market = _Market(problem, columns, own, slack, (float(floor), float(ceiling)))
         if bidders is not None:
             market.envious[bidders] = True
-        doubt = market.settle()
+        doubt = market.settle(len(columns) if most is None else most)
         return Verdict(doubt, np.flatnonzero(market.envious))
     finally:
         existing[holders, columns[holders]] = own
@@ -125,10 +128,12 @@ class _Market:
         # need not be asked again while what it has is better.
         self._instead = np.full(rows, np.inf)
 
-    def settle(self) -> Integers:
+    def settle(self, most: int) -> Integers:
         """Raise prices until nobody wants another's unit; return who still does, if any."""
         while True:
             bidders = np.flatnonzero(self.envious)
+            if len(bidders) > most:
+                return bidders
             if len(bidders):
                 doubt = self._settle_among(bidders)
                 if len(doubt):

@@ -33,8 +33,11 @@ class Gains(NamedTuple):
 class Gain(Protocol):
     """The Gaussian part of the gain; popularity's part is the search's."""
 
-    def __call__(self, state: GlobalUnits, client: int) -> Gains:
-        """Return a client's gains while it is taken out of ``state``."""
+    def __call__(self, state: GlobalUnits, client: int, exact: bool = False) -> Gains:
+        """Return a client's gains while it is taken out of ``state``.
+
+        Without ``exact`` they may have an error, which is then told.
+        """
         ...
 
     def exactly(self, state: GlobalUnits, client: int, rows: Integers, units: Integers) -> Floats:
@@ -64,12 +67,12 @@ class ScalarGain:
         self._log_determinant = log_determinant
         self._products: dict[int, Products] = {}
 
-    def __call__(self, state: GlobalUnits, client: int) -> Gains:
+    def __call__(self, state: GlobalUnits, client: int, exact: bool = False) -> Gains:
         """Return a client's gains while it is taken out of ``state``."""
         if client not in self._products:
             self._products[client] = Products(state, client, self._mean)
         products = self._products[client]
-        cross = products.at(state.numbering)
+        cross = products.at(state.numbering, exact)
         rows = np.arange(len(products.square))
         popularity = state.popularity[state.numbering]
         existing, factor = self._existing(products, cross, rows, popularity)
@@ -124,8 +127,8 @@ class VectorGain:
         self._s, self._s0, self._mean = 1 / local, 1 / prior, mean
         self._log_determinant = log_determinant
 
-    def __call__(self, state: GlobalUnits, client: int) -> Gains:
-        """Return a client's gains while it is taken out of ``state``."""
+    def __call__(self, state: GlobalUnits, client: int, exact: bool = False) -> Gains:
+        """Return a client's gains while it is taken out of ``state``; always exact."""
         device = state.sums.device
         s, s0, mean = (torch.from_numpy(v).to(device) for v in (self._s, self._s0, self._mean))
         rows = state.rows(client)

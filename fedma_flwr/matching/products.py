@@ -53,27 +53,38 @@ class Products:
         self._state, self._client = state, client
         self._mean, self._has_mean = torch.from_numpy(mean).to(state.sums.device), mean.any()
         self.square, self.prior = self._of_rows()
-        self._dtype = _fast_dtype(state)
-        self._keep = len(state.popularity) <= _KEPT_COLUMNS * len(mean)
-        self._cross = np.empty((len(self.square), 0), dtype=np.float32)
+        self._set_dtype(_fast_dtype(state))
+
+    def _set_dtype(self, dtype: torch.dtype) -> None:
+        """Forget all products and make them so from now on."""
+        self.dtype = dtype
+        # As much memory as the client's rows, if these are float32; twice that at most.
+        columns = len(self._mean) * (_KEPT_COLUMNS if dtype == torch.float32 else 1)
+        self._keep = len(self._state.popularity) <= columns
+        self._cross = torch.empty(len(self.square), 0, dtype=dtype).numpy()
         self._others = np.empty((2, 0))  # |T_i|^2 and mu . T_i
         self._first = True
 
-    def at(self, slots: Integers) -> WithUnits:
+    def at(self, slots: Integers, exact: bool) -> WithUnits:
         """Return the products with some slots, their sums taken without the client.
 
         Only slots that other clients have changed since the client's last visit are multiplied
         again, so this must be called for all units at every visit.
+
+        Parameters
+        ----------
+        slots : int array
+        exact : bool
+            In float64, now and at all later visits.
         """
-        if self._dtype == torch.float64:
-            return self.exactly(slots, np.arange(len(self.square)))
-        if self._keep:
-            cross, (square, prior) = self._updated(slots)
-        else:
-            cross, (square, prior) = self._multiply(slots)
-        terms = max(block.stop - block.start for block in self._state.blocks) + 3
-        longest = np.sqrt(self.square.max(initial=0.0))
-        error = terms * _UNIT_ROUNDOFF * longest * np.sqrt(square) + len(self._mean) * _TINY
+        if exact and self.dtype == torch.float32:
+            self._set_dtype(torch.float64)
+        cross, (square, prior) = (self._updated if self._keep else self._multiply)(slots)
+        error = np.zeros(len(slots))
+        if self.dtype == torch.float32:
+            terms = max(block.stop - block.start for block in self._state.blocks) + 3
+            longest = np.sqrt(self.square.max(initial=0.0))
+            error += terms * _UNIT_ROUNDOFF * longest * np.sqrt(square) + len(self._mean) * _TINY
         return WithUnits(cross, square, prior, error)
 
     def exactly(self, slots: Integers, rows: Integers) -> WithUnits:
@@ -106,7 +117,7 @@ class Products:
         return square.cpu().numpy(), prior.cpu().numpy()
 
     def _multiply(self, slots: Integers, rows: Integers | None = None) -> tuple[Floats, Floats]:
-        """Multiply all rows in float32, or some in float64."""
+        """Multiply all rows, or some in float64."""
         state, device = self._state, self._state.sums.device
         count = len(self.square) if rows is None else len(rows)
         cross = torch.zeros(count, len(slots), dtype=torch.float64, device=device)
@@ -117,7 +128,7 @@ class Products:
             of_sums[0] += torch.linalg.vecdot(others, others)
             if self._has_mean:
                 of_sums[1] += others @ self._mean[block]
-            if rows is None:
+            if rows is None and self.dtype == torch.float32:
                 part = state.single_rows(self._client, block) @ others.float().T
                 cross = part.double() if block.start == 0 else cross.add_(part)
             else:

@@ -18,6 +18,8 @@ from .state import GlobalUnits, centre_of
 
 # So often a client's assignment is mended before it is made anew.
 _ATTEMPTS = 6
+# Where a larger part of a client's rows wants to move, a certificate costs more than it saves.
+_MOVABLE = 1 / 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +149,7 @@ class Search:
         self._rules, self._fit = rules, fit
         # How many units the last visit opened: the next one's first guess.
         self._opened = 0
+        self._contested = False
         # Which of a client's units once wanted to move: they will again.
         self._movable = [np.zeros(width, dtype=bool) for width in self._widths]
         self.model = model
@@ -181,27 +184,40 @@ class Search:
         return state.put_back(client, columns)
 
     def _choose(self, client: int) -> Integers:
-        """Return the best columns of a client that is taken out.
+        """Return the best columns of a client that is taken out."""
+        gains = self._gain(self.state, client, self._contested)
+        columns = None
+        if gains.error:
+            columns = self._choose_among(gains, client)
+            if columns is None:
+                # From now on what certifies is dearer than what it saves.
+                self._contested = True
+                gains = self._gain(self.state, client, exact=True)
+        if columns is None:
+            columns = assign(self._problem(gains), self._rules.backend, self._opened)
+        return columns
 
-        The ones that it has are kept if that is certified; else the rows that want to move are
-        assigned anew. Gains with an error are enough where whatever it hides changes nothing;
+    def _choose_among(self, gains: Gains, client: int) -> Integers | None:
+        """Return the best columns by gains with an error, None where most rows want to move.
+
+        The columns that the client has are kept if that is certified; else the rows that want to
+        move are assigned anew. That is enough where whatever the error hides changes nothing;
         rows in doubt are computed again without it.
         """
-        gains = self._gain(self.state, client)
         problem, backend = self._problem(gains), self._rules.backend
         columns = self.state.columns(client)
-        if columns is None or not gains.error:
+        if columns is None:
             columns = assign(problem, backend, self._opened)
-        if not gains.error:
-            return columns
-        doubtful = Doubtful(gains)
-        movable = self._movable[client]
+        doubtful, movable = Doubtful(gains), self._movable[client]
+        most = int(_MOVABLE * len(columns))
         for _ in range(_ATTEMPTS):
-            slack = doubtful.slack(columns)
-            verdict = judge(problem, columns, slack, np.flatnonzero(movable))
+            bidders = np.flatnonzero(movable)
+            verdict = judge(problem, columns, doubtful.slack(columns), bidders, most)
             movable[verdict.envious] = True
             if not len(verdict.doubt):
                 return columns
+            if movable.sum() > most:
+                return None
             moved = reassign(problem, columns, np.flatnonzero(movable), backend)
             if (moved == columns).all():
                 rows, units = doubtful.of(columns, verdict.doubt)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedma_flwr.matching import BBPMAP, products
+from fedma_flwr.matching import BBPMAP, products, search
 from fedma_flwr.matching.assignment import assign, reassign, solve
 from fedma_flwr.matching.certificate import judge
 from fedma_flwr.matching.problem import NEW, Problem
@@ -96,8 +96,10 @@ def test_near_duplicates_stay_apart_in_single_precision():
         np.testing.assert_array_equal(assignment, found[0])
 
 
+@pytest.mark.parametrize("movable", [0.25, 1.0])
 @pytest.mark.parametrize("noise", [0.05, 0.5, 2.0])
-def test_single_precision_gives_the_assignments_of_double(monkeypatch, noise):
+def test_single_precision_gives_the_assignments_of_double(monkeypatch, noise, movable):
+    monkeypatch.setattr(search, "_MOVABLE", movable)
     rng = np.random.default_rng(1)
     shared = rng.normal(size=(40, 300)) / np.sqrt(300)
     units = [

@@ -131,15 +131,17 @@ MATCHERS = [
 ]
 
 
-# From this length of signatures on the products are in float32: all, or none here.
-SINGLE = pytest.mark.parametrize("long", [1, 256])
+# From this length of signatures on the products are in float32: all, or none here. Where they are,
+# assignments are certified, at first only (0) or however many rows want to move (1).
+SINGLE = pytest.mark.parametrize(("long", "movable"), [(1, 0.0), (1, 1.0), (256, 1.0)])
 
 
 @SINGLE
 @pytest.mark.parametrize("matcher", MATCHERS)
 @pytest.mark.parametrize("seed", range(6))
-def test_assignments_equal_the_literal_ones(monkeypatch, matcher, seed, long):
+def test_assignments_equal_the_literal_ones(monkeypatch, matcher, seed, long, movable):
     monkeypatch.setattr(products, "_LONG", long)
+    monkeypatch.setattr(search, "_MOVABLE", movable)
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=(6, 8))
     widths = rng.integers(1, 7, size=5)
@@ -179,6 +181,7 @@ def test_every_update_is_optimal_and_no_unit_is_dropped(units, matcher, fixed_wi
     choices = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "_LONG", long)
+        patch.setattr(search, "_MOVABLE", 1.0)
         choose = search.Search._choose
 
         def recording(*args):
