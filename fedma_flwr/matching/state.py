@@ -49,10 +49,13 @@ class SumsOfOthers:
         position[slots] = np.arange(len(slots))
         targets = position[own]
         self._held = np.flatnonzero(targets >= 0)
+        self._is_everything = bool((slots == np.arange(len(slots))).all())
         self._targets = state.index(targets[self._held])
 
     def block(self, block: slice = slice(None)) -> torch.Tensor:
-        """Return the block's columns, float64, shape (slots, d)."""
+        """Return the block's columns, float64, shape (slots, d); not to be written to."""
+        if self._is_everything and not len(self._held):
+            return self._state.sums[: len(self._slots), block]
         sums = torch.index_select(self._state.sums[:, block], 0, self._slots)
         if len(self._held):
             own = self._state.rows(self._client, block, self._held)
