@@ -20,6 +20,9 @@ from .state import GlobalUnits, centre_of
 _ATTEMPTS = 6
 # Where a larger part of a client's rows wants to move, a certificate costs more than it saves.
 _MOVABLE = 1 / 4
+# So many clients of that kind, and all are taken to be. One is often the second client, which finds
+# units that only one has; the others then need not be.
+_CONTESTED = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +152,7 @@ class Search:
         self._rules, self._fit = rules, fit
         # How many units the last visit opened: the next one's first guess.
         self._opened = 0
-        self._contested = False
+        self._contested = 0
         # Which of a client's units once wanted to move: they will again.
         self._movable = [np.zeros(width, dtype=bool) for width in self._widths]
         self.model = model
@@ -185,13 +188,13 @@ class Search:
 
     def _choose(self, client: int) -> Integers:
         """Return the best columns of a client that is taken out."""
-        gains = self._gain(self.state, client, self._contested)
+        gains = self._gain(self.state, client, self._contested >= _CONTESTED)
         columns = None
         if gains.error:
             columns = self._choose_among(gains, client)
             if columns is None:
-                # From now on what certifies is dearer than what it saves.
-                self._contested = True
+                # For this client what certifies is dearer than what it saves.
+                self._contested += 1
                 gains = self._gain(self.state, client, exact=True)
         if columns is None:
             columns = assign(self._problem(gains), self._rules.backend, self._opened)
