@@ -66,7 +66,7 @@ def build_spec(trace: Trace) -> PermutationSpec:
             if name not in trace.used:
                 pin(axis)
             _pin_squares(axis)
-    outputs = {name: _output_axis(trace, name) for name in trace.state}
+    outputs = _output_axes(trace)
     _pin_unmade(trace, outputs)
     groups = _name_groups(trace, outputs)
     texts = {
@@ -126,16 +126,38 @@ def _group_factors(axis: Axis) -> Iterator[Factor]:
     return (factor for factor in leaves(axis) if _is_group(factor))
 
 
-def _output_axis(trace: Trace, name: str) -> int:
-    """The axis along which a tensor makes units: the first with groups that is not contracted."""
+def _output_axes(trace: Trace) -> dict[str, int]:
+    """The axis along which each tensor makes units: the first with groups that is not contracted.
+
+    A weight of several networks side by side (experts, heads) has more than one such axis: then
+    that of units which no other tensor makes.
+    """
+    candidates = {name: _uncontracted(trace, name) for name in trace.state}
+    made = {
+        factor
+        for name, dims in candidates.items()
+        if len(dims) == 1
+        for factor in _group_factors(trace.state[name][dims[0]])
+    }
+
+    def makes_new(name: str, dim: int) -> bool:
+        return not made.issuperset(_group_factors(trace.state[name][dim]))
+
+    return {
+        name: next((dim for dim in dims if makes_new(name, dim)), dims[0] if dims else 0)
+        for name, dims in candidates.items()
+    }
+
+
+def _uncontracted(trace: Trace, name: str) -> list[int]:
+    """The axes along which a tensor may make units: some, unless it has no axes."""
     axes = trace.state[name]
     order = {id(axis): position for position, axis in enumerate(trace.contracted)}
     made = [dim for dim, axis in enumerate(axes) if id(axis) not in order]
     with_groups = [dim for dim in made if any(_group_factors(axes[dim]))]
-    if with_groups or made:
-        return (with_groups or made)[0]
     # A tied table is contracted along both axes: the later use reads what the first one made.
-    return max(range(len(axes)), key=lambda dim: order[id(axes[dim])], default=0)
+    last = sorted(range(len(axes)), key=lambda dim: order.get(id(axes[dim]), -1))[-1:]
+    return with_groups or made[:1] or last
 
 
 def _name_groups(trace: Trace, outputs: Mapping[str, int]) -> dict[Factor, str]:

@@ -56,6 +56,12 @@ def shuffle(net, x):
     return x.view(2, 2, 4, 6, 6).transpose(1, 2).reshape(2, 8, 6, 6)
 
 
+def experts(net, x):
+    """Weights of several networks side by side, with the weights first in one of the sums."""
+    hidden = torch.einsum("edh,bd->beh", net.up, x).relu()
+    return x + torch.einsum("be,beh,ehd->bd", net.gate(x).softmax(-1), hidden, net.down)
+
+
 def fill_in_place(net, x):
     y = torch.zeros_like(x)
     y[:, :3] = x[:, :3]
@@ -271,6 +277,13 @@ CASES = {
             w=nn.Parameter(torch.zeros(5, 8)), into=5,
         ),
         VECTOR, {"w": "w, a", "b.weight": "3, w"},
+    ),
+    "experts": (
+        mlp(
+            experts, gate=nn.Linear(8, 3),
+            up=nn.Parameter(torch.zeros(3, 8, 5)), down=nn.Parameter(torch.zeros(3, 5, 8)),
+        ),
+        VECTOR, {"up": "gate, a, up", "down": "gate, up, a", "gate.weight": "gate, a"},
     ),
     "plain_matrices": (
         mlp(lambda n, x: x @ n.w + n.c, w=nn.Parameter(torch.zeros(8, 5)),

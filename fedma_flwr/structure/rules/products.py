@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import fx
+
 from fedma_flwr.structure.factors import Axes, Axis, size, unify
 from fedma_flwr.structure.rules.call import Call, broadcast, fixed_like, rule
 
@@ -71,15 +73,23 @@ def einsum(call: Call) -> Axes:
         call.pin_all("an equation with '...', repeated letters or without '->'")
         return fixed_like(call.shape)
     known: dict[str, Axis] = {}
-    for term, axes in zip(letters, operands, strict=True):
+    nodes = call.node.args[1]
+    for term, axes, node in zip(letters, operands, nodes, strict=True):
         for letter, axis in zip(term, axes, strict=True):
-            if letter not in result:
+            if letter not in result and _is_weight(node):
                 call.contracted.append(axis)
             if letter not in known or size(known[letter]) == 1:
                 known[letter] = axis
             elif size(axis) != 1:
                 unify(known[letter], axis)
     return tuple(known[letter] for letter in result)
+
+
+def _is_weight(node: fx.Node) -> bool:
+    """Whether a tensor is one of the graph's inputs, seen from another side at most."""
+    while len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    return node.op == "placeholder"
 
 
 @rule("_weight_norm")
