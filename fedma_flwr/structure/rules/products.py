@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 from torch import fx
 
 from fedma_flwr.structure.factors import Axes, Axis, size, unify
@@ -73,7 +76,7 @@ def einsum(call: Call) -> Axes:
         call.pin_all("an equation with '...', repeated letters or without '->'")
         return fixed_like(call.shape)
     known: dict[str, Axis] = {}
-    nodes = call.node.args[1]
+    nodes = cast(Sequence[fx.Node], call.node.args[1])
     for term, axes, node in zip(letters, operands, nodes, strict=True):
         for letter, axis in zip(term, axes, strict=True):
             if letter not in result and _is_weight(node):
