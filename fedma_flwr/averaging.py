@@ -76,6 +76,7 @@ def settle_stage(
     max_widths: Mapping[str, int],
     weighted: bool = False,
     seed: int = 0,
+    known: Mapping[str, Matcher] | None = None,
 ) -> StageOutcome:
     """Match the groups of a stage across clients and average the tensors that settle.
 
@@ -102,6 +103,8 @@ def settle_stage(
         Weigh clients by their examples when matched units are averaged, instead of equally.
     seed : int (default: 0)
         Seed of the matcher's client orders.
+    known : mapping of str to Matcher, optional
+        What takes the matcher's place in single groups: matchings that are known already.
 
     Returns
     -------
@@ -119,7 +122,8 @@ def settle_stage(
     for number, group in enumerate(stage.groups):
         rows[group] = signature_tensors(spec, group, matched | widths.keys())
         units = [signature(spec, group, rows[group], tensors).numpy() for tensors in wide]
-        limited: Matcher = replace(cast(Any, matcher), max_width=max_widths[group])
+        chosen = (known or {}).get(group, matcher)
+        limited: Matcher = replace(cast(Any, chosen), max_width=max_widths[group])
         matching = limited.match(units, weights=weights if weighted else None, seed=seed + number)
         widths[group], matchings[group] = len(matching.units), matching
         for client, assignment in enumerate(matching.assignments):

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fedma_flwr import protocol
 from fedma_flwr.averaging import ClientUpdate, StageOutcome, max_width, settle_stage
-from fedma_flwr.matching import Matcher
+from fedma_flwr.matching import Matcher, SavedMatching
 from fedma_flwr.protocol import Assignments, Instruction
 from fedma_flwr.replies import Expected
+from fedma_flwr.saved_matchings import GroupMatching, MatchingsFolder, RoundMatching
 from fedma_flwr.structure import PermutationSpec, StagePlan
 
 COMMON, OWN = "common", "own"
@@ -122,6 +123,13 @@ class CommunicationRound:
         The user's train config.
     nonce : str
         Random text that makes the round's state tokens its own.
+    matchings : MatchingsFolder, optional
+        Where matchings are saved; the round's own is used if it is there.
+
+    Raises
+    ------
+    ValueError
+        If the saved matching is not of this model and these members.
     """
 
     def __init__(
@@ -133,6 +141,7 @@ class CommunicationRound:
         members: Sequence[Member],
         config: Mapping[str, Any],
         nonce: str,
+        matchings: MatchingsFolder | None = None,
     ) -> None:
         self.settings = settings
         self.model = model
@@ -144,6 +153,10 @@ class CommunicationRound:
         self.widths: dict[str, int] = {}
         self.identity = True
         self._popularity: dict[str, Tensor] = {}
+        self._folder = matchings
+        self._matched: RoundMatching = {}
+        keys = [member.key for member in members]
+        self._saved = {} if matchings is None else matchings.read(number, keys)
 
     # ------------------------------------------------------------------ messages
 
@@ -227,6 +240,7 @@ class CommunicationRound:
         """Match and average what the clients sent; clients without an update are dropped."""
         self.members = {node: m for node, m in self.members.items() if node in updates}
         plan, settings = self.settings.plan, self.settings
+        keys = [member.key for member in self.members.values()]
         outcome = settle_stage(
             settings.spec,
             plan[stage],
@@ -236,6 +250,7 @@ class CommunicationRound:
             max_widths=settings.max_widths,
             weighted=settings.weighted_units,
             seed=settings.seed + 1000 * self.number + stage,
+            known=self._known(plan[stage].groups, keys),
         )
         for member, assignments in zip(self.members.values(), outcome.assignments, strict=True):
             member.assignments.update(assignments)
@@ -244,7 +259,23 @@ class CommunicationRound:
         for group, matching in outcome.matchings.items():
             self._popularity[group] = torch.as_tensor(matching.popularity)
             self.identity = self.identity and identity_share(matching.assignments) == 1.0
+            found = dict(zip(keys, matching.assignments, strict=True))
+            self._matched[group] = GroupMatching(found, matching.objective, matching.sweeps)
         return outcome
+
+    def _known(self, groups: Sequence[str], keys: Sequence[str]) -> dict[str, SavedMatching]:
+        """The saved matchings of these groups, for the clients that are left."""
+        known = {name: self._saved[name].matcher(keys) for name in groups if name in self._saved}
+        for name, matcher in known.items():
+            own = [member.widths[name] for member in self.members.values()]
+            if self._folder is not None:
+                self._folder.check_widths(self.number, name, matcher, own)
+        return known
+
+    def save_matching(self) -> None:
+        """Save the round's matching, if there is a folder for it and it was found anew."""
+        if self._folder is not None and not self._saved:
+            self._folder.save(self.number, self._matched)
 
     def committed(self) -> GlobalModel:
         """The global model after the last stage."""

@@ -21,7 +21,7 @@ from fedma_flwr.tasks.config import flag
 app = ServerApp()
 
 STRATEGIES = ("fedma", "fedavg", "fedprox")
-FOLDERS = ("output-dir", "checkpoint-dir")
+FOLDERS = ("output-dir", "checkpoint-dir", "matchings")
 MATCHERS = ("bbpmap", "reference", "learned", "identity")
 
 
@@ -148,6 +148,7 @@ def make_strategy(
         initialisation=str(config["initialisation"]),
         max_growth=float(config["max-growth"]),
         weighted_units=bool(config["weighted-units"]),
+        matchings=_folder(config, "matchings"),
         **later,
         **common,
     )

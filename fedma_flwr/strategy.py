@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from logging import INFO
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -37,6 +38,7 @@ from fedma_flwr.round import (
     Member,
     RoundSettings,
 )
+from fedma_flwr.saved_matchings import open_folder
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec
 
 DEFAULT_MATCHER = BBPMAP(gamma=1.0, local_variance=1.0, prior_variance=1.0)
@@ -80,6 +82,9 @@ class FedMA(ResumableCohort):
         example ``{"local-epochs": 5}``.
     seed : int (default: 0)
         Seeds the sampling of clients and the matcher's client orders.
+    matchings : str or Path, optional
+        Folder of saved matchings: a round's is used if it is there, instead of matching again,
+        and saved if not. Not with a matcher whose output is the posterior.
     checkpoint_dir, resume
         See `ResumableCohort`: a checkpoint after every round, and going on from the last one.
     node_timeout, stage_timeout, on_exchange
@@ -117,6 +122,7 @@ class FedMA(ResumableCohort):
         weighted_units: bool = False,
         retrain_config: Mapping[str, Any] | None = None,
         head_config: Mapping[str, Any] | None = None,
+        matchings: str | Path | None = None,
         **fedavg: Any,
     ) -> None:
         super().__init__(**fedavg)
@@ -149,6 +155,8 @@ class FedMA(ResumableCohort):
                 protocol.HEAD: dict(head_config or {}),
             },
         )
+
+        self._matchings = open_folder(matchings, self.settings.matcher, self.settings.max_widths)
 
     def summary(self) -> None:
         """Log the configuration as a tree."""
@@ -187,8 +195,12 @@ class FedMA(ResumableCohort):
             If `initial_arrays` are not those of the spec.
         AggregationError
             If every client fails in a stage, or if no client has `fedma_mod`.
+        ValueError
+            If a saved matching is damaged, or is not of this model and these clients.
         """
         check_rounds(num_rounds)
+        if self._matchings is not None:
+            self._matchings.check(range(1, num_rounds + 1))
         tensors = protocol.to_tensors(initial_arrays)
         self.settings.spec.check(tensors, widths=self.settings.spec.sizes)
         self._begin(timeout)
@@ -220,6 +232,7 @@ class FedMA(ResumableCohort):
             members=members,
             config=config,
             nonce=self._nonce,
+            matchings=self._matchings,
         )
         last = len(self.settings.plan) - 1
         for stage in range(last):
@@ -251,6 +264,7 @@ class FedMA(ResumableCohort):
             )
         contents = consistent_metrics([reply.content for reply in received.values()])
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        exchange.current.save_matching()
         self._finish(server_round, metrics, exchange.current.committed())
         return protocol.to_arrays(self._model.tensors), metrics
 

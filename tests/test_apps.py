@@ -9,6 +9,7 @@ import safetensors.torch
 
 from fedma_flwr import load_model
 from fedma_flwr.client_app import app
+from fedma_flwr.matching import BBPMAP
 from fedma_flwr.server_app import MATCHERS, make_matcher, run
 from fedma_flwr.tasks import get_task
 from simulations.in_process_grid import InProcessGrid
@@ -113,12 +114,16 @@ def test_equal_seeds_give_equal_rounds():
     assert rounds() == rounds()
 
 
-def test_local_models_are_saved_once_and_then_started_from(tmp_path):
-    first = start(local_models=str(tmp_path), initialisation="own").result["rounds"][0]
-    files = sorted(path.name for path in tmp_path.iterdir())
+def test_local_models_and_matchings_are_saved_once_and_then_started_from(tmp_path, monkeypatch):
+    models, matchings = tmp_path / "models", tmp_path / "matchings"
+    options = {"local_models": str(models), "matchings": str(matchings), "initialisation": "own"}
+    first = start(**options).result["rounds"][0]
+    files = sorted(path.name for path in models.iterdir())
     assert len(files) == 2
     assert files[0].startswith("client-")
-    again = start(local_models=str(tmp_path), initialisation="own").result["rounds"][0]
+    assert [path.name for path in matchings.iterdir()] == ["round-000001.json"]
+    monkeypatch.setattr(BBPMAP, "match", None)  # nobody is to match again
+    again = start(**options).result["rounds"][0]
     assert again["client_epochs"] == first["client_epochs"] - 1  # local training was left out
     assert again["accuracy"] == first["accuracy"]
 
@@ -145,6 +150,7 @@ def test_local_models_are_saved_once_and_then_started_from(tmp_path):
         ("max-growth", 0.0),
         ("output-dir", "outputs"),
         ("checkpoint-dir", "outputs"),
+        ("matchings", "outputs"),
         ("resume", "yes"),
         ("resume", True),
         ("local-epochs", 0),

@@ -3,5 +3,6 @@
 from .bbp_map import BBPMAP
 from .identity import IdentityMatching
 from .result import Matcher, Matching
+from .saved import SavedMatching
 
-__all__ = ["BBPMAP", "IdentityMatching", "Matcher", "Matching"]
+__all__ = ["BBPMAP", "IdentityMatching", "Matcher", "Matching", "SavedMatching"]
