@@ -18,6 +18,7 @@ from fedma_flwr.client import Stage, class_counts, load_model, proximal_term
 from fedma_flwr.mod import fedma_mod
 from fedma_flwr.protocol import LOCAL, PROXIMAL_MU_KEY
 from fedma_flwr.tasks import Augment, Task, get_task
+from fedma_flwr.tasks.config import integer
 
 app = ClientApp(mods=[fedma_mod])
 
@@ -119,7 +120,9 @@ def _place(context: Context) -> tuple[int, int]:
 
 
 def _partition(task: Task, context: Context) -> TensorDataset:
-    return task.load_partition(context.run_config, *_place(context))
+    index, clients = _place(context)
+    parts = max(clients, integer(context.run_config, "num-partitions"))
+    return task.load_partition(context.run_config, index, parts)
 
 
 def _client_seed(context: Context, *place: int) -> int:

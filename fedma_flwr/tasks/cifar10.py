@@ -19,6 +19,7 @@ from fedma_flwr.tasks.images import normalised, random_crop, random_crop_and_fli
 from fedma_flwr.tasks.mnist import LeNet, embedded_digits
 from fedma_flwr.tasks.sources import Labelled, check_embedded, decode, fetch, saved
 from fedma_flwr.tasks.task import Data, Task
+from fedma_flwr.tasks.validation import hold_out
 
 MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
@@ -62,13 +63,15 @@ def _block(inputs: int, middle: int, outputs: int) -> list[nn.Module]:
     return [first, nn.ReLU(), second, nn.ReLU(), nn.MaxPool2d(2)]
 
 
-def load(dataset: str, data_dir: str) -> Data:
+def load(dataset: str, data_dir: str, *, validation_share: float = 0.0) -> Data:
     """Load the pictures, normalised as in the paper's code.
 
     Parameters
     ----------
     dataset, data_dir : str
         As in `read`.
+    validation_share : float (default: 0.0)
+        See `hold_out`: of the training data, to evaluate on in place of the test data.
 
     Returns
     -------
@@ -80,7 +83,7 @@ def load(dataset: str, data_dir: str) -> Data:
     ValueError, RuntimeError
         As `read`.
     """
-    train, test = read(dataset, data_dir)
+    train, test = hold_out(*read(dataset, data_dir), validation_share)
     return Data(
         train=normalised(*train, mean=MEAN, std=STD), test=normalised(*test, mean=MEAN, std=STD)
     )

@@ -15,13 +15,16 @@ from fedma_flwr.tasks import config
 from fedma_flwr.tasks.cifar10 import AUGMENTATIONS, MEAN, MODELS, STD, read
 from fedma_flwr.tasks.images import normalised
 from fedma_flwr.tasks.task import Data, Options, Task
+from fedma_flwr.tasks.validation import hold_out
 
 NUM_CLASSES = 10
 TEST_SHARE = 0.5  # of each class's test pictures are grey
 TEST_SEED = 0  # fixed: every run is tested on the same pictures
 
 
-def load(dataset: str, data_dir: str, *, grey_share: float, seed: int) -> Data:
+def load(
+    dataset: str, data_dir: str, *, grey_share: float, seed: int, validation_share: float = 0.0
+) -> Data:
     """Load the pictures and take the colour from some.
 
     Parameters
@@ -33,6 +36,9 @@ def load(dataset: str, data_dir: str, *, grey_share: float, seed: int) -> Data:
         1's; 0.5 is no bias.
     seed : int
         Draws the five classes and which training pictures are grey.
+    validation_share : float (default: 0.0)
+        See `hold_out`: of the training data, to evaluate on in place of the test data;
+        half of each class of it is grey, as of the test data.
 
     Returns
     -------
@@ -45,7 +51,8 @@ def load(dataset: str, data_dir: str, *, grey_share: float, seed: int) -> Data:
     ValueError, RuntimeError
         As in the task cifar10.
     """
-    (images, labels), (test_images, test_labels) = read(dataset, data_dir)
+    train, test = hold_out(*read(dataset, data_dir), validation_share)
+    (images, labels), (test_images, test_labels) = train, test
     rng = np.random.default_rng(seed)
     owner = np.ones(NUM_CLASSES, dtype=np.int64)
     owner[rng.permutation(NUM_CLASSES)[: NUM_CLASSES // 2]] = 0

@@ -19,6 +19,7 @@ from torch.utils.data import TensorDataset
 from fedma_flwr.tasks.images import normalised
 from fedma_flwr.tasks.sources import Labelled, check_embedded, decode, fetch, saved
 from fedma_flwr.tasks.task import Data, Task
+from fedma_flwr.tasks.validation import hold_out
 
 MEAN, STD = 0.1307, 0.3081
 TEST_PER_CLASS = 100  # of the 500 embedded digits of each class
@@ -54,7 +55,7 @@ class LeNet(nn.Module):
         return logits
 
 
-def load(dataset: str, data_dir: str) -> Data:
+def load(dataset: str, data_dir: str, *, validation_share: float = 0.0) -> Data:
     """Load the digits.
 
     Parameters
@@ -65,6 +66,8 @@ def load(dataset: str, data_dir: str) -> Data:
     data_dir : str
         For "full": a folder with MNIST as `datasets`' `save_to_disk` or as torchvision left it;
         "" fetches it by flwr-datasets.
+    validation_share : float (default: 0.0)
+        See `hold_out`: of the training data, to evaluate on in place of the test data.
 
     Returns
     -------
@@ -83,6 +86,7 @@ def load(dataset: str, data_dir: str) -> Data:
     else:
         check_embedded(dataset, data_dir)
         train, test = embedded_digits()
+    train, test = hold_out(train, test, validation_share)
     return Data(train=_tensors(*train), test=_tensors(*test))
 
 

@@ -62,6 +62,7 @@ def load(
     min_characters: int,
     test_share: float,
     stride: int,
+    validation_share: float = 0.0,
 ) -> Data:
     """Load the windows of some roles.
 
@@ -80,6 +81,8 @@ def load(
         Share of a role's text, at its end, that is for testing.
     stride : int
         Characters from the beginning of one window to that of the next.
+    validation_share : float (default: 0.0)
+        Share of a role's training text, at its end, to evaluate on in place of the test text.
 
     Returns
     -------
@@ -100,8 +103,7 @@ def load(
     for text in roles:
         codes, unknown = encode(text)
         outside, total = outside + unknown, total + len(text)
-        cut = round(len(text) * (1 - test_share))
-        parts.append((windows(codes[:cut], stride), windows(codes[cut:], stride)))
+        parts.append(_parts(codes, test_share, validation_share, stride))
     log(
         INFO,
         "Shakespeare: %s roles, %s characters, of which %s outside the alphabet (read as a space)",
@@ -150,6 +152,23 @@ def windows(codes: Tensor, stride: int) -> Tensor:
         A view of `codes`.
     """
     return codes.unfold(0, WINDOW + 1, stride)
+
+
+def _parts(
+    codes: Tensor, test_share: float, validation_share: float, stride: int
+) -> tuple[Tensor, Tensor]:
+    """Windows to train on and to evaluate on: no character is in both."""
+    end = len(codes)
+    cut = round(end * (1 - test_share))
+    if validation_share:
+        end, cut = cut, round(cut * (1 - validation_share))
+        if min(cut, end - cut) <= WINDOW:
+            raise ValueError(
+                f"validation-share is {validation_share}: of a role's {end} characters for "
+                f"training {end - cut} would be held out; a window and the next character "
+                f"take {WINDOW + 1}"
+            )
+    return windows(codes[:cut], stride), windows(codes[cut:end], stride)
 
 
 def _examples(rows: Tensor) -> TensorDataset:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from fedma_flwr.tasks import config, partition, training
+from fedma_flwr.tasks import config, partition, training, validation
 from fedma_flwr.tasks.config import RunConfig
 from fedma_flwr.tasks.training import Augment
 
@@ -55,8 +55,9 @@ class Task:
     example_inputs : Callable
         Makes the models' positional inputs, a batch of two, to trace them with.
     load : Callable
-        Loads the data from the config keys `dataset` and `data-dir` and from what `options`
-        gives; the result is kept for the life of the process, so it must not be changed.
+        Loads the data from the config keys `dataset`, `data-dir` and `validation-share` and from
+        what `options` gives; the result is kept for the life of the process, so it must not be
+        changed.
     partitions : tuple of str
         Allowed values of the config key `partition`.
     options : Callable
@@ -171,10 +172,13 @@ class Task:
     def load_test(self, run_config: RunConfig) -> TensorDataset:
         """Return the test examples, which are the same for every seed and partition.
 
+        With `validation-share` above 0 they are a held-out part of the training data.
+
         Parameters
         ----------
         run_config : Mapping
-            Flower's run config; read are `dataset`, `data-dir` and those of the task's own.
+            Flower's run config; read are `dataset`, `data-dir`, `validation-share` and those of
+            the task's own.
 
         Returns
         -------
@@ -220,7 +224,8 @@ class Task:
     def _data(self, run_config: RunConfig) -> Data:
         config.check_choice(run_config, "dataset", self.datasets)
         dataset, data_dir = (config.text(run_config, key) for key in ("dataset", "data-dir"))
-        return _load(self, dataset, data_dir, tuple(self.options(run_config).items()))
+        options = {"validation_share": validation.share_of(run_config), **self.options(run_config)}
+        return _load(self, dataset, data_dir, tuple(options.items()))
 
 
 @lru_cache(maxsize=2)

@@ -14,7 +14,7 @@ from fedma_flwr.tasks.mnist import load
 
 MNIST = get_task("mnist")
 DEFAULT_MODEL = {"model": ""}
-EMBEDDED = {"dataset": "embedded", "data-dir": ""}
+EMBEDDED = {"dataset": "embedded", "data-dir": "", "validation-share": 0.0}
 
 
 def images_of(tensors):
