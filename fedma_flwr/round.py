@@ -10,7 +10,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedma_flwr import protocol
+from fedma_flwr import previous, protocol
 from fedma_flwr.averaging import ClientUpdate, StageOutcome, max_width, settle_stage
 from fedma_flwr.matching import Matcher, SavedMatching
 from fedma_flwr.protocol import Assignments, Instruction
@@ -31,6 +31,7 @@ class RoundSettings:
     initialisation: str
     max_growth: float
     weighted_units: bool
+    server_learning_rate: float
     weighted_by_key: str
     arrayrecord_key: str
     configrecord_key: str
@@ -212,15 +213,17 @@ class CommunicationRound:
         What is not settled comes from the last global model, not from what the client had lost.
         """
         spec = self.settings.spec
-        if stage == 0 and self.settings.initialisation == OWN and not self.model.token:
+        if stage == 0 and self._begins_anew:
             return {}
-        selection = {
-            group: self.model.selection(member.key, group, member.widths.get(group, entry.size))
-            for group, entry in spec.groups.items()
-        }
+        selection = {group: self._selection(member, group) for group in spec.groups}
         local = spec.select(self.model.tensors, selection)
         own = {name: tensor for name, tensor in local.items() if name not in self.settled}
         return {**spec.expand(own, member.assignments, self.widths), **self.settled}
+
+    def _selection(self, member: Member, group: str) -> Tensor:
+        """The units of the last global model that a client has begun the round with."""
+        size = member.widths.get(group, self.settings.spec.groups[group].size)
+        return self.model.selection(member.key, group, size)
 
     # ------------------------------------------------------------------ replies
 
@@ -254,8 +257,8 @@ class CommunicationRound:
         )
         for member, assignments in zip(self.members.values(), outcome.assignments, strict=True):
             member.assignments.update(assignments)
-        self.settled.update(outcome.tensors)
         self.widths.update(outcome.widths)
+        self.settled.update(self._with_previous(outcome.tensors, updates))
         for group, matching in outcome.matchings.items():
             self._popularity[group] = torch.as_tensor(matching.popularity)
             self.identity = self.identity and identity_share(matching.assignments) == 1.0
@@ -276,6 +279,36 @@ class CommunicationRound:
         """Save the round's matching, if there is a folder for it and it was found anew."""
         if self._folder is not None and not self._saved:
             self._folder.save(self.number, self._matched)
+
+    def _with_previous(
+        self, settled: Mapping[str, Tensor], updates: Mapping[int, ClientUpdate]
+    ) -> dict[str, Tensor]:
+        """Settled tensors after the server's step from the last global model; see `previous`."""
+        if self._begins_anew:
+            return dict(settled)
+        return previous.take_step(
+            self.settings.spec,
+            settled,
+            before=self._before,
+            server_learning_rate=self.settings.server_learning_rate,
+            updates=list(updates.values()),
+        )
+
+    @property
+    def _begins_anew(self) -> bool:
+        """Whether clients have started from weights that the server does not know."""
+        return self.settings.initialisation == OWN and not self.model.token
+
+    def _before(self, name: str) -> previous.Known:
+        """A tensor of the last global model in the units of this round's."""
+        spec, tensors = self.settings.spec, {name: self.model.tensors[name]}
+        groups, members = spec.tensor_groups(name), list(self.members.values())
+        starts = [
+            spec.select(tensors, {group: self._selection(member, group) for group in groups})[name]
+            for member in members
+        ]
+        assignments = [member.assignments for member in members]
+        return previous.in_new_units(spec, name, starts, assignments, self.widths)
 
     def committed(self) -> GlobalModel:
         """The global model after the last stage."""

@@ -16,7 +16,7 @@ from fedma_flwr.recorder import RunRecorder
 from fedma_flwr.strategy import FedMA
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec, derive_spec
 from fedma_flwr.tasks import RunConfig, get_task
-from fedma_flwr.tasks.config import flag
+from fedma_flwr.tasks.config import check_at_least, flag, integer
 
 app = ServerApp()
 
@@ -56,7 +56,8 @@ def run(grid: Grid, config: RunConfig) -> RunRecorder:
     if rounds < 1:
         raise ValueError(f"num-server-rounds must be at least 1, not {rounds}")
     clients = max(len(list(grid.get_node_ids())), int(config["min-available-nodes"]))
-    task.validate(config, clients)
+    check_at_least(config, "num-partitions", 0)
+    task.validate(config, max(clients, integer(config, "num-partitions")))
     model = task.build_model(config, seed)
     # Deriving takes seconds; the baselines have no use for it.
     spec = derive_spec(model, task.example_inputs()) if config["strategy"] == "fedma" else None
@@ -149,6 +150,7 @@ def make_strategy(
         max_growth=float(config["max-growth"]),
         weighted_units=bool(config["weighted-units"]),
         matchings=_folder(config, "matchings"),
+        server_learning_rate=float(config["server-learning-rate"]),
         **later,
         **common,
     )

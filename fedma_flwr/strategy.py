@@ -77,6 +77,10 @@ class FedMA(ResumableCohort):
         A group may have at most this times its initial number of units. 1: no growth.
     weighted_units : bool (default: False)
         Weigh clients by `weighted_by_key` when matched units are averaged, instead of equally.
+    server_learning_rate : float (default: 1.0)
+        How far each stage goes from the last global model towards the clients' mean, above 0 and
+        at most 1, as in Flower's FedAvgM. Less than 1 damps what a sampled cohort does to the
+        model. The last global model is carried over into the new units by the assignments.
     retrain_config, head_config : mapping, optional
         Entries that override the train config in the retrain stages and in the head stage, for
         example ``{"local-epochs": 5}``.
@@ -120,6 +124,7 @@ class FedMA(ResumableCohort):
         initialisation: str = COMMON,
         max_growth: float = 2.0,
         weighted_units: bool = False,
+        server_learning_rate: float = 1.0,
         retrain_config: Mapping[str, Any] | None = None,
         head_config: Mapping[str, Any] | None = None,
         matchings: str | Path | None = None,
@@ -132,6 +137,10 @@ class FedMA(ResumableCohort):
             )
         if not 1.0 <= max_growth < float("inf"):
             raise ValueError(f"max_growth was {max_growth}; it must be 1 or more.")
+        if not 0.0 < server_learning_rate <= 1.0:
+            raise ValueError(
+                f"server_learning_rate was {server_learning_rate}; it must be above 0, at most 1."
+            )
         spec = make_spec(model, example_inputs, spec)
         self.settings = RoundSettings(
             spec=spec,
@@ -146,6 +155,7 @@ class FedMA(ResumableCohort):
             initialisation=initialisation,
             max_growth=max_growth,
             weighted_units=weighted_units,
+            server_learning_rate=server_learning_rate,
             weighted_by_key=self.weighted_by_key,
             arrayrecord_key=self.arrayrecord_key,
             configrecord_key=self.configrecord_key,
