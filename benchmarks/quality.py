@@ -13,7 +13,6 @@ import argparse
 import json
 import tempfile
 import time
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import machine
-from fedma_flwr.client_app import app
-from fedma_flwr.server_app import run
-from simulations.in_process_grid import InProcessGrid
+from simulations.methods import InProcess, app_defaults
 
-PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 CONFIG = {
     "strategy": "fedma",
     "num-server-rounds": 1,
@@ -87,12 +83,11 @@ def first_round(
     dict
         Accuracy (0..1), widths by group, growth of the parameters, megabytes sent by clients.
     """
-    defaults = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
     overrides = {key.replace("_", "-"): value for key, value in config.items()}
     place = {"seed": seed, "alpha": alpha, "local-models": str(local_models)}
-    settings = {**defaults, **CONFIG, **MATCHERS[matcher], **place, **overrides}
+    settings = {**app_defaults(), **CONFIG, **MATCHERS[matcher], **place, **overrides}
     start = time.perf_counter()
-    (entry,) = run(InProcessGrid(app, clients, settings), settings).result["rounds"]
+    (entry,) = InProcess()(settings, clients)
     return {
         "alpha": alpha,
         "seed": seed,
