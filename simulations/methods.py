@@ -78,6 +78,8 @@ NOT_LOCAL = {
     "one-shot",
     "max-growth",
     "weighted-units",
+    "server-learning-rate",
+    "matchings",
     "matcher",
     "gamma",
     "local-variance",

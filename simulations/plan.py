@@ -22,6 +22,7 @@ RESERVED = {
     "checkpoint-dir",
     "resume",
     "local-models",
+    "matchings",
 }
 
 
