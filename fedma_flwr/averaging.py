@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedma_flwr import statistics
 from fedma_flwr.matching import Matcher, Matching
+from fedma_flwr.robust import Averaging
 from fedma_flwr.structure import (
     PermutationSpec,
     PlannedStage,
@@ -19,6 +20,8 @@ from fedma_flwr.structure import (
     signature,
     signature_tensors,
 )
+
+PLAIN = Averaging()
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def settle_stage(
     matcher: Matcher,
     max_widths: Mapping[str, int],
     weighted: bool = False,
+    averaging: Averaging = PLAIN,
     seed: int = 0,
     known: Mapping[str, Matcher] | None = None,
 ) -> StageOutcome:
@@ -101,6 +105,8 @@ def settle_stage(
         The most units that each group may have.
     weighted : bool (default: False)
         Weigh clients by their examples when matched units are averaged, instead of equally.
+    averaging : Averaging (default: the mean)
+        How the clients' values of an entry become one; the weights are the same for all kinds.
     seed : int (default: 0)
         Seed of the matcher's client orders.
     known : mapping of str to Matcher, optional
@@ -131,12 +137,18 @@ def settle_stage(
             wide[client] = _expand_group(spec, group, wide[client], assignments[client], widths)
     settled = {
         name: _average_units(
-            spec, name, wide=wide, assignments=assignments, widths=widths, weights=weights
+            spec,
+            name,
+            wide=wide,
+            assignments=assignments,
+            widths=widths,
+            weights=weights,
+            averaging=averaging,
         )
         for name in stage.settles
         if spec.tensor_groups(name) & widths.keys() and name not in spec.head
     }
-    by_class = _average_rest(spec, stage, updates, wide, settled)
+    by_class = _average_rest(spec, stage, updates, wide, settled, averaging=averaging)
     settled = statistics.from_moments(spec, settled, like)
     if getattr(matcher, "output", "mean") == "posterior":
         for group, matching in matchings.items():
@@ -165,18 +177,24 @@ def _average_units(
     assignments: Sequence[Mapping[str, Tensor]],
     widths: Mapping[str, int],
     weights: Sequence[float],
+    averaging: Averaging,
 ) -> Tensor:
-    """Weighted mean of one tensor over the clients that hold each entry; 0 where nobody does."""
+    """Average of one tensor over the clients that hold each entry; 0 where nobody does."""
     like = wide[0][name]
-    total = torch.zeros(like.shape, dtype=torch.float64)
-    holders = torch.zeros(like.shape, dtype=torch.float64)
     # One tensor need not tell the widths of two groups that share an axis (heads x units).
     known = {**spec.sizes, **spec.widths({name: like}), **widths}
-    for tensors, assignment, weight in zip(wide, assignments, weights, strict=True):
-        held = _holding_mask(spec, name, assignment, known) * weight
-        total += tensors[name].to(torch.float64) * held
-        holders += held
-    mean = total / holders.clamp_min(torch.finfo(torch.float64).tiny)
+    masks = (_holding_mask(spec, name, held, known) for held in assignments)
+    held = [mask * weight for mask, weight in zip(masks, weights, strict=True)]
+    holders = torch.zeros(like.shape, dtype=torch.float64)
+    for mask in held:
+        holders += mask
+    if averaging.robust:
+        mean = averaging.combine([tensors[name] for tensors in wide], held, sum(weights))
+    else:
+        total = torch.zeros(like.shape, dtype=torch.float64)
+        for tensors, mask in zip(wide, held, strict=True):
+            total += tensors[name].to(torch.float64) * mask
+        mean = total / holders.clamp_min(torch.finfo(torch.float64).tiny)
     mean = torch.where(holders > 0, mean, torch.full_like(mean, spec.padding(name)))
     return _as_dtype(mean, like.dtype)
 
@@ -208,6 +226,8 @@ def _average_rest(
     updates: Sequence[ClientUpdate],
     wide: Sequence[Mapping[str, Tensor]],
     settled: dict[str, Tensor],
+    *,
+    averaging: Averaging,
 ) -> bool:
     """Average the head and what has no axis matched in this stage; whether by class counts.
 
@@ -215,26 +235,28 @@ def _average_rest(
     what the unit adds to the outputs is averaged over all clients, as the outputs are.
     """
     by_class = False
+    examples = torch.tensor([update.examples for update in updates], dtype=torch.float64)
     for name in stage.settles:
         if name in settled:
             continue
         tensors = [client[name] for client in wide]
-        weights = None
-        if name in spec.head:
-            weights = _class_weights(spec, name, updates)
-            by_class = by_class or weights is not None
-        if weights is None:
-            examples = torch.tensor([update.examples for update in updates], dtype=torch.float64)
-            weights = (examples / examples.sum()).reshape([-1] + [1] * tensors[0].dim())
-        stacked = torch.stack([tensor.to(torch.float64) for tensor in tensors])
-        settled[name] = _as_dtype((stacked * weights).sum(0), tensors[0].dtype)
+        weights = examples.reshape([-1] + [1] * tensors[0].dim())
+        counts = _class_weights(spec, name, updates) if name in spec.head else None
+        if counts is not None:
+            weights, by_class = counts, True
+        if averaging.robust:
+            mean = averaging.combine(tensors, list(weights))
+        else:
+            stacked = torch.stack([tensor.to(torch.float64) for tensor in tensors])
+            mean = (stacked * (weights / weights.sum(0))).sum(0)
+        settled[name] = _as_dtype(mean, tensors[0].dtype)
     return by_class
 
 
 def _class_weights(
     spec: PermutationSpec, name: str, updates: Sequence[ClientUpdate]
 ) -> Tensor | None:
-    """Weights (J, 1.., outputs, ..1) by class counts; None unless every client has fitting ones."""
+    """Class counts, (J, 1.., outputs, ..1); None unless every client has fitting ones."""
     shape = updates[0].tensors[name].shape
     if not shape:
         return None
@@ -244,8 +266,8 @@ def _class_weights(
         return None
     stacked = torch.stack([count.to(torch.float64) for count in counts])  # (J, outputs)
     total = stacked.sum(0)
-    # A class that nobody has seen says nothing about whom to trust: plain mean.
-    weights = torch.where(total > 0, stacked / total.clamp_min(1e-300), 1.0 / len(updates))
+    # A class that nobody has seen says nothing about whom to trust: all clients alike.
+    weights = torch.where(total > 0, stacked, torch.ones_like(stacked))
     return weights.reshape([-1, *(shape[d] if d == dim else 1 for d in range(len(shape)))])
 
 

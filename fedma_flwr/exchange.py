@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fedma_flwr import protocol
 from fedma_flwr.averaging import StageOutcome
+from fedma_flwr.bounds import bound_weights, oversized
 from fedma_flwr.cohort import sent_to
 from fedma_flwr.matching import Matching
-from fedma_flwr.metrics import ReplyError
+from fedma_flwr.metrics import FailedError, ReplyError
 from fedma_flwr.records import ExchangeRecord, mean_epochs
 from fedma_flwr.replies import StageReply, read_reply
 from fedma_flwr.round import CommunicationRound, GlobalModel, identity_share
@@ -55,6 +56,12 @@ class Exchange:
         self._tokens = tokens
         self._started = time.monotonic()
         self._sent: list[Message] = []
+        self._failed = 0
+
+    @property
+    def all_failed(self) -> bool:
+        """Whether every client failed by itself: what one sends cannot have been the cause."""
+        return self._failed == self.record.cohort
 
     def messages(self) -> list[Message]:
         """The messages to the whole cohort."""
@@ -88,12 +95,25 @@ class Exchange:
             received = {node: r for node, r in received.items() if r.update is not None}
             received.update(self._ask_again(lost, grid))
         received = {node: received[node] for node in self.current.members if node in received}
+        received = self._bound(received)
         self.record.answered = len(received)
         self.record.seconds_waiting = time.monotonic() - self._started
         self.record.epochs = mean_epochs(
             [reply.content.metric_records[protocol.METRICS_KEY] for reply in received.values()]
         )
         return received
+
+    def _bound(self, received: Mapping[int, StageReply]) -> dict[int, StageReply]:
+        """Drop clients whose units are out of all proportion, and bound what the others weigh."""
+        settings, model = self.current.settings, self.current.model.tensors
+        updates = {node: reply.update for node, reply in received.items() if reply.update}
+        ratio = settings.limits.max_norm_ratio
+        for node, reason in oversized(settings.spec, updates, model, ratio).items():
+            self._drop(node, reason)
+            del updates[node]
+        updates = bound_weights(updates, settings.limits.max_weight_ratio)
+        key = settings.weighted_by_key
+        return {node: received[node].weighing(update, key) for node, update in updates.items()}
 
     def _ask_again(self, lost: Sequence[int], grid: Grid) -> dict[int, StageReply]:
         self.record.resent = tuple(self.current.members[node].key for node in lost)
@@ -113,20 +133,29 @@ class Exchange:
             node = waiting.pop(reply.metadata.reply_to_message_id, None)
             if node is None:  # answered twice
                 continue
-            if not reply.has_error():
-                self.record.bytes_up += protocol.count_bytes([reply.content])
             member = self.current.members[node]
             try:
+                self._count(reply)
                 received[node] = read_reply(reply, self.current.expected(member, self.stage))
             except ReplyError as error:
+                self._failed += isinstance(error, FailedError)
                 self._drop(node, str(error))
                 continue
             if received[node].update is not None:
                 self._tokens[node] = member.token = self.current.token(self.stage)
                 member.widths = {**received[node].widths, **member.widths}
         for node in waiting.values():
+            self._failed += 1
             self._drop(node, f"no reply within {self._timeout:g} s")
         return received
+
+    def _count(self, reply: Message) -> None:
+        try:
+            self.record.bytes_up += (
+                0 if reply.has_error() else protocol.count_bytes([reply.content])
+            )
+        except (TypeError, ValueError) as error:
+            raise ReplyError(f"the reply cannot be serialised: {error}") from error
 
     def _drop(self, node: int, reason: str) -> None:
         key = self.current.members[node].key

@@ -18,6 +18,10 @@ class ReplyError(Exception):
     """A reply cannot be used; the message says why."""
 
 
+class FailedError(ReplyError):
+    """A reply says that the client failed, or that its app is not made for FedMA."""
+
+
 def read_metrics(content: RecordDict) -> MetricRecord:
     """The only MetricRecord of a reply.
 

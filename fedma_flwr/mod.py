@@ -92,7 +92,7 @@ def _run_stage(
     return _reply(
         message,
         {
-            protocol.ARRAYS_KEY: protocol.to_arrays(uploads),
+            protocol.ARRAYS_KEY: protocol.to_arrays(uploads, instruction.wire_dtype),
             protocol.METRICS_KEY: metrics,
             protocol.FEDMA_KEY: Report(protocol.DONE, holds=state.token).to_record(),
         },

@@ -13,11 +13,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
-VERSION = 1
+from fedma_flwr import wire
+from fedma_flwr.wire import FLOAT32
+
+VERSION = 2
 FEDMA_KEY = "fedma"  # the instruction in a message, the report in a reply
 ARRAYS_KEY, METRICS_KEY = "arrays", "metrics"  # what fedma_mod calls the records of its reply
 KEPT_ARRAYS_KEY, KEPT_STATE_KEY = "fedma.arrays", "fedma.state"  # in Context.state
@@ -29,6 +32,7 @@ DONE, LOST = "done", "lost"  # statuses of a report
 LOCAL, RETRAIN, HEAD = "local", "retrain", "head"  # names of stages
 
 Assignments = dict[str, Tensor]
+to_arrays, to_tensors = wire.to_arrays, wire.to_tensors
 
 
 class ClientError(RuntimeError):
@@ -64,6 +68,8 @@ class Instruction:
         The spec as JSON (``full`` only); the client keeps it.
     arrays_key : str
         Key of the message's ArrayRecord.
+    wire_dtype : {"float32", "float16", "bfloat16"}
+        Precision in which the reply's tensors shall cross.
     merged : bool
         Set by `fedma_mod` once it has put the full arrays into the message.
     """
@@ -82,6 +88,7 @@ class Instruction:
     widths: dict[str, int] = field(default_factory=dict)
     spec: str = ""
     arrays_key: str = ARRAYS_KEY
+    wire_dtype: str = FLOAT32
     merged: bool = False
     version: int = VERSION
 
@@ -101,6 +108,7 @@ class Instruction:
             "estimates": list(self.estimates),
             "spec": self.spec,
             "arrays-key": self.arrays_key,
+            "wire-dtype": "" if self.wire_dtype == FLOAT32 else self.wire_dtype,
             "merged": self.merged,
             **_assignment_entries(self.assignments, self.widths),
         }
@@ -126,6 +134,7 @@ class Instruction:
             widths=widths,
             spec=str(values.get("spec", "")),
             arrays_key=str(values.get("arrays-key", ARRAYS_KEY)),
+            wire_dtype=str(values.get("wire-dtype", FLOAT32)),
             merged=bool(values.get("merged", False)),
             version=int(values.get("version", 0)),
         )
@@ -239,21 +248,6 @@ def _read_assignments(record: Mapping[str, Any]) -> tuple[Assignments, dict[str,
         units = np.frombuffer(record[f"units.{group}"], dtype="<u2" if width <= 2**16 else "<u4")
         assignments[group] = torch.from_numpy(units.astype(np.int64))
     return assignments, widths
-
-
-def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Tensors as an ArrayRecord (contiguous, on the CPU)."""
-    return ArrayRecord(
-        {
-            name: Array(tensor.detach().cpu().contiguous().numpy())
-            for name, tensor in tensors.items()
-        }
-    )
-
-
-def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
-    """An ArrayRecord of a trusted sender as tensors."""
-    return {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
 
 
 def count_bytes(contents: Iterable[RecordDict]) -> int:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedma_flwr import protocol
+from fedma_flwr import protocol, wire
 from fedma_flwr.averaging import ClientUpdate
+from fedma_flwr.bounds import LARGEST, LARGEST_INTEGER
 from fedma_flwr.cohort import error_reason
-from fedma_flwr.metrics import MAX_COUNT, ReplyError, read_metrics, read_weight
+from fedma_flwr.metrics import MAX_COUNT, FailedError, ReplyError, read_metrics, read_weight
 from fedma_flwr.statistics import VARIANCE
 from fedma_flwr.structure import PermutationSpec, SpecError
 
+_NPY = "numpy.ndarray"
 _NPY_HEADER_BYTES = 4096  # more than numpy ever writes before the data
 _MISSING_MOD = (
     "the reply lacks FedMA's record: make the ClientApp with `ClientApp(mods=[fedma_mod])` "
@@ -47,6 +48,8 @@ class Expected:
         The state token that the client holds if it did the stage.
     weighted_by_key : str
         Metric that every reply must have.
+    wire_dtype : {"float32", "float16", "bfloat16"}
+        Precision in which the tensors were asked for.
     """
 
     spec: PermutationSpec
@@ -56,6 +59,7 @@ class Expected:
     max_widths: Mapping[str, int]
     token: str
     weighted_by_key: str
+    wire_dtype: str = wire.FLOAT32
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,13 @@ class StageReply:
     update: ClientUpdate | None
     widths: dict[str, int]
     content: RecordDict
+
+    def weighing(self, update: ClientUpdate, weighted_by_key: str) -> StageReply:
+        """The reply with an update of other weights; the same weight for its metrics."""
+        metrics = self.content.metric_records[protocol.METRICS_KEY]
+        if update.examples < float(cast(float, metrics[weighted_by_key])):
+            metrics = MetricRecord({**metrics, weighted_by_key: update.examples})
+        return replace(self, update=update, content=RecordDict({protocol.METRICS_KEY: metrics}))
 
 
 def read_reply(reply: Message, expected: Expected) -> StageReply:
@@ -98,12 +109,12 @@ def read_reply(reply: Message, expected: Expected) -> StageReply:
         If anything is wrong with it.
     """
     if reply.has_error():
-        raise ReplyError(error_reason(reply))
+        raise FailedError(error_reason(reply))
     report = protocol.find_report(reply.content)
     if report is None:
-        raise ReplyError(_MISSING_MOD)
+        raise FailedError(_MISSING_MOD)
     if report.version != protocol.VERSION:
-        raise ReplyError(
+        raise FailedError(
             f"the client speaks version {report.version} of FedMA's stage protocol, the server "
             f"{protocol.VERSION}: install the same version of fedma-flwr on both"
         )
@@ -166,22 +177,35 @@ def _check_shapes(arrays: ArrayRecord, expected: Expected) -> dict[str, int]:
 def _decode(name: str, array: Array, expected: Expected) -> Tensor:
     dtype, shape = expected.dtypes[name], tuple(array.shape)
     wanted = str(dtype).removeprefix("torch.")
-    size = math.prod(shape) * dtype.itemsize
-    if array.dtype != wanted or not size <= len(array.data) <= size + _NPY_HEADER_BYTES:
+    stype, size = wire.wire_form(dtype, shape, expected.wire_dtype)
+    header = _NPY_HEADER_BYTES if stype == _NPY else 0
+    if array.dtype != wanted or not size <= len(array.data) <= size + header:
         raise ReplyError(
             f"tensor {name!r} comes as {array.dtype} in {len(array.data)} bytes; {wanted} of shape "
-            f"{shape} was expected"
+            f"{shape} in {size} bytes was expected"
         )
     try:
-        _check_header(array.data, shape, wanted)
-        tensor = torch.from_numpy(np.ascontiguousarray(array.numpy()).reshape(shape))
+        if array.stype != stype:
+            raise TypeError(f"its serialisation is {array.stype!r} instead of {stype!r}")
+        if stype == _NPY:
+            _check_header(array.data, shape, wanted)
+        tensor = wire.to_tensor(array).reshape(shape)
     except Exception as error:  # whatever hostile bytes provoke in the decoder
         raise ReplyError(f"tensor {name!r} cannot be decoded: {error}") from error
+    _check_values(name, tensor, expected.spec)
+    return tensor
+
+
+def _check_values(name: str, tensor: Tensor, spec: PermutationSpec) -> None:
     if not bool(torch.isfinite(tensor).all()):
         raise ReplyError(f"tensor {name!r} is not finite (NaN or infinity)")
-    if name in expected.spec.statistics and name.endswith(VARIANCE) and bool((tensor < 0).any()):
-        raise ReplyError(f"tensor {name!r} has negative variances")
-    return tensor
+    if name in spec.statistics and tensor.dtype.is_floating_point:
+        if name.endswith(VARIANCE) and bool((tensor < 0).any()):
+            raise ReplyError(f"tensor {name!r} has negative variances")
+        return
+    largest = LARGEST if tensor.dtype.is_floating_point else LARGEST_INTEGER
+    if tensor.numel() and max(-float(tensor.min()), float(tensor.max())) > largest:
+        raise ReplyError(f"tensor {name!r} has values beyond {largest:.3g}")
 
 
 def _check_header(data: bytes, shape: tuple[int, ...], dtype: str) -> None:

@@ -10,11 +10,13 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedma_flwr import previous, protocol
+from fedma_flwr import previous, protocol, wire
 from fedma_flwr.averaging import ClientUpdate, StageOutcome, max_width, settle_stage
+from fedma_flwr.bounds import Limits
 from fedma_flwr.matching import Matcher, SavedMatching
 from fedma_flwr.protocol import Assignments, Instruction
 from fedma_flwr.replies import Expected
+from fedma_flwr.robust import Averaging
 from fedma_flwr.saved_matchings import GroupMatching, MatchingsFolder, RoundMatching
 from fedma_flwr.structure import PermutationSpec, StagePlan
 
@@ -32,6 +34,9 @@ class RoundSettings:
     max_growth: float
     weighted_units: bool
     server_learning_rate: float
+    averaging: Averaging
+    limits: Limits
+    wire_dtype: str
     weighted_by_key: str
     arrayrecord_key: str
     configrecord_key: str
@@ -190,11 +195,13 @@ class CommunicationRound:
             widths={group: self.widths[group] for group in groups},
             spec=self.settings.spec.to_json() if kind == protocol.FULL else "",
             arrays_key=self.settings.arrayrecord_key,
+            wire_dtype=self.settings.wire_dtype,
         )
         records: dict[str, Any] = {protocol.FEDMA_KEY: instruction.to_record()}
         records[self.settings.configrecord_key] = self._config(stage)
         if tensors:
-            records[self.settings.arrayrecord_key] = protocol.to_arrays(tensors)
+            arrays = protocol.to_arrays(tensors, self.settings.wire_dtype)
+            records[self.settings.arrayrecord_key] = arrays
         return RecordDict(records)
 
     def _config(self, stage: int) -> ConfigRecord:
@@ -237,6 +244,7 @@ class CommunicationRound:
             max_widths=self.settings.max_widths,
             token=self.token(stage),
             weighted_by_key=self.settings.weighted_by_key,
+            wire_dtype=self.settings.wire_dtype,
         )
 
     def settle(self, stage: int, updates: Mapping[int, ClientUpdate]) -> StageOutcome:
@@ -252,13 +260,16 @@ class CommunicationRound:
             matcher=settings.matcher,
             max_widths=settings.max_widths,
             weighted=settings.weighted_units,
+            averaging=settings.averaging,
             seed=settings.seed + 1000 * self.number + stage,
             known=self._known(plan[stage].groups, keys),
         )
         for member, assignments in zip(self.members.values(), outcome.assignments, strict=True):
             member.assignments.update(assignments)
         self.widths.update(outcome.widths)
-        self.settled.update(self._with_previous(outcome.tensors, updates))
+        settled = self._with_previous(outcome.tensors, updates)
+        # Server and clients must hold the same numbers, or a resumed run would differ.
+        self.settled.update(wire.rounded(settled, settings.wire_dtype))
         for group, matching in outcome.matchings.items():
             self._popularity[group] = torch.as_tensor(matching.popularity)
             self.identity = self.identity and identity_share(matching.assignments) == 1.0

@@ -151,6 +151,11 @@ def make_strategy(
         weighted_units=bool(config["weighted-units"]),
         matchings=_folder(config, "matchings"),
         server_learning_rate=float(config["server-learning-rate"]),
+        averaging=str(config["averaging"]).replace("-", "_"),
+        trimmed_share=float(config["trimmed-share"]),
+        max_norm_ratio=float(config["max-norm-ratio"]),
+        max_weight_ratio=float(config["max-weight-ratio"]),
+        wire_dtype=str(config["wire-dtype"]),
         **later,
         **common,
     )

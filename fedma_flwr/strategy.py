@@ -23,13 +23,15 @@ from torch import nn
 
 from fedma_flwr import protocol
 from fedma_flwr.baselines import all_failed, check_rounds
+from fedma_flwr.bounds import Limits
 from fedma_flwr.cohort import TRAIN_STREAM
 from fedma_flwr.exchange import Exchange, count_parameters
 from fedma_flwr.matching import BBPMAP, Matcher
 from fedma_flwr.metrics import consistent_metrics
-from fedma_flwr.planning import make_plan, make_spec
+from fedma_flwr.planning import log_settings, make_averaging, make_plan, make_spec
 from fedma_flwr.replies import StageReply
 from fedma_flwr.resuming import ResumableCohort
+from fedma_flwr.robust import MEAN
 from fedma_flwr.round import (
     COMMON,
     OWN,
@@ -40,6 +42,7 @@ from fedma_flwr.round import (
 )
 from fedma_flwr.saved_matchings import open_folder
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec
+from fedma_flwr.wire import FLOAT32, check_wire_dtype
 
 DEFAULT_MATCHER = BBPMAP(gamma=1.0, local_variance=1.0, prior_variance=1.0)
 
@@ -81,6 +84,18 @@ class FedMA(ResumableCohort):
         How far each stage goes from the last global model towards the clients' mean, above 0 and
         at most 1, as in Flower's FedAvgM. Less than 1 damps what a sampled cohort does to the
         model. The last global model is carried over into the new units by the assignments.
+    averaging : {"mean", "median", "trimmed_mean"} (default: "mean")
+        How the clients' values of a matched unit, and of the head, become one. The other two are
+        for cohorts in which some clients may be hostile.
+    trimmed_share : float (default: 0.2)
+        Share of the cohort that ``"trimmed_mean"`` cuts off at either end.
+    max_norm_ratio : float (default: 10.0)
+        A client with a unit of more than this times the usual norm is refused (see `oversized`).
+    max_weight_ratio : float (default: 10.0)
+        A client's examples and class counts count for at most this times the cohort's median.
+    wire_dtype : {"float32", "float16", "bfloat16"} (default: "float32")
+        Precision in which weights cross, both ways; ``"float32"``: that of the model, unchanged.
+        Tensors of one axis are never compressed. Values beyond float16's 65504 become 65504.
     retrain_config, head_config : mapping, optional
         Entries that override the train config in the retrain stages and in the head stage, for
         example ``{"local-epochs": 5}``.
@@ -125,6 +140,11 @@ class FedMA(ResumableCohort):
         max_growth: float = 2.0,
         weighted_units: bool = False,
         server_learning_rate: float = 1.0,
+        averaging: str = MEAN,
+        trimmed_share: float = 0.2,
+        max_norm_ratio: float = 10.0,
+        max_weight_ratio: float = 10.0,
+        wire_dtype: str = FLOAT32,
         retrain_config: Mapping[str, Any] | None = None,
         head_config: Mapping[str, Any] | None = None,
         matchings: str | Path | None = None,
@@ -141,6 +161,10 @@ class FedMA(ResumableCohort):
             raise ValueError(
                 f"server_learning_rate was {server_learning_rate}; it must be above 0, at most 1."
             )
+        check_wire_dtype(wire_dtype)
+        matcher = DEFAULT_MATCHER if matcher is None else matcher
+        averaging_rule = make_averaging(averaging, trimmed_share, matcher)
+        limits = Limits(max_norm_ratio, max_weight_ratio)
         spec = make_spec(model, example_inputs, spec)
         self.settings = RoundSettings(
             spec=spec,
@@ -151,11 +175,14 @@ class FedMA(ResumableCohort):
                 reestimate_statistics=reestimate_statistics,
                 later_configs={"retrain_config": retrain_config, "head_config": head_config},
             ),
-            matcher=DEFAULT_MATCHER if matcher is None else matcher,
+            matcher=matcher,
             initialisation=initialisation,
             max_growth=max_growth,
             weighted_units=weighted_units,
             server_learning_rate=server_learning_rate,
+            averaging=averaging_rule,
+            limits=limits,
+            wire_dtype=wire_dtype,
             weighted_by_key=self.weighted_by_key,
             arrayrecord_key=self.arrayrecord_key,
             configrecord_key=self.configrecord_key,
@@ -170,14 +197,7 @@ class FedMA(ResumableCohort):
 
     def summary(self) -> None:
         """Log the configuration as a tree."""
-        settings = self.settings
-        groups = ", ".join(f"{name} ({g.size})" for name, g in settings.spec.groups.items())
-        log(INFO, "\t├──> FedMA settings:")
-        log(INFO, "\t│\t├── Groups: %s", groups)
-        log(INFO, "\t│\t├── Stages of a round: %s", len(settings.plan))
-        log(INFO, "\t│\t├── Matcher: %s", settings.matcher)
-        log(INFO, "\t│\t├── Initialisation: %s", settings.initialisation)
-        log(INFO, "\t│\t└── Growth: at most %s times", settings.max_growth)
+        log_settings(self.settings)
         super().summary()
 
     def _fingerprint(self) -> dict[str, str]:
@@ -204,7 +224,8 @@ class FedMA(ResumableCohort):
         SpecError
             If `initial_arrays` are not those of the spec.
         AggregationError
-            If every client fails in a stage, or if no client has `fedma_mod`.
+            If every client fails by itself in a stage before the first complete round, or if no
+            client has `fedma_mod`.
         ValueError
             If a saved matching is damaged, or is not of this model and these clients.
         """
@@ -309,7 +330,8 @@ class FedMA(ResumableCohort):
         self._exchange = None
         record = exchange.record
         name = f"{record.name} stage (stage {record.stage})"
-        if answered == 0:
+        # A mistake in the clients' code shows in the first round; later on, failures are weather.
+        if answered == 0 and exchange.all_failed and not self._model.token:
             raise AggregationError(all_failed(record.round, name, record.dropped))
         self.history.give_up(
             record.round,

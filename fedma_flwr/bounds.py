@@ -1,0 +1,137 @@
+"""How much one client may weigh: bounds on the size of what it sends, and on its counts.
+
+A client can send anything finite of the right shape. These bounds keep what it sends on the scale
+of what the others send, so that averages, matching and the clients' own training stay finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from fedma_flwr.averaging import ClientUpdate
+from fedma_flwr.statistics import VARIANCE
+from fedma_flwr.structure import PermutationSpec
+
+#: No weight of a network that trains is larger; squares, summed over any signature and any number
+#: of clients, stay finite in float32.
+LARGEST = 1e9
+#: Whole numbers up to here are exact in the float64 in which they are averaged.
+LARGEST_INTEGER = 2**53
+#: What is smaller passes: biases that begin at 0 have no scale to be compared with.
+SMALL = 0.1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds relative to the cohort.
+
+    Parameters
+    ----------
+    max_norm_ratio : float (default: 10.0)
+        The largest unit of an uploaded tensor may have this times the norm that is usual.
+    max_weight_ratio : float (default: 10.0)
+        A client's examples, and its class counts together, count for at most this times the
+        cohort's median.
+
+    Raises
+    ------
+    ValueError
+        If a ratio is below 1.
+    """
+
+    max_norm_ratio: float = 10.0
+    max_weight_ratio: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_norm_ratio", "max_weight_ratio"):
+            if not getattr(self, name) >= 1.0:
+                raise ValueError(f"{name} was {getattr(self, name)}; it must be 1 or more.")
+
+
+def oversized(
+    spec: PermutationSpec,
+    updates: Mapping[int, ClientUpdate],
+    model: Mapping[str, Tensor],
+    max_norm_ratio: float,
+) -> dict[int, str]:
+    """Clients with a unit far larger than usual, and the reason in words.
+
+    The size of a tensor is the largest root mean square of its slices along the first axis: of one
+    unit's incoming weights, one bias, one class of the head. What is usual is the larger of the
+    cohort's median and the size in the last global model; with two clients only, the smaller of
+    theirs stands for the median.
+
+    Parameters
+    ----------
+    spec : PermutationSpec
+        The model's spec.
+    updates : mapping of int to ClientUpdate
+        What the clients sent, by node.
+    model : mapping of str to Tensor
+        The last global model.
+    max_norm_ratio : float
+        See `Limits`.
+
+    Returns
+    -------
+    dict of int to str
+        Why a client is refused, by node.
+    """
+    found: dict[int, str] = {}
+    names = next(iter(updates.values())).tensors if updates else ()
+    for name in names:
+        if not model[name].dtype.is_floating_point:
+            continue
+        sizes = {node: _size(spec, name, u.tensors[name]) for node, u in updates.items()}
+        usual = max(_median(list(sizes.values())), _size(spec, name, model[name]), SMALL)
+        for node, size in sizes.items():
+            if size > max_norm_ratio * usual:
+                found.setdefault(
+                    node,
+                    f"a unit of {name!r} has size {size:.3g} (root mean square); usual is "
+                    f"{usual:.3g}, and at most {max_norm_ratio:g} times that (max_norm_ratio)",
+                )
+    return found
+
+
+def bound_weights(
+    updates: Mapping[int, ClientUpdate], max_weight_ratio: float
+) -> dict[int, ClientUpdate]:
+    """Updates whose examples and class counts do not exceed the cohort's median by too much.
+
+    Nothing is refused here: a client may well have many examples. Class counts are scaled down
+    together, so that a client's classes keep their shares.
+
+    Parameters
+    ----------
+    updates : mapping of int to ClientUpdate
+        What the clients sent, by node.
+    max_weight_ratio : float
+        See `Limits`.
+    """
+    examples = [update.examples for update in updates.values()]
+    counts = [float(u.class_counts.sum()) for u in updates.values() if u.class_counts is not None]
+    most = max_weight_ratio * _median(examples)
+    most_counts = max_weight_ratio * _median(counts)
+    bounded = {}
+    for node, update in updates.items():
+        classes = update.class_counts
+        if classes is not None and float(classes.sum()) > most_counts > 0.0:
+            classes = classes * (most_counts / float(classes.sum()))
+        bounded[node] = replace(update, examples=min(update.examples, most), class_counts=classes)
+    return bounded
+
+
+def _size(spec: PermutationSpec, name: str, tensor: Tensor) -> float:
+    rows = tensor.double().reshape(tensor.shape[0] if tensor.dim() else 1, -1)
+    if name in spec.statistics and name.endswith(VARIANCE):
+        rows = rows.clamp_min(0.0).sqrt()
+    return float(rows.square().mean(1).sqrt().max()) if rows.numel() else 0.0
+
+
+def _median(values: Sequence[float]) -> float:
+    """The lower one of the two in the middle; 0 if there are none."""
+    return sorted(values)[(len(values) - 1) // 2] if values else 0.0

@@ -1,0 +1,92 @@
+"""Tensors as Flower's arrays, in the model's precision or in half of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import Tensor
+
+FLOAT32, FLOAT16, BFLOAT16 = "float32", "float16", "bfloat16"
+WIRE_DTYPES = (FLOAT32, FLOAT16, BFLOAT16)
+_HALVES = {FLOAT16: torch.float16, BFLOAT16: torch.bfloat16}
+_STYPE = "fedma."  # + the wire's dtype: serialisation type of an array in half precision
+
+
+def check_wire_dtype(wire_dtype: str) -> None:
+    """Refuse what is no precision of the wire."""
+    if wire_dtype not in WIRE_DTYPES:
+        raise ValueError(f"wire_dtype was {wire_dtype!r}; it must be one of {WIRE_DTYPES}.")
+
+
+def is_halved(dtype: torch.dtype, dims: int, wire_dtype: str) -> bool:
+    """Whether a tensor crosses in half precision.
+
+    Tensors of one axis do not: biases, norm parameters and running statistics are few, and what
+    they lose would be felt most.
+    """
+    return wire_dtype in _HALVES and dtype in (torch.float32, torch.float64) and dims >= 2
+
+
+def to_halves(tensor: Tensor, wire_dtype: str) -> Tensor:
+    """Round to half precision; what is too large for it becomes its largest number."""
+    half = _HALVES[wire_dtype]
+    largest = torch.finfo(half).max
+    return tensor.clamp(-largest, largest).to(half)
+
+
+def rounded(tensors: Mapping[str, Tensor], wire_dtype: str) -> dict[str, Tensor]:
+    """Tensors as the other side will have them, in their own dtypes."""
+    return {
+        name: to_halves(tensor, wire_dtype).to(tensor.dtype)
+        if is_halved(tensor.dtype, tensor.dim(), wire_dtype)
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def to_array(tensor: Tensor, wire_dtype: str = FLOAT32) -> Array:
+    """One tensor; in half precision it is raw little-endian numbers, without numpy's header."""
+    tensor = tensor.detach().cpu().contiguous()
+    if not is_halved(tensor.dtype, tensor.dim(), wire_dtype):
+        return Array(tensor.numpy())
+    # numpy knows no bfloat16: two bytes are two bytes.
+    data = to_halves(tensor, wire_dtype).view(torch.int16).numpy().astype("<i2").tobytes()
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return Array(dtype, tuple(tensor.shape), _STYPE + wire_dtype, data)
+
+
+def to_tensor(array: Array) -> Tensor:
+    """What `to_array` made, in the dtype that the tensor had.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the array is not what it says it is.
+    """
+    wire_dtype = array.stype.removeprefix(_STYPE)
+    if not array.stype.startswith(_STYPE) or wire_dtype not in _HALVES:
+        return torch.from_numpy(array.numpy().copy())
+    dtype = {"float32": torch.float32, "float64": torch.float64}[array.dtype]
+    words = np.frombuffer(array.data, dtype="<i2").astype(np.int16).reshape(array.shape)
+    return torch.from_numpy(words).view(_HALVES[wire_dtype]).to(dtype)
+
+
+def wire_form(dtype: torch.dtype, shape: tuple[int, ...], wire_dtype: str) -> tuple[str, int]:
+    """Serialisation type and number of bytes (without a header) that a tensor must come with."""
+    if is_halved(dtype, len(shape), wire_dtype):
+        return _STYPE + wire_dtype, 2 * math.prod(shape)
+    return "numpy.ndarray", dtype.itemsize * math.prod(shape)
+
+
+def to_arrays(tensors: Mapping[str, Tensor], wire_dtype: str = FLOAT32) -> ArrayRecord:
+    """Tensors as an ArrayRecord (contiguous, on the CPU)."""
+    return ArrayRecord({name: to_array(tensor, wire_dtype) for name, tensor in tensors.items()})
+
+
+def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
+    """An ArrayRecord of a trusted sender as tensors."""
+    return {name: to_tensor(array) for name, array in arrays.items()}

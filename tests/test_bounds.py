@@ -1,0 +1,196 @@
+"""No client is larger or heavier than its cohort allows."""
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array
+
+from fedma_flwr import FedMA, fedma_mod
+from fedma_flwr.averaging import ClientUpdate
+from fedma_flwr.bounds import LARGEST, bound_weights, oversized
+from fedma_flwr.matching import BBPMAP
+from simulations.in_process_grid import InProcessGrid
+from tests.test_adversary import check_sound, quiet
+from tests.toy import SPEC, initial_arrays, make_app
+
+BIAS = {"a.bias": torch.full((12,), 0.5)}
+
+
+def bias(*values, size=12):
+    tensor = torch.full((size,), 0.5)
+    tensor[: len(values)] = torch.tensor(values)
+    return ClientUpdate({"a.bias": tensor}, 1.0)
+
+
+def refused(*updates, model=BIAS, ratio=10.0):
+    return oversized(SPEC, dict(enumerate(updates)), model, ratio).keys()
+
+
+def test_a_single_unit_too_large_is_found():
+    # Usual is 0.5, so that 5 is the limit; the sign does not matter.
+    assert refused(bias(), bias(), bias(-5.0)) == set()
+    assert refused(bias(), bias(), bias(-5.01)) == {2}
+    assert refused(bias(), bias(), bias(5.01), ratio=11.0) == set()
+
+
+def test_with_two_clients_the_smaller_and_the_global_model_say_what_is_usual():
+    assert refused(bias(), bias(50.0)) == {1}
+    nothing = ClientUpdate({"a.bias": torch.zeros(12)}, 1.0)
+    assert refused(bias(), nothing) == set()
+    # A hostile majority of nothing does not drop who keeps to the global model's scale.
+    assert refused(bias(), nothing, nothing) == set()
+
+
+def test_what_is_small_passes_beside_zeros():
+    zeros = {"a.bias": torch.zeros(12)}
+    others = ClientUpdate(zeros, 1.0)
+    assert refused(others, others, bias(1.0), model=zeros) == set()
+    assert refused(others, others, bias(1.01), model=zeros) == {2}
+
+
+def test_a_row_counts_as_one_unit():
+    """Size is the root mean square along a unit: rows (3, 4) have sqrt(12.5) whatever the order."""
+    model = {"a.weight": torch.full((12, 2), 1.0)}
+    weight = torch.ones(12, 2)
+    weight[7] = torch.tensor([30.0, 40.0])
+    updates = [ClientUpdate({"a.weight": torch.ones(12, 2)}, 1.0) for _ in range(2)]
+    updates.append(ClientUpdate({"a.weight": weight}, 1.0))
+    assert refused(*updates, model=model, ratio=35.3) == {2}  # 50 / sqrt(2) = 35.36
+    assert refused(*updates, model=model, ratio=35.4) == set()
+
+
+def test_weights_are_bounded_by_the_cohorts_median():
+    counts = ([10.0, 0.0], [5.0, 5.0], [0.0, 10.0], [3e15, 1e15])
+    updates = {
+        number: ClientUpdate({}, examples, torch.tensor(count))
+        for number, (examples, count) in enumerate(
+            zip((8.0, 10.0, 12.0, 4e15), counts, strict=True)
+        )
+    }
+    bounded = bound_weights(updates, 3.0)
+    assert [update.examples for update in bounded.values()] == [8.0, 10.0, 12.0, 30.0]
+    assert bounded[3].class_counts.tolist() == [22.5, 7.5]  # 30 in all, in the same proportion
+    assert all(bounded[n].class_counts is updates[n].class_counts for n in range(3))
+
+
+def test_class_counts_of_some_clients_only():
+    updates = {0: ClientUpdate({}, 1.0), 1: ClientUpdate({}, 1.0, torch.zeros(2))}
+    bounded = bound_weights(updates, 1.0)
+    assert bounded[0].class_counts is None
+    assert bounded[1].class_counts.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["max_norm_ratio", "max_weight_ratio"])
+@pytest.mark.parametrize("value", [0.5, float("nan")])
+def test_ratios_below_one_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} was"):
+        FedMA(spec=SPEC, **{name: value})
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def run(change, clients=6, honest=4, rounds=2, **options):
+    """A run in which the clients from `honest` on change every tensor that they send."""
+
+    def lie(message, context, call_next):
+        answer = call_next(message, context)
+        client = context.node_config["partition-id"]
+        if client >= honest and "arrays" in answer.content:
+            arrays = answer.content["arrays"]
+            for name in arrays:
+                changed = change(arrays[name].numpy(), np.random.default_rng([client, len(name)]))
+                arrays[name] = Array(changed.astype(np.float32))
+        return answer
+
+    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0, **options)
+    grid = InProcessGrid(make_app(mods=(lie, fedma_mod), steps=1), clients)
+    with quiet():
+        result = strategy.start(grid, initial_arrays(), num_rounds=rounds)
+    return strategy, result
+
+
+@pytest.mark.parametrize("factor", [100.0, 1e6, 1e20, 1e36])
+def test_scaled_units_are_refused_named_and_leave_no_trace(factor):
+    strategy, result = run(lambda values, _: values * factor)
+    _, alone = run(None, clients=4)
+    assert all(result.arrays[name].data == alone.arrays[name].data for name in alone.arrays)
+    firsts = [record for record in strategy.history if record.name == "local"]
+    for record in firsts:
+        assert record.dropped.keys() == {"4", "5"}
+        assert all("max_norm_ratio" in r or "beyond 1e+09" in r for r in record.dropped.values())
+
+
+MATCHERS = [
+    BBPMAP(),
+    BBPMAP.reference(),
+    BBPMAP.learned(),
+    BBPMAP(gamma=1.0, local_variance=1e-3, prior_variance=1e3),
+]
+
+
+@pytest.mark.parametrize("matcher", MATCHERS, ids=["calibrated", "reference", "learned", "given"])
+@pytest.mark.parametrize("clients", [2, 7])
+def test_even_clients_that_are_all_hostile_leave_a_finite_model(matcher, clients):
+    """Nothing tells them from honest ones but the absolute bound."""
+
+    def huge(values, rng):
+        return rng.choice([-LARGEST, LARGEST, 1e-30, 3e8], size=values.shape)
+
+    strategy, result = run(
+        huge, clients, honest=0, rounds=1, matcher=matcher, max_norm_ratio=float("inf")
+    )
+    check_sound(strategy, result, honest=0)
+    assert [record.answered for record in strategy.history][1:] == [clients] * 3
+
+
+@pytest.mark.parametrize("initialisation", ["common", "own"])
+def test_new_units_every_round_never_pass_the_cap(initialisation):
+    """Random large units match nobody's: each client adds as many as it may, round after round."""
+    strategy, result = run(
+        lambda values, rng: rng.normal(size=values.shape) * 5,
+        rounds=12,
+        max_growth=1.5,
+        matcher=BBPMAP(gamma=100.0),
+        initialisation=initialisation,
+        max_norm_ratio=100.0,
+    )
+    check_sound(strategy, result)
+    limits = strategy.settings.max_widths
+    assert limits == {"a": 18, "b": 12}
+    assert any(record.widths.get("a") == 18 for record in strategy.history)  # the attack works
+    assert strategy.settings.spec.widths(
+        {name: torch.tensor(array.numpy()) for name, array in result.arrays.items()}
+    ) == {"a": 18, "b": 12}
+
+
+def test_hostile_clients_cannot_end_a_run_that_has_a_complete_round():
+    """Not even if nobody sends anything that can be used: the rounds are given up."""
+
+    def intercept(message, context):
+        record = message.content["fedma"]
+        if record["round"] == 2 and record["stage"] == 1:
+            raise ConnectionError("gone")
+
+    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0)
+    grid = InProcessGrid(make_app(steps=1), 4, intercept=intercept)
+    with quiet():
+        strategy.start(grid, initial_arrays(), num_rounds=3)
+    assert strategy.history.given_up.keys() == {2}
+
+
+def test_the_metrics_too_are_weighted_within_bounds():
+    def lie(message, context, call_next):
+        answer = call_next(message, context)
+        if context.node_config["partition-id"] == 3 and "metrics" in answer.content:
+            answer.content["metrics"]["num-examples"] = 2**53
+            answer.content["metrics"]["epochs"] = 103.0
+        elif "metrics" in answer.content:
+            answer.content["metrics"]["epochs"] = 3.0
+        return answer
+
+    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0, max_weight_ratio=2.0)
+    grid = InProcessGrid(make_app(mods=(lie, fedma_mod)), 4)
+    result = strategy.start(grid, initial_arrays(), num_rounds=1)
+    # Weights 60, 60, 60 and 120: 3 + 100 * 2 / 5
+    assert result.train_metrics_clientapp[1]["epochs"] == pytest.approx(43.0)

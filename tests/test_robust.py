@@ -1,0 +1,197 @@
+"""Robust averages: hand-computed, against a slow reference, and what they promise."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedma_flwr import FedMA, robust
+from fedma_flwr.averaging import ClientUpdate, settle_stage
+from fedma_flwr.matching import BBPMAP, IdentityMatching
+from fedma_flwr.robust import Averaging
+from fedma_flwr.structure import PermutationSpec, StagePlan
+from tests.toy import SPEC as TOY
+
+SPEC = PermutationSpec(
+    groups={"h": 2}, axes={"a.weight": "h, 1", "a.bias": "h", "b.weight": "2, h", "b.bias": "2"}
+)
+MEDIAN = Averaging("median")
+
+
+def combine(averaging, values, weights=None, cohort_weight=None):
+    tensors = [torch.tensor([float(value)]) for value in values]
+    masses = [torch.tensor([float(w)]) for w in weights or [1] * len(values)]
+    return float(averaging.combine(tensors, masses, cohort_weight))
+
+
+@pytest.mark.parametrize(
+    ("values", "weights", "expected"),
+    [
+        ([1, 2, 100], None, 2),
+        ([1, 2, 4, 100], None, 3),  # the middle of the two in the middle
+        ([7], None, 7),
+        ([1, 9], None, 5),  # two clients: nobody can tell which of them is right
+        ([1, 2, 100], [1, 1, 3], 100),
+        ([1, 2, 100], [1, 1, 2], 51),  # the weight splits evenly between 2 and 100
+        ([5, 1, -9], [1, 1, 0], 3),  # who does not hold the entry has no say
+        ([5, 1], [0, 0], 0),
+    ],
+)
+def test_weighted_median(values, weights, expected):
+    assert combine(MEDIAN, values, weights) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "cohort", "expected"),
+    [
+        ([1, 2, 3, 4, 100], 0.2, None, 3),
+        ([1, 2, 3, 4, 100], 0.0, None, 22),
+        # A tenth of five clients is half a client: (1 + 2*2 + 2*3 + 2*4 + 100) / 8
+        ([1, 2, 3, 4, 100], 0.1, None, 119 / 8),
+        # Three of ten clients hold the entry; two may be cut at either end, so the median is left.
+        ([1, 2, 100], 0.2, 10, 2),
+        ([1, 2, 3, 4, 100], 0.2, 10, 3),
+        ([1, 2, 3, 4, 5, 100], 0.2, 10, 3.5),
+    ],
+)
+def test_trimmed_mean(values, share, cohort, expected):
+    assert combine(Averaging("trimmed_mean", share), values, None, cohort) == pytest.approx(
+        expected
+    )
+
+
+def slow(kind, share, values, weights, cohort):
+    """Every client is repeated as often as it weighs; weights are integers."""
+    pairs = zip(values, weights, strict=True)
+    entries = sorted(v for v, w in pairs for _ in range(10 * w))
+    if not entries:
+        return 0.0
+    cut = round(10 * share * cohort)
+    if kind == "median" or 2 * cut >= len(entries):
+        return float(np.median(entries))
+    return float(np.mean(entries[cut : len(entries) - cut]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    entries=st.lists(st.tuples(st.integers(-50, 50), st.integers(0, 4)), min_size=1, max_size=7),
+    kind=st.sampled_from(["median", "trimmed_mean"]),
+    tenths=st.integers(0, 4),
+)
+def test_it_agrees_with_the_definition(entries, kind, tenths):
+    values, weights = zip(*entries, strict=True)
+    found = combine(Averaging(kind, tenths / 10), values, list(weights), sum(weights))
+    assert found == pytest.approx(slow(kind, tenths / 10, values, weights, sum(weights)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10**6), hostile=st.integers(0, 2), share=st.sampled_from([0.2, 0.4]))
+def test_a_minority_cannot_leave_the_range_of_the_honest(seed, hostile, share):
+    rng = np.random.default_rng(seed)
+    honest = rng.normal(size=(5, 3, 2))
+    poison = rng.choice([-1e9, 1e9, 0.0], size=(hostile, 3, 2))
+    stacked = [torch.tensor(v) for v in rng.permutation(np.concatenate([honest, poison]))]
+    ones = [torch.ones(())] * len(stacked)
+    for averaging in (MEDIAN, Averaging("trimmed_mean", max(share, hostile / len(stacked)))):
+        found = averaging.combine(stacked, ones, float(len(stacked))).numpy()
+        assert (honest.min(0) <= found + 1e-12).all()
+        assert (found - 1e-12 <= honest.max(0)).all()
+
+
+def test_blocks_do_not_matter(monkeypatch):
+    tensors = list(torch.randn(5, 40, 3))
+    weights = [torch.rand(40, 1) for _ in tensors]
+    averaging = Averaging("trimmed_mean", 0.3)
+    whole = averaging.combine(tensors, weights, 3.0)
+    monkeypatch.setattr(robust, "_BLOCK", 50)
+    found = averaging.combine(tensors, weights, 3.0)
+    torch.testing.assert_close(found, whole, rtol=1e-13, atol=1e-13)
+
+
+def update(value, examples=1.0, counts=None):
+    tensors = {
+        "a.weight": torch.full((2, 1), value),
+        "a.bias": torch.full((2,), value),
+        "b.weight": torch.full((2, 2), value),
+        "b.bias": torch.full((2,), value),
+    }
+    return ClientUpdate(tensors, examples, None if counts is None else torch.tensor(counts))
+
+
+def settle(updates, stage, averaging, matched=()):
+    return settle_stage(
+        SPEC,
+        StagePlan.build(SPEC)[stage],
+        updates,
+        matched=frozenset(matched),
+        matcher=IdentityMatching(),
+        max_widths={"h": 10},
+        averaging=averaging,
+    ).tensors
+
+
+def test_matched_units_and_head_are_averaged_robustly():
+    updates = [update(v, counts=[2.0, 1.0]) for v in (1.0, 2.0, 500.0)]
+    assert settle(updates, 0, MEDIAN)["a.weight"].tolist() == [[2.0], [2.0]]
+    assert settle(updates, 1, MEDIAN, ["h"])["b.bias"].tolist() == [2.0, 2.0]
+
+
+def test_the_heads_median_is_weighted_by_class_counts():
+    counts = ([5.0, 0.0], [1.0, 1.0], [1.0, 2.0])
+    updates = [update(v, counts=c) for v, c in zip((1.0, 2.0, 3.0), counts, strict=True)]
+    assert settle(updates, 1, MEDIAN, ["h"])["b.bias"].tolist() == [1.0, 3.0]
+
+
+def test_a_head_without_class_counts_is_weighted_by_examples():
+    updates = [update(v, examples=e) for v, e in ((1.0, 5.0), (2.0, 1.0), (3.0, 1.0))]
+    assert settle(updates, 1, MEDIAN, ["h"])["b.bias"].tolist() == [1.0, 1.0]
+
+
+def test_variances_of_robust_statistics_are_not_negative():
+    """The median of second moments is never below the square of the means' median."""
+    axes = {"w": "h, 1", "n.running_mean": "h", "n.running_var": "h", "out": "1, h"}
+    spec = PermutationSpec(
+        groups={"h": 4}, axes=axes, statistics=["n.running_mean", "n.running_var"]
+    )
+    generator = torch.Generator().manual_seed(0)
+    updates = [
+        ClientUpdate(
+            {
+                "w": torch.ones(4, 1),
+                "n.running_mean": 10 * torch.randn(4, generator=generator),
+                "n.running_var": torch.rand(4, generator=generator),
+            },
+            1.0,
+        )
+        for _ in range(6)
+    ]
+    outcome = settle_stage(
+        spec,
+        StagePlan.build(spec, reestimate_statistics=False)[0],
+        updates,
+        matched=frozenset(),
+        matcher=IdentityMatching(),
+        max_widths={"h": 4},
+        averaging=MEDIAN,
+    )
+    assert bool((outcome.tensors["n.running_var"] > 0).all())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"averaging": "krum"}, "averaging was 'krum'"),
+        ({"averaging": "trimmed_mean", "trimmed_share": 0.5}, "trimmed_share was 0.5"),
+        ({"trimmed_share": -0.1}, "trimmed_share was -0.1"),
+        ({"trimmed_share": float("nan")}, "trimmed_share was nan"),
+        ({"averaging": "median", "matcher": BBPMAP.reference()}, "output='mean'"),
+    ],
+)
+def test_bad_options_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        FedMA(spec=TOY, **options)
+
+
+def test_a_reference_matcher_with_mean_output_may_be_robust():
+    FedMA(spec=TOY, averaging="median", matcher=BBPMAP.reference(output="mean"))
