@@ -59,22 +59,46 @@ def stop(leader: subprocess.Popen[bytes], marker: str) -> None:
     started = groups(marker)
     leader.terminate()
     for sign in (signal.SIGTERM, signal.SIGKILL):
-        if _gone(leader, started):
+        if _gone(leader, started, marker):
             return
-        for pid in members(started):
-            with suppress(ProcessLookupError):
-                os.kill(pid, sign)
-    _gone(leader, started)
+        _signal(started, sign)
+    _gone(leader, started, marker)
 
 
-def _gone(leader: subprocess.Popen[bytes], started: set[int]) -> bool:
-    """Wait a little for all to end and say whether they have."""
+def kill(leader: subprocess.Popen[bytes], marker: str) -> None:
+    """Kill a process and all that it started at once, as if their machine had failed.
+
+    Parameters
+    ----------
+    leader : subprocess.Popen
+        The process that started the others.
+    marker : str
+        As for `stop`.
+    """
+    leader.kill()
+    started = groups(marker)
+    _signal(started, signal.SIGKILL)
+    if not _gone(leader, started, marker):
+        _signal(started, signal.SIGKILL)
+        _gone(leader, started, marker)
+
+
+def _signal(started: set[int], sign: signal.Signals) -> None:
+    for pid in members(started):
+        with suppress(ProcessLookupError):
+            os.kill(pid, sign)
+
+
+def _gone(leader: subprocess.Popen[bytes], started: set[int], marker: str) -> bool:
+    """Wait a little for all to end and say whether they have; `started` takes latecomers in."""
     deadline = time.monotonic() + GRACE_SECONDS
-    while leader.poll() is None or members(started):
+    while True:
+        started |= groups(marker)
+        if leader.poll() is not None and not members(started):
+            return True
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_SECONDS)
-    return True
 
 
 def _processes() -> list[Path]:
