@@ -12,13 +12,15 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test clean
+.PHONY: help setup demo deploy-demo test test-deploy clean
 
 help:
-	@echo "make demo    FedMA, FedAvg and FedProx on handwritten digits; writes outputs/demo"
-	@echo "make test    lint, format check, type check and all tests"
-	@echo "make setup   install everything in $(VENV) (the other commands do it when needed)"
-	@echo "make clean   remove $(VENV), outputs and caches"
+	@echo "make demo         FedMA, FedAvg and FedProx on handwritten digits; writes outputs/demo"
+	@echo "make deploy-demo  FedMA on a SuperLink and SuperNodes with TLS and keys; writes outputs/deploy"
+	@echo "make test         lint, format check, type check and all tests but the next line's"
+	@echo "make test-deploy  tests with real SuperNodes that are killed and come back (minutes)"
+	@echo "make setup        install everything in $(VENV) (the other commands do it when needed)"
+	@echo "make clean        remove $(VENV), outputs and caches"
 	@echo
 	@echo "make demo ARGS='--seed 1 --strategies fedma fedavg' passes options to the demo,"
 	@echo "make demo ARGS=--help lists them, make PYTHONS=/path/to/python3 setup takes that Python."
@@ -45,11 +47,17 @@ $(STAMP): pyproject.toml | $(BIN)/python
 demo: $(STAMP)
 	@$(BIN)/python -m simulations.demo $(ARGS)
 
+deploy-demo: $(STAMP)
+	@$(BIN)/python -m deploy.demo $(ARGS)
+
 test: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+test-deploy: $(STAMP)
+	$(BIN)/python -m pytest tests_deploy $(ARGS)
 
 clean:
 	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,17 @@
+"""The strategy's own count of bytes against Flower's."""
+
+import pytest
+
+WIDE = 19_600  # inputs: the first layer has 10 MB
+WITHIN = 0.02
+
+
+def test_flower_counts_the_same_bytes(three_nodes, new_run):
+    run = new_run(three_nodes, "wide")
+    listed = run.start(inputs=WIDE, num_server_rounds=1, epochs=1, min_available_nodes=3)
+
+    assert len(run.model()) >= 10_000_000
+    exchanges, traffic = run.exchanges(), listed["network-traffic"]
+    down, up = (sum(entry[key] for entry in exchanges) for key in ("bytes_down", "bytes_up"))
+    assert traffic["outbound-bytes"] == pytest.approx(down, rel=WITHIN)
+    assert traffic["inbound-bytes"] == pytest.approx(up, rel=WITHIN)

@@ -1,0 +1,64 @@
+"""SuperNodes that die or leave in the middle of a round, and come back."""
+
+STAGES = ("local", "retrain", "retrain", "head")  # LeNet's, and those of the app's network
+NODES = 6
+ROUNDS = 2
+LEAVES = 4  # the node that is stopped in order in stage 1
+FORGETS = 5  # the node that does all of round 1 and is started anew before round 2
+ON_A_PAR = 0.05
+
+
+class Script:
+    """Kills node k in stage k of round 1; for round 2 all are back."""
+
+    def __init__(self, federation, run):
+        self.nodes, self.run = federation.nodes, run
+        self.killed, self.left, self.back = set(), False, False
+
+    def __call__(self):
+        for stage in range(len(STAGES)):
+            if stage not in self.killed and self.works_on(stage, stage):
+                self.nodes[stage].kill()
+                assert self.nodes[stage].processes() == []
+                self.killed.add(stage)
+        if not self.left and self.works_on(LEAVES, 1):
+            self.restart(LEAVES)
+            self.left = True
+        if not self.back and self.run.rounds():
+            self.restart(FORGETS)  # round 2 waits for the killed ones, so it is still idle
+            self.back = True
+        if self.back:
+            self.bring_back()
+
+    def works_on(self, node, stage):
+        """Whether a node has a stage's message: its log has Flower's group id, round.stage."""
+        return f"ROUND 1.{stage}]" in self.nodes[node].said()
+
+    def restart(self, node):
+        self.nodes[node].stop()
+        assert self.nodes[node].processes() == []
+        self.nodes[node].start()
+
+    def bring_back(self):
+        """The SuperLink refuses a killed node for a while; it ends then, and is started again."""
+        for stage in self.killed:
+            if not self.nodes[stage].running:
+                self.nodes[stage].start()
+
+
+def test_nodes_die_in_every_stage_and_are_back_in_the_next_round(six_nodes, undisturbed, new_run):
+    run = new_run(six_nodes, "faults")
+    run.start(Script(six_nodes, run), min_available_nodes=NODES, stage_timeout=600.0)
+
+    first, second = run.stages(1), run.stages(2)
+    assert [first[stage]["name"] for stage in first] == list(STAGES)
+    lost = {stage: set(entry["dropped"]) for stage, entry in first.items()}
+    assert lost == {0: {"node-0"}, 1: {"node-1", f"node-{LEAVES}"}, 2: {"node-2"}, 3: {"node-3"}}
+    reasons = [reason for entry in first.values() for reason in entry["dropped"].values()]
+    assert all(reason.startswith(("error 5", "error 3")) for reason in reasons), reasons
+    assert [second[stage]["answered"] for stage in second] == [NODES] * len(STAGES)
+    assert second[0]["resent"] == [f"node-{FORGETS}"]
+    assert [entry["given-up"] for entry in run.rounds()] == [None] * ROUNDS
+    assert run.is_finite()
+    for disturbed, usual in zip(run.rounds(), undisturbed.rounds(), strict=True):
+        assert disturbed["accuracy"] > usual["accuracy"] - ON_A_PAR
