@@ -6,6 +6,7 @@ ROUNDS = 2
 LEAVES = 4  # the node that is stopped in order in stage 1
 FORGETS = 5  # the node that does all of round 1 and is started anew before round 2
 ON_A_PAR = 0.05
+FORSAKEN = 0.2  # what round 1 may be worse: one client of six is left in its head stage
 
 
 class Script:
@@ -48,7 +49,8 @@ class Script:
 
 def test_nodes_die_in_every_stage_and_are_back_in_the_next_round(six_nodes, undisturbed, new_run):
     run = new_run(six_nodes, "faults")
-    run.start(Script(six_nodes, run), min_available_nodes=NODES, stage_timeout=600.0)
+    config = {"min_available_nodes": NODES, "min_train_nodes": 1, "stage_timeout": 600.0}
+    run.start(Script(six_nodes, run), **config)
 
     first, second = run.stages(1), run.stages(2)
     assert [first[stage]["name"] for stage in first] == list(STAGES)
@@ -60,5 +62,6 @@ def test_nodes_die_in_every_stage_and_are_back_in_the_next_round(six_nodes, undi
     assert second[0]["resent"] == [f"node-{FORGETS}"]
     assert [entry["given-up"] for entry in run.rounds()] == [None] * ROUNDS
     assert run.is_finite()
-    for disturbed, usual in zip(run.rounds(), undisturbed.rounds(), strict=True):
-        assert disturbed["accuracy"] > usual["accuracy"] - ON_A_PAR
+    allowed = (FORSAKEN, ON_A_PAR)
+    for disturbed, usual, worse in zip(run.rounds(), undisturbed.rounds(), allowed, strict=True):
+        assert disturbed["accuracy"] > usual["accuracy"] - worse
