@@ -31,7 +31,7 @@ def main(grid: Grid, context: Context) -> None:
     run(grid, context.run_config)
 
 
-def run(grid: Grid, config: RunConfig) -> RunRecorder:
+def run(grid: Grid, config: RunConfig, spec: PermutationSpec | None = None) -> RunRecorder:
     """Run the strategy that the run config names, on any grid.
 
     Parameters
@@ -40,6 +40,8 @@ def run(grid: Grid, config: RunConfig) -> RunRecorder:
         Flower's, or an in-process one.
     config : mapping
         The run config; its keys are those of ``[tool.flwr.app.config]``.
+    spec : PermutationSpec, optional
+        Of the config's model, where it is known from an earlier run. None: derived and proven.
 
     Returns
     -------
@@ -59,8 +61,10 @@ def run(grid: Grid, config: RunConfig) -> RunRecorder:
     check_at_least(config, "num-partitions", 0)
     task.validate(config, max(clients, integer(config, "num-partitions")))
     model = task.build_model(config, seed)
-    # Deriving takes seconds; the baselines have no use for it.
-    spec = derive_spec(model, task.example_inputs()) if config["strategy"] == "fedma" else None
+    if config["strategy"] != "fedma":
+        spec = None
+    elif spec is None:  # deriving takes seconds; the baselines have no use for it
+        spec = derive_spec(model, task.example_inputs())
     recorder = make_recorder(config, spec)
     strategy = make_strategy(config, spec, recorder)
 

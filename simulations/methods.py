@@ -20,6 +20,7 @@ from torch.utils.data import TensorDataset
 from fedma_flwr import load_model
 from fedma_flwr.client_app import app
 from fedma_flwr.server_app import run as serve
+from fedma_flwr.structure import PermutationSpec, derive_spec
 from fedma_flwr.tasks import Task, get_task
 from fedma_flwr.tasks.training import EVALUATION_BATCH
 from simulations.in_process_grid import InProcessGrid
@@ -114,13 +115,25 @@ class InProcess:
     """
 
     on_message: Callable[[], None] = field(default=lambda: None)
+    _specs: dict[str, PermutationSpec] = field(default_factory=dict, repr=False)
 
     def __call__(self, config: Config, clients: int) -> list[Entry]:
         """Run; return the recorder's rounds."""
         grid = InProcessGrid(
             app, clients, config, intercept=lambda message, context: self.on_message()
         )
-        return list(serve(grid, config).result["rounds"])
+        return list(serve(grid, config, self._spec(config)).result["rounds"])
+
+    def _spec(self, config: Config) -> PermutationSpec | None:
+        """The model's spec, derived once for all runs of the same model."""
+        if config["strategy"] != "fedma":
+            return None
+        task = get_task(config["task"])
+        model = task.build_model(config, 0)
+        key = f"{config['task']} {model}"
+        if key not in self._specs:
+            self._specs[key] = derive_spec(model, task.example_inputs())
+        return self._specs[key]
 
 
 def digest(values: Mapping[str, Any]) -> str:

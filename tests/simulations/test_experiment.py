@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from fedma_flwr import server_app
 from fedma_flwr.structure import derive_spec
 from fedma_flwr.tasks import get_task
 from simulations import ablation, clients, compare, data_bias, local_epochs, methods, participation
@@ -42,7 +41,7 @@ groups-per-stage = "all"
 @pytest.fixture(autouse=True)
 def derived_once(monkeypatch):
     """Derive and prove LeNet's spec once for all runs: it takes seconds."""
-    monkeypatch.setattr(server_app, "derive_spec", _derive)
+    monkeypatch.setattr(methods, "derive_spec", _derive)
 
 
 @lru_cache

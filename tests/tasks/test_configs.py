@@ -22,6 +22,28 @@ def test_configs_are_allowed(name):
     get_task(name).validate(config(name, dataset="embedded"), CLIENTS[name])
 
 
+@pytest.mark.parametrize(
+    ("argument", "key"),
+    {
+        "model": "model",
+        "dataset": "dataset",
+        "lr": "lr",
+        "retrain_lr": "retrain-lr",
+        "batch-size": "batch-size",
+        "epochs": "local-epochs",
+        "retrain_epochs": "retrain-epochs",
+        "partition": "partition",
+        "alpha": "alpha",
+        "comm_type": "strategy",
+        "comm_round": "num-server-rounds",
+        "saved local models": "local-models",
+        "saved matching": "matchings",
+    }.items(),
+)
+def test_arguments_of_the_papers_scripts_have_a_key(argument, key):
+    assert key in DEFAULTS, argument
+
+
 def test_papers_numbers_of_shakespeare():
     paper = {"lr": 0.25, "momentum": 0.9, "weight-decay": 1e-4, "batch-size": 50, "num-roles": 66}
 
