@@ -55,6 +55,18 @@ class LeNet(nn.Module):
         return logits
 
 
+def mlp() -> nn.Module:
+    """Return a network without convolutions, 784-200-100-10: a tenth of LeNet's work."""
+    layers = nn.Sequential()
+    layers.add_module("flatten", nn.Flatten())
+    layers.add_module("fc1", nn.Linear(28 * 28, 200))
+    layers.add_module("relu1", nn.ReLU())
+    layers.add_module("fc2", nn.Linear(200, 100))
+    layers.add_module("relu2", nn.ReLU())
+    layers.add_module("fc3", nn.Linear(100, 10))
+    return layers
+
+
 def load(dataset: str, data_dir: str, *, validation_share: float = 0.0) -> Data:
     """Load the digits.
 
@@ -148,7 +160,7 @@ TASK = Task(
     name="mnist",
     num_classes=10,
     datasets=("embedded", "full"),
-    models={"lenet": lambda run_config: LeNet()},
+    models={"lenet": lambda run_config: LeNet(), "mlp": lambda run_config: mlp()},
     example_inputs=lambda: (torch.zeros(2, 1, 28, 28),),
     load=load,
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedma_flwr.structure import derive_spec
 from fedma_flwr.tasks import get_task
 from fedma_flwr.tasks.mnist import load
 
@@ -27,6 +28,18 @@ def test_lenet_has_the_reference_implementations_size():
     assert sum(p.numel() for p in model.parameters()) == 431_080
     assert [name for name, _ in model.named_children()] == ["conv1", "conv2", "fc1", "fc2"]
     assert model(*MNIST.example_inputs()).shape == (2, MNIST.num_classes)
+
+
+def test_mlp_has_two_groups_of_units_that_may_grow():
+    model = MNIST.build_model({"model": "mlp"}, seed=0)
+
+    spec = derive_spec(model, MNIST.example_inputs())
+
+    assert model(*MNIST.example_inputs()).shape == (2, MNIST.num_classes)
+    assert {name: (g.size, g.growable) for name, g in spec.groups.items()} == {
+        "fc1": (200, True),
+        "fc2": (100, True),
+    }
 
 
 def test_build_model_depends_on_its_seed_alone():
