@@ -25,10 +25,17 @@ STYLES: dict[str, dict[str, Any]] = {  # colours that colour-blind readers can t
     "ensemble": {"color": "#E69F00", "marker": "P"},
     "centralised": {"color": "#000000", "marker": "x"},
 }
+
+
+def spent(row: Row) -> float:
+    """Megabytes sent so far, both ways."""
+    return float(row["bytes_up"] + row["bytes_down"]) / MEGABYTE
+
+
 COSTS: dict[str, Callable[[Row], float]] = {
     "rounds": lambda row: row["round"],
     "exchanges": lambda row: row["exchanges"],
-    "MB, both ways": lambda row: (row["bytes_up"] + row["bytes_down"]) / MEGABYTE,
+    "MB, both ways": spent,
     "client epochs": lambda row: row["client_epochs"],
 }
 
@@ -71,6 +78,9 @@ def markdown(title: str, rows: Sequence[Row], target: float | None = None) -> st
     about = f"{title}. {first['split'].capitalize()} accuracy, mean ± standard deviation over"
     where = {"in-process": "the in-process grid", "flower": "Flower's simulation"}[first["engine"]]
     parts = [f"{about} the seeds; run on {where}.", _table(_ends(rows)), _table(_rounds(rows))]
+    if (budgets := _budgets(rows)) is not None:
+        parts += ["At equal bytes (the last round within so many megabytes, both ways):"]
+        parts += [_table(budgets)]
     if target is not None:
         parts += [f"Cost of {100 * target:g} % (first round that has it):"]
         parts += [_table(_costs(rows, target))]
@@ -116,6 +126,29 @@ def _costs(rows: Sequence[Row], target: float) -> list[list[str]]:
         cells = [mean_std([cost(row) for row in reached], 1) for cost in COSTS.values()]
         lines.append([name, LABELS[method], f"{len(reached)} of {len(runs)}", *cells])
     return lines
+
+
+def _budgets(rows: Sequence[Row]) -> list[list[str]] | None:
+    """Accuracy at quarters of what every method has spent; None without a comparison."""
+    lines: list[list[str]] = []
+    groups = {key: runs for key, runs in grouped(rows).items() if spent(runs[0][-1])}
+    for name in dict.fromkeys(name for name, _ in groups):
+        methods = {method: runs for (own, method), runs in groups.items() if own == name}
+        if len(methods) < 2:
+            continue
+        most = min(spent(run[-1]) for runs in methods.values() for run in runs)
+        for share in (0.25, 0.5, 0.75, 1.0):
+            for method, runs in methods.items():
+                found = [within(run, share * most) for run in runs]
+                if None not in found:
+                    cells = [name, f"{share * most:.1f}", LABELS[method]]
+                    lines.append([*cells, mean_std([row["accuracy"] for row in found if row])])
+    return [["setting", "MB", "method", "accuracy"], *lines] if lines else None
+
+
+def within(run: Sequence[Row], megabytes: float) -> Row | None:
+    """Return the last round of a run that has spent no more; None if none has."""
+    return next((row for row in reversed(run) if spent(row) <= megabytes), None)
 
 
 def reaching(run: Sequence[Row], target: float) -> Row | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulations.summary import grouped, markdown, mean_std, plot_against, reaching
+from simulations.summary import grouped, markdown, mean_std, plot_against, reaching, within
 
 
 def run(method, seed, accuracies, *, setting="", x=None):
@@ -68,6 +68,23 @@ def test_tables():
     assert "| FedMA | 2 of 2 | 1.5 ± 0.7 | 6.0 ± 2.8 | 4.5 ± 2.1 | 15.0 ± 7.1 |" in text
     assert "| FedAvg | 0 of 1 | - | - | - | - |" in text
     assert "setting" not in text  # there is one
+
+
+def test_accuracy_at_equal_bytes():
+    rows = run("fedma", 0, [0.5, 0.9]) + run("fedavg", 0, [0.4, 0.6, 0.7, 0.8])
+
+    text = markdown("Two methods", rows)  # 6 and 12 MB; a round is 3 MB
+
+    lines = text[text.index("At equal bytes") :].splitlines()[4:]
+    assert lines == [
+        "| 3.0 | FedMA | 0.500 |",
+        "| 3.0 | FedAvg | 0.400 |",
+        "| 4.5 | FedMA | 0.500 |",
+        "| 4.5 | FedAvg | 0.400 |",
+        "| 6.0 | FedMA | 0.900 |",
+        "| 6.0 | FedAvg | 0.600 |",
+    ]
+    assert within(rows[:2], 2.9) is None
 
 
 def test_settings_have_a_column_where_there_are_several(tmp_path):
