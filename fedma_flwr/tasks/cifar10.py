@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from fedma_flwr.tasks.images import normalised, random_crop, random_crop_and_flip
 from fedma_flwr.tasks.mnist import LeNet, embedded_digits
-from fedma_flwr.tasks.sources import Labelled, check_embedded, decode, fetch, saved
+from fedma_flwr.tasks.sources import (
+    DataError,
+    Labelled,
+    check_embedded,
+    decode,
+    fetch,
+    read_folder,
+    saved,
+)
 from fedma_flwr.tasks.task import Data, Task
 from fedma_flwr.tasks.validation import hold_out
 
@@ -116,7 +124,7 @@ def read(dataset: str, data_dir: str) -> tuple[Labelled, Labelled]:
     """
     if dataset == "full":
         return (
-            _read_folder(Path(data_dir))
+            read_folder("CIFAR-10", data_dir, _read_folder)
             if data_dir
             else fetch("CIFAR-10", "uoft-cs/cifar10", _both)
         )
@@ -164,7 +172,7 @@ def _read_folder(folder: Path) -> tuple[Labelled, Labelled]:
         return _read_binary(folder / "cifar-10-batches-bin")
     if (folder / "cifar-10-batches-py").is_dir():
         return _read_torchvision(folder)
-    raise ValueError(
+    raise DataError(
         f"data-dir {str(folder)!r} holds no CIFAR-10: expected dataset_dict.json (saved by "
         "datasets' save_to_disk, splits train and test), cifar-10-batches-bin (the binary "
         "version's files) or cifar-10-batches-py (torchvision's files)"
@@ -179,17 +187,17 @@ def _read_binary(folder: Path) -> tuple[Labelled, Labelled]:
 
 def _read_batch(path: Path) -> Labelled:
     if not path.is_file():
-        raise ValueError(f"data-dir: {path} is missing")
+        raise DataError(f"data-dir: {path} is missing")
     values = np.fromfile(path, dtype=np.uint8)
     if not len(values) or len(values) % RECORD:
-        raise ValueError(
+        raise DataError(
             f"data-dir: {path} has {len(values)} bytes, which is no whole number of records of "
             f"{RECORD} bytes; unpack the archive again"
         )
     table = values.reshape(-1, RECORD)
     labels = table[:, 0].astype(np.int64)
     if labels.max() > 9:
-        raise ValueError(f"data-dir: {path} has label {labels.max()}; CIFAR-10's are 0 .. 9")
+        raise DataError(f"data-dir: {path} has label {labels.max()}; CIFAR-10's are 0 .. 9")
     return table[:, 1:].reshape(-1, 3, 32, 32), labels
 
 
@@ -201,7 +209,7 @@ def _read_torchvision(folder: Path) -> tuple[Labelled, Labelled]:
     try:
         parts = [CIFAR10(str(folder), train=train) for train in (True, False)]
     except RuntimeError as error:
-        raise ValueError(
+        raise DataError(
             f"data-dir {str(folder)!r}: cifar-10-batches-py does not have the checksums of "
             "CIFAR-10's published files, so it is not read; unpack the archive again, or take the "
             "binary version (cifar-10-batches-bin)"

@@ -17,7 +17,15 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from fedma_flwr.tasks.images import normalised
-from fedma_flwr.tasks.sources import Labelled, check_embedded, decode, fetch, saved
+from fedma_flwr.tasks.sources import (
+    DataError,
+    Labelled,
+    check_embedded,
+    decode,
+    fetch,
+    read_folder,
+    saved,
+)
 from fedma_flwr.tasks.task import Data, Task
 from fedma_flwr.tasks.validation import hold_out
 
@@ -94,7 +102,7 @@ def load(dataset: str, data_dir: str, *, validation_share: float = 0.0) -> Data:
         If MNIST cannot be fetched.
     """
     if dataset == "full":
-        train, test = _read_folder(Path(data_dir)) if data_dir else _fetch()
+        train, test = read_folder("MNIST", data_dir, _read_folder) if data_dir else _fetch()
     else:
         check_embedded(dataset, data_dir)
         train, test = embedded_digits()
@@ -146,7 +154,7 @@ def _read_folder(folder: Path) -> tuple[Labelled, Labelled]:
             (train.data.numpy(), train.targets.numpy()),
             (test.data.numpy(), test.targets.numpy()),
         )
-    raise ValueError(
+    raise DataError(
         f"data-dir {str(folder)!r} holds no MNIST: expected dataset_dict.json (saved by "
         "datasets' save_to_disk, splits train and test) or MNIST/raw (torchvision's files)"
     )

@@ -34,6 +34,22 @@ def check_size(num_examples: int, num_partitions: int) -> None:
         )
 
 
+def is_doubtful(num_examples: int, num_partitions: int, alpha: float) -> bool:
+    """Whether a Dirichlet draw may well leave a client with too few examples.
+
+    Only trying tells for sure, and takes seconds: it is worth it before a run where shares are
+    small on average, or some of them are bound to be.
+
+    Parameters
+    ----------
+    num_examples, num_partitions : int
+        Training examples, and clients that share them.
+    alpha : float
+        Concentration of the Dirichlet distribution.
+    """
+    return alpha < 0.1 or num_examples < 20 * MIN_PARTITION_SIZE * num_partitions
+
+
 def split(
     labels: NDArray[np.int64],
     kind: str,

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fedma_flwr.tasks.sources import DataError
+
 SPEAKER = re.compile(r"\*\*([^*]+)\*\*\s*")
 # Stage directions: _so_, *so* in one play, [so]_ by mistake; they may run over lines, but not over
 # paragraphs.
@@ -111,7 +113,7 @@ def _joined(role: str, windows: list[str], following: list[str]) -> str:
     text = windows[0] + "".join(following)
     for start, window in enumerate(windows):
         if text[start : start + LEAF_WINDOW] != window:
-            raise ValueError(
+            raise DataError(
                 f"dataset: rows {start - 1} and {start} of role {role!r} are not windows of one "
                 "text, one character apart; without their order the test text cannot be kept "
                 'out of training. Take LEAF\'s rows unshuffled, or dataset="embedded"'

@@ -21,7 +21,7 @@ from torch.utils.data import TensorDataset
 
 from fedma_flwr.tasks import config
 from fedma_flwr.tasks.plays import embedded_roles, leaf_roles
-from fedma_flwr.tasks.sources import check_embedded, fetch, saved
+from fedma_flwr.tasks.sources import DataError, check_embedded, fetch, read_folder, saved
 from fedma_flwr.tasks.task import Data, Options, Task
 
 ALPHABET = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
@@ -180,7 +180,11 @@ def _roles(dataset: str, data_dir: str, min_characters: int) -> dict[str, str]:
         check_embedded(dataset, data_dir)
         texts = embedded_roles()
     elif data_dir:
-        texts = leaf_roles(_read_folder(Path(data_dir)), min_characters)
+        texts = read_folder(
+            "LEAF's Shakespeare",
+            data_dir,
+            lambda folder: leaf_roles(_read_folder(folder), min_characters),
+        )
     else:
         windows = fetch("LEAF's Shakespeare", "flwrlabs/shakespeare", lambda split: split("train"))
         texts = leaf_roles(windows, min_characters)
@@ -190,7 +194,7 @@ def _roles(dataset: str, data_dir: str, min_characters: int) -> dict[str, str]:
 def _read_folder(folder: Path) -> Any:
     split = saved(folder)
     if split is None:
-        raise ValueError(
+        raise DataError(
             f"data-dir {str(folder)!r} holds no LEAF data: expected dataset_dict.json (saved by "
             "datasets' save_to_disk, split train, columns x, y and character_id)"
         )

@@ -9,6 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+
+class DataError(ValueError):
+    """The data that the config keys name are not there or not usable; the message names a key."""
+
+
 Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]
 T = TypeVar("T")
 
@@ -59,6 +64,47 @@ def fetch(what: str, dataset_id: str, read: Callable[[Callable[[str], Any]], T])
             f'dataset="full": {what} could not be fetched. Set dataset="embedded", which needs '
             f"no network, or data-dir to a folder that holds {what}. The cause was "
             f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def read_folder(what: str, data_dir: str, read: Callable[[Path], T]) -> T:
+    """Read a data set from a folder.
+
+    Parameters
+    ----------
+    what : str
+        The data's name for the error message.
+    data_dir : str
+        The config key.
+    read : Callable
+        Called with the folder; its result is returned.
+
+    Raises
+    ------
+    DataError
+        If the path is relative or no folder, or if `read` fails, whatever with: readers say
+        "Column 'image' doesn't exist" of a folder that holds something else.
+    """
+    folder = Path(data_dir)
+    if not folder.is_absolute():
+        raise DataError(
+            f"data-dir must be an absolute path, not {data_dir!r}: the apps run in folders of "
+            "Flower's choosing"
+        )
+    if not folder.is_dir():
+        raise DataError(
+            f"data-dir {data_dir!r} is no folder on this machine: {what} must be in it, or set "
+            'dataset="embedded" and data-dir="", which need none'
+        )
+    try:
+        return read(folder)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"data-dir {data_dir!r}: {what} could not be read from it ({type(error).__name__}: "
+            f"{str(error) or 'the files are damaged'}). Take a folder with all of it, or set "
+            'dataset="embedded" and data-dir="", which need none'
         ) from error
 
 

@@ -158,14 +158,7 @@ class Task:
         if config.text(run_config, "partition") in OWNERS:
             mine = _owned(data, partition_id, num_partitions)
         else:
-            mine = _partitions(
-                data,
-                config.text(run_config, "partition"),
-                num_partitions,
-                alpha=config.number(run_config, "alpha"),
-                self_balancing=config.flag(run_config, "self-balancing"),
-                seed=config.integer(run_config, "seed"),
-            )[partition_id]
+            mine = _split(data, run_config, num_partitions)[partition_id]
         inputs, labels = data.train.tensors
         return TensorDataset(inputs[mine], labels[mine])
 
@@ -210,7 +203,11 @@ class Task:
         config.check_training(run_config)
         self.build_model(run_config, 0)
         self.augmentation(run_config)
-        self._checked_data(run_config, num_partitions)
+        data = self._checked_data(run_config, num_partitions)
+        if config.text(run_config, "partition") == "dirichlet" and partition.is_doubtful(
+            len(data.train), num_partitions, config.number(run_config, "alpha")
+        ):
+            _split(data, run_config, num_partitions)
 
     def _checked_data(self, run_config: RunConfig, num_partitions: int) -> Data:
         config.check_choice(run_config, "partition", self.partitions)
@@ -243,7 +240,8 @@ def _check_owners(data: Data, num_partitions: int) -> int:
     if num_partitions > owners:
         raise ValueError(
             f"num-partitions (num-supernodes of a simulation) must be {owners}, not "
-            f"{num_partitions}: the data belong to {owners} clients"
+            f"{num_partitions}: the data belong to {owners} clients; for another number set "
+            'partition="homogeneous"'
         )
     return owners
 
@@ -256,6 +254,17 @@ def _owned(data: Data, partition_id: int, num_partitions: int) -> Tensor:
             f"{num_partitions}: the data belong to {owners} clients, and all are tested on"
         )
     return torch.nonzero(data.owners == partition_id).flatten()
+
+
+def _split(data: Data, run_config: RunConfig, num_partitions: int) -> list[Tensor]:
+    return _partitions(
+        data,
+        config.text(run_config, "partition"),
+        num_partitions,
+        alpha=config.number(run_config, "alpha"),
+        self_balancing=config.flag(run_config, "self-balancing"),
+        seed=config.integer(run_config, "seed"),
+    )
 
 
 @lru_cache(maxsize=4)
