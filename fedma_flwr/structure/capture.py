@@ -146,7 +146,9 @@ def statistics_of(model: nn.Module, inputs: tuple[Any, ...]) -> set[str]:
 def quiet() -> Iterator[None]:
     """Neither warnings nor logs, and the state of the random generator as it was."""
     disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+    inner = disabled >= logging.CRITICAL
+    if not inner:  # it empties the caches of all loggers there are
+        logging.disable(logging.CRITICAL)
     try:
         with (
             warnings.catch_warnings(),
@@ -156,7 +158,8 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(disabled)
+        if not inner:
+            logging.disable(disabled)
 
 
 def first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fedma_flwr.structure.axes import AxisExpression, SpecError
+from fedma_flwr.structure.capture import quiet
 from fedma_flwr.structure.diagnose import diagnose
 from fedma_flwr.structure.growth import why_not_growable
 from fedma_flwr.structure.redraw import ATTEMPTS, redraw, with_another_batch
@@ -50,6 +51,7 @@ class SpecProof:
         return tuple(name for name, group in self.spec.groups.items() if group.growable)
 
 
+@quiet()
 def prove_spec(
     spec: PermutationSpec,
     model: nn.Module,

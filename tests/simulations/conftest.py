@@ -3,11 +3,6 @@
 import pytest
 
 
-def pytest_collection_modifyitems(items):
-    """Run the tests that start Flower's processes last: they are slow."""
-    items.sort(key=lambda item: item.get_closest_marker("flower") is not None)
-
-
 @pytest.fixture
 def make_run():
     """Return a function that makes one entry of `runs` of results.json."""
