@@ -20,7 +20,7 @@ def test_a_node_without_a_registered_key_is_refused(three_nodes, named):
 
     assert stranger.exit_code not in (None, 0)
     assert "SuperNode ID" not in stranger.said()
-    assert "Failed to activate SuperNode" in stranger.said()
+    assert "Exit Code: 305" in stranger.said()
     assert all(node.running for node in three_nodes.nodes)
     listed = three_nodes.commands.ask("supernode", "list")["nodes"]
     assert len(listed) == len(three_nodes.nodes)

@@ -8,7 +8,8 @@ WITHIN = 0.02
 
 def test_flower_counts_the_same_bytes(three_nodes, new_run):
     run = new_run(three_nodes, "wide")
-    listed = run.start(inputs=WIDE, num_server_rounds=1, epochs=1, min_available_nodes=3)
+    config = {"inputs": WIDE, "num_server_rounds": 1, "groups_per_stage": "all", "epochs": 1}
+    listed = run.start(**config, min_available_nodes=3)
 
     assert len(run.model()) >= 10_000_000
     exchanges, traffic = run.exchanges(), listed["network-traffic"]
