@@ -72,6 +72,13 @@ def test_compose_mounts_every_file_that_it_names(name):
     assert [f for f in files if not f.startswith(tuple(mounted))] == []
 
 
+def test_each_of_composes_variables_has_a_default():
+    text = (ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8")
+    variables = re.findall(r"\$\{[^}]*\}", text)
+    assert "${FEDMA_SUPERLINK:-superlink:8443}" in variables
+    assert [name for name in variables if not re.fullmatch(r"\$\{[A-Z_]+:-[^}]+\}", name)] == []
+
+
 def test_the_guides_command_lines_have_options_that_flower_knows():
     commands = guide_commands()
     assert {"flwr", "flower-supernode"} <= {words[0] for words in commands}
