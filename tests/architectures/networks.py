@@ -10,37 +10,7 @@ from torch.nn import functional as fn
 
 from fedma_flwr.structure import derive_spec
 from fedma_flwr.tasks import get_task
-
-
-class Block(nn.Module):
-    def __init__(self, inputs, outputs, stride=1):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.short = nn.Identity()
-        if inputs != outputs or stride != 1:
-            self.short = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
-
-    def forward(self, x):
-        y = fn.relu(self.bn1(self.conv1(x)))
-        return fn.relu(self.bn2(self.conv2(y)) + self.short(x))
-
-
-class ResNet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 8, 3, 2, 1, bias=False)
-        self.bn = nn.BatchNorm2d(8)
-        self.blocks = nn.Sequential(Block(8, 8), Block(8, 12, 2))
-        self.fc = nn.Linear(12, 10)
-
-    def forward(self, x):
-        x = self.blocks(fn.relu(self.bn(self.conv(x))))
-        return self.fc(fn.adaptive_avg_pool2d(x, 1).flatten(1))
+from tests.structure.networks import ResNet
 
 
 class DepthwiseSeparable(nn.Module):
@@ -149,7 +119,7 @@ class Case:
 
 
 CASES = {
-    "resnet": Case(ResNet, digits, 0.35),
+    "resnet": Case(lambda: ResNet(1, 2, widths=(8, 8, 12)), digits, 0.35),
     "lstm": Case(lambda: Recurrent(nn.LSTM, 2), tokens, 0.65),
     "gru": Case(lambda: Recurrent(nn.GRU, 1), tokens, 0.65),
     "transformer": Case(Transformer, tokens, 0.65),

@@ -1,6 +1,7 @@
 """Small networks with the structures that specs are derived for."""
 
 import functools
+import itertools
 
 import torch
 from torch import nn
@@ -75,12 +76,13 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self):
+    def __init__(self, inputs=3, stride=1, widths=(8, 8, 16, 16)):
         super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, 1, 1, bias=False)
-        self.bn = nn.BatchNorm2d(8)
-        self.layers = nn.Sequential(Block(8, 8), Block(8, 16, 2), Block(16, 16))
-        self.fc = nn.Linear(16, 10)
+        self.conv = nn.Conv2d(inputs, widths[0], 3, stride, 1, bias=False)
+        self.bn = nn.BatchNorm2d(widths[0])
+        blocks = (Block(a, b, 1 if a == b else 2) for a, b in itertools.pairwise(widths))
+        self.layers = nn.Sequential(*blocks)
+        self.fc = nn.Linear(widths[-1], 10)
 
     def forward(self, x):
         x = self.layers(fn.relu(self.bn(self.conv(x))))
