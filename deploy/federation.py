@@ -103,7 +103,9 @@ class Federation:
             "--disable-runtime-dependency-installation",
         ]
 
-    def make_node(self, index: int, key: NodeKey | None, port: int) -> Program:
+    def make_node(
+        self, index: int, key: NodeKey | None, port: int, client_key: str = ""
+    ) -> Program:
         """A SuperNode that is not started yet.
 
         Parameters
@@ -111,9 +113,11 @@ class Federation:
         index : int
             Its share of the data.
         key : NodeKey or None
-            By which the SuperLink knows it, whose file's name is its client key; None: no key.
+            By which the SuperLink knows it; None: no key.
         port : int
             For its own processes, on loopback.
+        client_key : str (default: "")
+            By which FedMA knows the client; "": the name of the key's file.
         """
         name = "no-key" if key is None else key.private.name
         told = f"partition-id={index} num-partitions={self.num_nodes}"
@@ -121,7 +125,7 @@ class Federation:
             "flower-supernode",
             *("--superlink", self.address, "--root-certificates", str(self._files.ca)),
             *("--host", HOST, "--port", str(port)),
-            *("--node-config", f"client-key={json.dumps(name)} {told}"),
+            *("--node-config", f"client-key={json.dumps(client_key or name)} {told}"),
         ]
         if key is not None:
             command += ["--auth-supernode-private-key", str(key.private)]

@@ -1,19 +1,21 @@
 """SuperNodes that die or leave in the middle of a round, and come back."""
 
+from simulations.commands import free_ports
+
 STAGES = ("local", "retrain", "retrain", "head")  # LeNet's, and those of the app's network
 NODES = 6
 ROUNDS = 2
-LEAVES = 4  # the node that is stopped in order in stage 1
+LEAVES = 4  # the node that is stopped in order in stage 1; its client gets a new node
 FORGETS = 5  # the node that does all of round 1 and is started anew before round 2
 ON_A_PAR = 0.05
 FORSAKEN = 0.2  # what round 1 may be worse: one client of six is left in its head stage
 
 
 class Script:
-    """Kills node k in stage k of round 1; for round 2 all are back."""
+    """Kills node k in stage k of round 1; for round 2 all clients are back."""
 
     def __init__(self, federation, run):
-        self.nodes, self.run = federation.nodes, run
+        self.federation, self.nodes, self.run = federation, federation.nodes, run
         self.killed, self.left, self.back = set(), False, False
 
     def __call__(self):
@@ -23,10 +25,13 @@ class Script:
                 assert self.nodes[stage].processes() == []
                 self.killed.add(stage)
         if not self.left and self.works_on(LEAVES, 1):
-            self.restart(LEAVES)
+            self.stop(LEAVES)
             self.left = True
         if not self.back and self.run.rounds():
-            self.restart(FORGETS)  # round 2 waits for the killed ones, so it is still idle
+            # Round 2 waits for those that died, so the node that stayed is idle.
+            self.stop(FORGETS)
+            self.nodes[FORGETS].start()
+            self.replace(LEAVES)
             self.back = True
         if self.back:
             self.bring_back()
@@ -35,10 +40,16 @@ class Script:
         """Whether a node has a stage's message: its log has Flower's group id, round.stage."""
         return f"ROUND 1.{stage}]" in self.nodes[node].said()
 
-    def restart(self, node):
+    def stop(self, node):
         self.nodes[node].stop()
         assert self.nodes[node].processes() == []
-        self.nodes[node].start()
+
+    def replace(self, node):
+        """The client comes back with another node key, and so under another node id."""
+        key = self.federation.make_key("replacement")
+        self.federation.register(key)
+        ports = free_ports(1)
+        self.federation.make_node(node, key, *ports, client_key=f"node-{node}").start()
 
     def bring_back(self):
         """The SuperLink refuses a killed node for a while; it ends then, and is started again."""
@@ -60,6 +71,11 @@ def test_nodes_die_in_every_stage_and_are_back_in_the_next_round(six_nodes, undi
     assert all(reason.startswith(("error 5", "error 3")) for reason in reasons), reasons
     assert [second[stage]["answered"] for stage in second] == [NODES] * len(STAGES)
     assert second[0]["resent"] == [f"node-{FORGETS}"]
+    hellos = [entry for entry in run.exchanges() if entry["name"] == "hello"]
+    assert [(e["round"], e["cohort"], e["answered"]) for e in hellos] == [
+        (1, NODES, NODES),
+        (2, 1, 1),
+    ]
     assert [entry["given-up"] for entry in run.rounds()] == [None] * ROUNDS
     assert run.is_finite()
     allowed = (FORSAKEN, ON_A_PAR)
