@@ -17,6 +17,7 @@ CONFIG = {
     "partition": "dirichlet",
     "alpha": 0.1,
     "self-balancing": True,
+    "validation-share": 0.0,
     "seed": 0,
     "local-epochs": 20,
     "retrain-epochs": 5,
