@@ -15,6 +15,7 @@ import scipy
 import torch
 
 from fedma_flwr.matching import BBPMAP, Matching, assignment
+from fedma_flwr.matching.bounds import Made
 from fedma_flwr.matching.products import Products
 
 
@@ -54,19 +55,27 @@ def measure(
 def _measure_once(matcher: BBPMAP, units: list[np.ndarray]) -> tuple[Matching, dict[str, float]]:
     shapes: list[tuple[int, int, torch.dtype]] = []
     solver = Stopwatch(assignment.solve)
-    multiply = Products._multiply
+    multiply, multiply_all = Products._multiply, Made._multiply_open_rows
 
     def recorded(
-        self: Products, slots: np.ndarray, rows: np.ndarray | None = None
+        self: Products, slots: np.ndarray, rows: np.ndarray | None = None, rough: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         count = len(self.square) if rows is None else len(rows)
-        dtype = self.dtype if rows is None else torch.float64
-        shapes.append((count, len(slots), dtype))
-        return multiply(self, slots, rows)
+        shapes.append((count, len(slots), torch.float32 if rough else torch.float64))
+        return multiply(self, slots, rows, rough)
+
+    def recorded_all(self: Made) -> None:
+        width = self._state.width
+        shapes.append((width, width, torch.float32))
+        for opened in self.opened:
+            count = int(opened.sum())
+            shapes.extend((count, others, torch.float32) for others in (width, len(opened)))
+        multiply_all(self)
 
     with (
         patch.object(assignment, "solve", solver),
         patch.object(Products, "_multiply", recorded),
+        patch.object(Made, "_multiply_open_rows", recorded_all),
         peak_memory() as peak,
     ):
         wall, start = time.perf_counter(), time.process_time()

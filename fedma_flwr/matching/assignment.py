@@ -64,8 +64,24 @@ def assign(problem: Problem, backend: Backend = "auto", expected: int = 0) -> In
     return _assign_in_full(new[:, None] - existing, prices, backend)
 
 
+def guess(problem: Problem, backend: Backend = "auto", expected: int = 0) -> Integers:
+    """Give rows what they like best where nobody else does, and assign only the others.
+
+    Not always the best assignment, but where units are clearly one another's, it is, and most
+    rows need no solver. Parameters and result are those of :func:`assign`.
+    """
+    likes = problem.existing.argmax(1)
+    alone = np.bincount(likes, minlength=problem.existing.shape[1])[likes] == 1
+    columns = np.where(alone, likes, NEW)
+    return reassign(problem, columns, np.flatnonzero(~alone), backend, expected)
+
+
 def reassign(
-    problem: Problem, columns: Integers, rows: Integers, backend: Backend = "auto"
+    problem: Problem,
+    columns: Integers,
+    rows: Integers,
+    backend: Backend = "auto",
+    expected: int | None = None,
 ) -> Integers:
     """Assign some rows anew, at the largest total gain while all others stay where they are.
 
@@ -76,8 +92,8 @@ def reassign(
         The assignment so far.
     rows : int array
         The rows that may move.
-    backend
-        As for :func:`assign`.
+    backend, expected
+        As for :func:`assign`; by default as many units are expected to be opened as are now.
 
     Returns
     -------
@@ -90,7 +106,8 @@ def reassign(
     free[taken[taken != NEW]] = False
     choices = np.flatnonzero(free)
     opened = int((taken == NEW).sum())
-    expected = int((columns[rows] == NEW).sum())
+    if expected is None:
+        expected = int((columns[rows] == NEW).sum())
     gains = problem.existing[np.ix_(rows, choices)]
     part = assign(Problem(gains, problem.new[rows], problem.prices[opened:]), backend, expected)
     moved = columns.copy()

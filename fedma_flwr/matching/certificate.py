@@ -77,8 +77,8 @@ def judge(
     if count > len(prices):
         return Verdict(np.flatnonzero(opened), np.flatnonzero(opened))
     # A unit more would cost the ceiling, one less would save the floor.
-    floor = prices[count - 1] if count else -np.inf
     ceiling = prices[count] if count < len(prices) else np.inf
+    floor = prices[count - 1] if count else ceiling
     holders = np.flatnonzero(~opened)
     own = existing[holders, columns[holders]]
     # Nobody bids for what they have.
@@ -124,9 +124,22 @@ class _Market:
         self.envious = np.zeros(rows, dtype=bool)
         # Who last outbid a row; itself: nobody.
         self._outbid_by = np.arange(rows)
+        self._raise_new()
         # The best that a row could have instead, when it was last asked: as prices only rise, it
         # need not be asked again while what it has is better.
         self._instead = np.full(rows, np.inf)
+
+    def _raise_new(self) -> None:
+        """Raise a new unit's price to what one row at least would pay, whatever others cost.
+
+        All rows may want a new one at the floor, and but for this all would be bidders.
+        """
+        offers = np.where(self._opened, -np.inf, self._new - self._value)
+        bidder = int(offers.argmax())
+        if offers[bidder] > self._price[NEW]:
+            self._price[NEW] = min(offers[bidder], self._ceiling)
+            self._outbid_by[self._opened] = bidder
+            self.envious[bidder] = True
 
     def settle(self, most: int) -> Integers:
         """Raise prices until nobody wants another's unit; return who still does, if any."""
@@ -175,35 +188,33 @@ class _Market:
         int array
             Rows in doubt, see :class:`Verdict`.
         """
-        held = np.zeros(len(self._holder), dtype=bool)
-        held[self._columns[rows[~self._opened[rows]]]] = True
-        units = np.flatnonzero(held | (self._holder < 0))
-        gains = self._existing[np.ix_(rows, units)]
-        values, columns = self._value[rows], self._columns[rows]
-        new = np.where(self._opened[rows], -np.inf, self._new[rows])
-        gains = np.column_stack([gains, new])
-        units = np.append(units, NEW)
-        places = np.arange(len(units))
+        opened, columns = self._opened[rows], self._columns[rows]
+        free = np.flatnonzero(self._holder < 0)
+        units = np.concatenate([columns[~opened], free, [NEW]])
+        gains = np.empty((len(rows), len(units)))
+        gains[:, :-1] = self._existing[rows[:, None], units[:-1]]
+        gains[:, -1] = np.where(opened, -np.inf, self._new[rows])
+        # Where in ``units`` a row's own is, and beyond which price nobody would be outbid.
+        own = np.where(opened, len(units) - 1, np.cumsum(~opened) - 1)
+        limit = np.repeat([np.inf, 0.0, self._ceiling], [len(units) - 1 - len(free), len(free), 1])
+        values, price, places = self._value[rows], self._price[units], np.arange(len(units))
+        outbid_by = np.searchsorted(rows, self._outbid_by[rows])
         for _ in range(_MAX_RAISES):
-            bids = gains - (values - self._price[columns])[:, None]
+            bids = gains - (values - price[own])[:, None]
             best = bids.argmax(0)
             offers = bids[best, places]
-            raised = np.flatnonzero(offers > self._price[units])
-            if not len(raised):
-                return raised
-            bidders = rows[best[raised]]
-            unmet = np.where(
-                units[raised] == NEW,
-                offers[raised] > self._ceiling,
-                self._holder[units[raised]] < 0,
-            )
+            raised = offers > price
+            if not raised.any():
+                self._price[units], self._outbid_by[rows] = price, rows[outbid_by]
+                return rows[:0]
+            unmet = raised & (offers > limit)
             if unmet.any():
-                return self._chain(bidders[unmet])
-            self._price[units[raised]] = offers[raised]
-            self._note(units[raised], bidders)
-            circle = self._circle()
+                return rows[_chain(outbid_by, best[unmet])]
+            price = np.where(raised, offers, price)
+            outbid_by = np.where(raised[own], best[own], outbid_by)
+            circle = _circle(outbid_by)
             if len(circle):
-                return circle
+                return rows[circle]
         return rows
 
     def _raise_others(self, rows: Integers) -> None:
@@ -214,28 +225,25 @@ class _Market:
         offers = bids[best, np.arange(bids.shape[1])]
         raised = np.flatnonzero(offers > self._price[:NEW])
         self._price[raised] = offers[raised]
-        self._note(raised, rows[best[raised]])
+        self._outbid_by[self._holder[raised]] = rows[best[raised]]
 
-    def _note(self, units: Integers, bidders: Integers) -> None:
-        """Note by whom the holders of some units were outbid."""
-        is_new = units == NEW
-        if is_new.any():
-            self._outbid_by[self._opened] = bidders[is_new][0]
-        self._outbid_by[self._holder[units[~is_new]]] = bidders[~is_new]
 
-    def _chain(self, rows: Integers) -> Integers:
-        """Return some rows and who outbid them, who outbid those, and so on."""
-        found = np.zeros(len(self._new), dtype=bool)
-        while not found[rows].all():
-            found[rows] = True
-            rows = self._outbid_by[rows]
-        return np.flatnonzero(found)
+def _chain(outbid_by: Integers, rows: Integers) -> Integers:
+    """Return some rows and who outbid them, who outbid those, and so on."""
+    found = np.zeros(len(outbid_by), dtype=bool)
+    while not found[rows].all():
+        found[rows] = True
+        rows = outbid_by[rows]
+    return np.flatnonzero(found)
 
-    def _circle(self) -> Integers:
-        """Return the rows that outbid one another in a circle."""
-        ahead = self._outbid_by
-        for _ in range(len(ahead).bit_length()):
-            ahead = ahead[ahead]  # at last 2^k steps back: past every tail
-        circling = np.zeros(len(ahead), dtype=bool)
-        circling[ahead] = True
-        return np.flatnonzero(circling & (self._outbid_by != np.arange(len(ahead))))
+
+def _circle(outbid_by: Integers) -> Integers:
+    """Return the rows that outbid one another in a circle."""
+    ahead = outbid_by
+    for _ in range(len(ahead).bit_length()):
+        ahead = ahead[ahead]  # at last 2^k steps back: past every tail
+    circling = np.zeros(len(ahead), dtype=bool)
+    circling[ahead] = True
+    circling &= outbid_by != np.arange(len(ahead))
+    circle: Integers = circling.nonzero()[0]
+    return circle

@@ -23,33 +23,25 @@ from .state import GlobalUnits
 
 
 class Gains(NamedTuple):
-    """Gains of a client's n rows in the L existing units and in a new one."""
+    """Gains of some of a client's rows in some units, and of all n in a new one."""
 
-    existing: Floats  # (n, L)
+    existing: Floats  # (rows, units)
     new: Floats  # (n,)
-    error: float = 0.0  # no gain in an existing unit is farther from its value in float64
+    error: Floats  # no gain in a unit is farther from its value in float64, (units,)
 
 
 class Gain(Protocol):
     """The Gaussian part of the gain; popularity's part is the search's."""
 
-    def __call__(self, state: GlobalUnits, client: int, exact: bool = False) -> Gains:
-        """Return a client's gains while it is taken out of ``state``.
-
-        Without ``exact`` they may have an error, which is then told.
-        """
-        ...
-
-    def exactly(self, state: GlobalUnits, client: int, rows: Integers, units: Integers) -> Floats:
-        """Return some rows' gains in some existing units without error, (rows, units)."""
+    def __call__(self, state: GlobalUnits, client: int) -> Gains:
+        """Return all of a client's gains, without error, while it is taken out of ``state``."""
         ...
 
 
 class ScalarGain:
     """The gain with one local and one prior variance for all dimensions.
 
-    One matrix product an update gives it, in float32 with a bound on its error unless it has to
-    be exact, and that product is kept for the client's next visit.
+    One matrix product an update gives it, which is kept for the client's next visit.
 
     Parameters
     ----------
@@ -62,54 +54,101 @@ class ScalarGain:
     """
 
     def __init__(self, local: float, prior: float, mean: Floats, log_determinant: bool) -> None:
-        self._s, self._s0 = 1 / local, 1 / prior
-        self._mean = mean
+        self.s, self.s0 = 1 / local, 1 / prior
+        self.mean, self.mean2 = mean, float(mean @ mean)
         self._log_determinant = log_determinant
         self._products: dict[int, Products] = {}
 
-    def __call__(self, state: GlobalUnits, client: int, exact: bool = False) -> Gains:
-        """Return a client's gains while it is taken out of ``state``."""
+    def products(self, state: GlobalUnits, client: int) -> Products:
+        """Return a client's products, and what of them is kept from visit to visit."""
         if client not in self._products:
-            self._products[client] = Products(state, client, self._mean)
-        products = self._products[client]
-        cross = products.at(state.numbering, exact)
-        rows = np.arange(len(products.square))
-        popularity = state.popularity[state.numbering]
-        existing, factor = self._existing(products, cross, rows, popularity)
-        s, s0 = self._s, self._s0
-        distance = products.square - 2 * products.prior + float(self._mean @ self._mean)
-        new = self._logs(np.zeros(1)) - s * s0 / (s + s0) * distance
-        return Gains(existing, new, float((factor * cross.error).max(initial=0.0)))
+            self._products[client] = Products(state, client, self.mean)
+        return self._products[client]
 
-    def exactly(self, state: GlobalUnits, client: int, rows: Integers, units: Integers) -> Floats:
-        """Return some rows' gains in some existing units without error, (rows, units)."""
-        products, slots = self._products[client], state.numbering[units]
+    def __call__(self, state: GlobalUnits, client: int) -> Gains:
+        """Return all of a client's gains while it is taken out of ``state``."""
+        products, slots = self.products(state, client), state.numbering
+        return self._gains(products, products.at(slots), state.popularity[slots])
+
+    def exactly(self, state: GlobalUnits, client: int, rows: Integers, units: Integers) -> Gains:
+        """Return some rows' gains in some existing units without error."""
+        products, slots = self.products(state, client), state.numbering[units]
         cross = products.exactly(slots, rows)
-        return self._existing(products, cross, rows, state.popularity[slots])[0]
+        return self._gains(products, cross, state.popularity[slots], rows)
 
-    def _existing(
-        self, products: Products, cross: WithUnits, rows: Integers, popularity: Integers
-    ) -> tuple[Floats, Floats]:
-        """Return the gains and what every column of the products is multiplied by in them."""
-        s, s0, mean2 = self._s, self._s0, float(self._mean @ self._mean)
-        S = s0 + popularity * s  # (L,)
-        weight = s * S / (s + S)
-        m2 = (s0**2 * mean2 + 2 * s0 * s * cross.prior + s**2 * cross.square) / S**2
-        of_row = np.stack([products.square[rows], products.prior[rows], np.ones(len(rows))], 1)
-        of_unit = [-weight, 2 * weight * s0 / S, self._logs(popularity) - weight * m2]
+    def roughly(self, state: GlobalUnits, client: int) -> Gains:
+        """Return all of a client's gains at half the cost, with an error."""
+        products, slots = self.products(state, client), state.numbering
+        return self._gains(products, products.roughly(slots), state.popularity[slots])
+
+    def at_most(self, state: GlobalUnits, client: int, rows: Integers, units: Integers) -> Floats:
+        """Return some rows' gains in some units, and what the others gain there at most.
+
+        That is judged by lengths alone: ``|w - m_i| >= ||w| - |m_i||``.
+
+        Returns
+        -------
+        float array, shape (n, units)
+        """
+        products, slots = self.products(state, client), state.numbering[units]
+        cross, popularity = products.exactly(slots, rows), state.popularity[slots]
+        length = np.sqrt(self.mean_square(popularity, cross.square, cross.prior))
+        nearest = np.sqrt(products.square)[:, None] - length
+        gains: Floats = self.logs(popularity) - self.weight(popularity) * nearest**2
+        gains[rows] = self._gains(products, cross, popularity, rows).existing
+        return gains
+
+    def precision(self, popularity: Integers) -> Floats:
+        """Return ``S_i = s0 + n_i s``, shape (L,)."""
+        precision: Floats = self.s0 + popularity * self.s
+        return precision
+
+    def weight(self, popularity: Integers) -> Floats:
+        """Return ``s S_i / (s + S_i)``, what a squared distance from m_i costs, shape (L,)."""
+        S = self.precision(popularity)
+        weight: Floats = self.s * S / (self.s + S)
+        return weight
+
+    def mean_square(self, popularity: Integers, square: Floats, prior: Floats) -> Floats:
+        """Return ``|m_i|^2`` from ``|T_i|^2`` and ``mu . T_i``, T_i sums of members, (L,)."""
+        s, s0 = self.s, self.s0
+        total = s0**2 * self.mean2 + 2 * s0 * s * prior + s**2 * square
+        m2: Floats = total / self.precision(popularity) ** 2
+        return m2
+
+    def _gains(
+        self,
+        products: Products,
+        cross: WithUnits,
+        popularity: Integers,
+        rows: Integers | None = None,
+    ) -> Gains:
+        s, s0 = self.s, self.s0
+        weight, S = self.weight(popularity), self.precision(popularity)
+        m2 = self.mean_square(popularity, cross.square, cross.prior)
+        of_row = np.stack([products.square, products.prior, np.ones(len(products.square))], 1)
+        of_unit = [-weight, 2 * weight * s0 / S, self.logs(popularity) - weight * m2]
         factor = 2 * weight * s / S
         existing = cross.cross * factor
         # Torch adds the three rank-one terms in place, in its own threads.
         torch.from_numpy(existing).addmm_(
-            torch.from_numpy(of_row), torch.from_numpy(np.stack(of_unit))
+            torch.from_numpy(of_row if rows is None else of_row[rows]),
+            torch.from_numpy(np.stack(of_unit)),
         )
-        return existing, factor
+        return Gains(existing, self.new(products), factor * cross.error)
 
-    def _logs(self, popularity: Integers | Floats) -> Floats:
+    def new(self, products: Products) -> Floats:
+        """Return a client's gains in a new unit, shape (n,)."""
+        distance = products.square - 2 * products.prior + self.mean2
+        gains: Floats = self.logs(np.zeros(1)) - self.s * self.s0 / (self.s + self.s0) * distance
+        return gains
+
+    def logs(self, popularity: Integers | Floats) -> Floats:
+        """Return the log-determinants' part of the gain in units of some popularities."""
         if not self._log_determinant:
             return np.zeros(len(popularity))
-        ratio = self._s / (self._s0 + popularity * self._s)  # d(n+1) / d(n) - 1
-        logs: Floats = -len(self._mean) * np.log1p(ratio)
+        ratio = self.s / (self.s0 + popularity * self.s)  # d(n+1) / d(n) - 1
+        logs: Floats = -len(self.mean) * np.log1p(ratio)
         return logs
 
 
@@ -127,8 +166,8 @@ class VectorGain:
         self._s, self._s0, self._mean = 1 / local, 1 / prior, mean
         self._log_determinant = log_determinant
 
-    def __call__(self, state: GlobalUnits, client: int, exact: bool = False) -> Gains:
-        """Return a client's gains while it is taken out of ``state``; always exact."""
+    def __call__(self, state: GlobalUnits, client: int) -> Gains:
+        """Return all of a client's gains while it is taken out of ``state``."""
         device = state.sums.device
         s, s0, mean = (torch.from_numpy(v).to(device) for v in (self._s, self._s0, self._mean))
         rows = state.rows(client)
@@ -145,11 +184,8 @@ class VectorGain:
         return Gains(
             existing.cpu().numpy() - quadratic[:, inverse] + self._logs(popularity),
             self._logs(np.zeros(1)) - distance.cpu().numpy(),
+            np.zeros(len(popularity)),
         )
-
-    def exactly(self, state: GlobalUnits, client: int, rows: Integers, units: Integers) -> Floats:
-        """Return some rows' gains in some existing units, which have no error as it is."""
-        return self(state, client).existing[np.ix_(rows, units)]
 
     def _logs(self, popularity: Integers | Floats) -> Floats:
         if not self._log_determinant:

@@ -1,4 +1,11 @@
-"""The search for the best grouping: a first pass and sweeps, one assignment at a time."""
+"""The search for the best grouping: a first pass and sweeps, one assignment at a time.
+
+Every visit of a client ends with its best assignment, but few gains are computed exactly for it.
+In the first pass all are made in float32, with a bound on the error; in the sweeps most are only
+bounded (``bounds.py``). Prices prove an assignment the best for all gains within their bounds
+(``certificate.py``); rows for which that fails are looked at more closely, and those that want to
+move are assigned anew. Where most want to, exact gains and one solver's call take less.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +15,15 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from .assignment import Backend, assign, reassign
+from .assignment import Backend, assign, guess, reassign
+from .bounds import Bounds
 from .certificate import judge
-from .gain import Gain, Gains, ScalarGain, VectorGain
+from .gain import Gain, ScalarGain, VectorGain
+from .known import Known
 from .problem import NEW, Problem
+from .products import roughness_pays
 from .result import Floats, Integers
 from .state import GlobalUnits, centre_of
 
@@ -93,43 +104,6 @@ class Rules:
         return prices
 
 
-class Doubtful:
-    """Which gains in existing units are exact; the others are at the upper end of their error.
-
-    Parameters
-    ----------
-    gains : Gains
-    """
-
-    def __init__(self, gains: Gains) -> None:
-        self._error = gains.error
-        self._exact = np.zeros_like(gains.existing, dtype=bool)
-
-    def slack(self, columns: Integers) -> Floats:
-        """Return how much less what every row has may be worth, shape (n,)."""
-        held = np.flatnonzero(columns != NEW)
-        slack = np.zeros(len(columns))
-        slack[held] = np.where(self._exact[held, columns[held]], 0.0, 2 * self._error)
-        return slack
-
-    def of(self, columns: Integers, rows: Integers) -> tuple[Integers, Integers]:
-        """Return rows and units that settle what rows in doubt would do with one another's units.
-
-        Units that nobody has are among them. Where all of that is exact already: everything.
-        """
-        units = np.ones(self._exact.shape[1], dtype=bool)
-        units[columns[columns != NEW]] = False
-        units[columns[rows[columns[rows] != NEW]]] = True
-        chosen = np.flatnonzero(units)
-        if self._exact[np.ix_(rows, chosen)].all():
-            return np.arange(len(self._exact)), np.arange(len(units))
-        return rows, chosen
-
-    def settle(self, rows: Integers, units: Integers) -> None:
-        """Note that some gains are exact now."""
-        self._exact[np.ix_(rows, units)] = True
-
-
 class Search:
     """One run of the search.
 
@@ -153,6 +127,7 @@ class Search:
         # How many units the last visit opened: the next one's first guess.
         self._opened = 0
         self._contested = 0
+        self._bounds: Bounds | None = None
         # Which of a client's units once wanted to move: they will again.
         self._movable = [np.zeros(width, dtype=bool) for width in self._widths]
         self.model = model
@@ -170,6 +145,14 @@ class Search:
         for client in np.argsort([-width for width in self._widths], kind="stable"):
             self._visit(int(client))
         self._refit()
+        rough = self._rough_gain()
+        if len(orders) and rough is not None:
+            self._bounds = Bounds(self.state, rough, self._worth, self._open_rows())
+        done = self._sweep(orders)
+        self._bounds = None  # The result takes as much memory.
+        return done
+
+    def _sweep(self, orders: Integers) -> int:
         for done, order in enumerate(orders, start=1):
             moved = [self._visit(int(client)) for client in order]
             if not any(moved):
@@ -188,63 +171,88 @@ class Search:
 
     def _choose(self, client: int) -> Integers:
         """Return the best columns of a client that is taken out."""
-        gains = self._gain(self.state, client, self._contested >= _CONTESTED)
-        columns = None
-        if gains.error:
-            columns = self._choose_among(gains, client)
-            if columns is None:
-                # For this client what certifies is dearer than what it saves.
-                self._contested += 1
-                gains = self._gain(self.state, client, exact=True)
-        if columns is None:
-            columns = assign(self._problem(gains), self._rules.backend, self._opened)
-        return columns
+        rough = self._rough_gain()
+        if self.state.width and rough is not None:
+            columns = self._choose_by_bounds(client, rough)
+            if columns is not None:
+                return columns
+            # For this client what certifies is dearer than what it saves.
+            self._contested += 1
+            self._movable[client][:] = False
+        return self._choose_exactly(client)
 
-    def _choose_among(self, gains: Gains, client: int) -> Integers | None:
-        """Return the best columns by gains with an error, None where most rows want to move.
+    def _rough_gain(self) -> ScalarGain | None:
+        """Return the gain if bounds on it pay."""
+        gain, pays = self._gain, self._contested < _CONTESTED and roughness_pays(self.state)
+        return gain if pays and isinstance(gain, ScalarGain) else None
+
+    def _choose_exactly(self, client: int) -> Integers:
+        existing, new, _ = self._gain(self.state, client)
+        problem = self._problem(existing + self._popularity_gain(), new)
+        return assign(problem, self._rules.backend, self._opened)
+
+    def _choose_by_bounds(self, client: int, gain: ScalarGain) -> Integers | None:
+        """Return the best columns by bounds on the gains, None where most rows want to move.
 
         The columns that the client has are kept if that is certified; else the rows that want to
-        move are assigned anew. That is enough where whatever the error hides changes nothing;
-        rows in doubt are computed again without it.
+        move are assigned anew. That is enough where whatever the bounds leave open changes
+        nothing; rows of which they leave too much open are looked at more closely.
         """
-        problem, backend = self._problem(gains), self._rules.backend
-        columns = self.state.columns(client)
+        backend, movable = self._rules.backend, self._movable[client]
+        most = int(_MOVABLE * len(movable))
+        known, columns = self._know(client, gain), self.state.columns(client)
         if columns is None:
-            columns = assign(problem, backend, self._opened)
-        doubtful, movable = Doubtful(gains), self._movable[client]
-        most = int(_MOVABLE * len(columns))
+            columns = guess(known.problem, backend, self._opened)
         for _ in range(_ATTEMPTS):
-            bidders = np.flatnonzero(movable)
-            verdict = judge(problem, columns, doubtful.slack(columns), bidders, most)
-            movable[verdict.envious] = True
-            if not len(verdict.doubt):
+            slack, bidders = known.slack(columns), np.flatnonzero(movable)
+            doubt, envious = judge(known.problem, columns, slack, bidders, most)
+            closed = known.closed(envious)
+            if self._bounds is not None and len(closed):
+                known.open(closed, self._bounds.open(client, closed))
+                continue
+            movable[envious] = True
+            if not len(doubt):
                 return columns
             if movable.sum() > most:
                 return None
-            moved = reassign(problem, columns, np.flatnonzero(movable), backend)
+            moved = reassign(known.problem, columns, np.flatnonzero(movable), backend)
             if (moved == columns).all():
-                rows, units = doubtful.of(columns, verdict.doubt)
-                self._refine(client, gains, rows, units)
-                doubtful.settle(rows, units)
+                units = known.inexact(columns, doubt)
+                if not len(units):
+                    break
+                exact = gain.exactly(self.state, client, doubt, units).existing
+                known.settle(doubt, units, exact + self._popularity_gain()[units])
             columns = moved
-        self._refine(client, gains, np.arange(len(gains.new)), np.arange(self.state.width))
-        return assign(problem, backend, self._opened)
+        return self._choose_exactly(client)
 
-    def _refine(self, client: int, gains: Gains, rows: Integers, units: Integers) -> None:
-        """Compute some gains again, without error."""
-        exact = self._gain.exactly(self.state, client, rows, units)
-        gains.existing[np.ix_(rows, units)] = exact + self._popularity_gain()[units]
+    def _know(self, client: int, gain: ScalarGain) -> Known:
+        """Return bounds on a client's gains; at its first visit no row is closed."""
+        new = gain.new(gain.products(self.state, client))
+        if self._bounds is not None:
+            most, error, closed = self._bounds.at(client)
+            return Known(self._problem(most, new), error, closed)
+        most, _, error = gain.roughly(self.state, client)
+        most += self._popularity_gain() + error
+        return Known(self._problem(most, new), 2 * error, np.zeros(len(new), dtype=bool))
 
-    def _problem(self, gains: Gains) -> Problem:
-        """Add popularity's part and the error to the gains, in place; price new units."""
-        np.add(gains.existing, self._popularity_gain() + gains.error, out=gains.existing)
-        slots = self._rules.slots(len(gains.new), self.state.width)
-        prices = self._rules.prices(slots, len(self._widths))
-        return Problem(gains.existing, gains.new, prices)
+    def _open_rows(self) -> list[NDArray[np.bool_]]:
+        """Return the rows that want to move or hold a unit alone."""
+        state = self.state
+        return [
+            movable | (state.popularity[slots] == 1)
+            for movable, slots in zip(self._movable, state.slots, strict=True)
+        ]
+
+    def _problem(self, existing: Floats, new: Floats) -> Problem:
+        """Price new units."""
+        slots = self._rules.slots(len(new), self.state.width)
+        return Problem(existing, new, self._rules.prices(slots, len(self._widths)))
+
+    def _worth(self, popularity: Integers) -> Floats:
+        return self._rules.popularity_gain(popularity, len(self._widths))
 
     def _popularity_gain(self) -> Floats:
-        popularity = self.state.popularity[self.state.numbering]
-        return self._rules.popularity_gain(popularity, len(self._widths))
+        return self._worth(self.state.popularity[self.state.numbering])
 
     def _replay(self, orders: Integers) -> None:
         """Number the units as further sweeps would, which change nothing else."""

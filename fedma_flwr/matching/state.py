@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .problem import NEW
 from .result import Floats, Integers, mean_row
 
 # Sizes of the pieces in which float32 units become float64: they stay in a core's cache, and no
-# second copy of the units is ever held. A bias beside 512 weights is no reason for a second block.
-_BLOCK = 544
+# second copy of the units is ever held.
+_PIECE = 512 * 544
 _ROWS = 64
 
 
@@ -94,11 +95,16 @@ class GlobalUnits:
         self.changed = np.zeros(capacity, dtype=np.int64)
         # The time of a client's last visit; only others' changes after it are news to it.
         self.visited = np.zeros(len(units), dtype=np.int64)
-        self._time = 0
-        size = len(centre)
-        count = -(-size // _BLOCK) if device.type == "cpu" else 1
+        self.time = 0
+
+    def blocks(self, rows: int) -> list[slice]:
+        """Return the pieces of the signature in which so many rows are worked on."""
+        size = self.sums.shape[1]
+        if self.sums.device.type != "cpu":
+            return [slice(0, size)]
+        count = max(-(-size * max(rows, _ROWS) // _PIECE), 1)
         ends = [size * i // count for i in range(count + 1)]
-        self.blocks = [slice(a, b) for a, b in itertools.pairwise(ends)]
+        return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
     @property
     def width(self) -> int:
@@ -106,14 +112,16 @@ class GlobalUnits:
         return len(self.numbering)
 
     def rows(
-        self, client: int, block: slice = slice(None), chosen: Integers | None = None
+        self, client: int, block: slice = slice(None), chosen: Integers | slice | None = None
     ) -> torch.Tensor:
         """Return the block's columns of a client's centred units, float64, shape (L_j, d).
 
         ``chosen`` picks some of the rows.
         """
         rows = self._units[client][:, block]
-        if chosen is not None and len(chosen) < len(rows):
+        if isinstance(chosen, slice):
+            rows = rows[chosen]
+        elif chosen is not None and len(chosen) < len(rows):
             rows = rows[self.index(chosen)]
         return self._centred(rows, block)
 
@@ -134,6 +142,16 @@ class GlobalUnits:
         """
         self.popularity[self.slots[client]] -= 1
         self.numbering = self.numbering[self.popularity[self.numbering] > 0]
+
+    def is_news(self, client: int, slots: Integers, since: int) -> NDArray[np.bool_]:
+        """Return which slots other clients have changed since a time.
+
+        What the client itself changes at a visit is no news to it after that: the time moves by
+        one when it is put back.
+        """
+        visited = self.visited[client]
+        news: NDArray[np.bool_] = self.changed[slots] > (visited if visited == since + 1 else since)
+        return news
 
     def columns(self, client: int) -> Integers | None:
         """Return where a client that is taken out was: numbers, NEW for units it held alone.
@@ -191,21 +209,22 @@ class GlobalUnits:
         self.changed = np.pad(self.changed, (0, extra))
 
     def _move(self, client: int, moved: Integers, slots: Integers) -> None:
-        self._time += 1
-        self.visited[client] = self._time
+        self.time += 1
+        self.visited[client] = self.time
         if not len(moved):
             return
         left = self.slots[client][moved] if len(self.slots[client]) else None
         # Blocks of rows stay in the cache.
-        for part in np.array_split(np.arange(len(moved)), -(-len(moved) // _ROWS)):
-            rows = self.rows(client, chosen=moved[part])
+        for start in range(0, len(moved), _ROWS):
+            part = slice(start, start + _ROWS)
+            rows = self.rows(client, chosen=part if len(moved) == len(slots) else moved[part])
             if left is not None:
                 self.sums.index_add_(0, self.index(left[part]), rows, alpha=-1)
             self.sums.index_add_(0, self.index(slots[moved[part]]), rows)
         if left is not None:
             self.sums[self.index(left[self.popularity[left] == 0])] = 0.0
-            self.changed[left] = self._time
-        self.changed[slots[moved]] = self._time
+            self.changed[left] = self.time
+        self.changed[slots[moved]] = self.time
 
     def index(self, array: Integers) -> torch.Tensor:
         """Return an index that torch takes."""

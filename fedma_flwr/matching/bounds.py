@@ -1,0 +1,261 @@
+"""Bounds on gains, that most rows stay where they are without a product of their own.
+
+A row w gains ``-weight_i |w - m_i|^2`` in unit i, see ``gain.py``, so that most rows want the unit
+that they have and no other comes near. Let w be in unit o, and e = w - m_o, which is short. Then
+
+    w . m_i = m_o . m_i + e . m_i <= m_o . m_i + |e| |m_i|.
+
+The products of all units with one another, made once for all clients, and one dot product a row
+thus bound what a row gains elsewhere, as the distances between clusters do in Elkan's k-means
+("Using the triangle inequality to accelerate k-means", ICML 2003). Only *open* rows, those that
+want to move, have products with all units. A unit that changes later is taken to be as near to the
+others, the *closed* ones, as it can be by its length; those for which that is not far enough, at
+the units' prices, are opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .gain import ScalarGain
+from .products import TINY, rounding
+from .result import Floats, Integers
+from .state import GlobalUnits
+
+# A row whose squared distance from its unit's mean is more than this part of that from the prior
+# mean is open from the start.
+_FAR = 1 / 2
+
+Worth = Callable[[Integers], Floats]
+"""The part of the gain in units of some popularities that comes from these."""
+
+
+class Bounded(NamedTuple):
+    """What is known of a client's gains in existing units."""
+
+    most: Floats
+    """The most that a row gains in a unit; of a closed row in the unit that it has, the least."""
+    error: Floats
+    """The most that an open row's gain in a unit is less than that, shape (L,)."""
+    closed: NDArray[np.bool_]
+    """Shape (n,)."""
+
+
+class Bounds:
+    """Bounds on all clients' gains, brought up to date at every visit.
+
+    Parameters
+    ----------
+    state : GlobalUnits
+        Nobody is taken out.
+    gain : ScalarGain
+    worth : function of int array, shape (L,)
+    opened : sequence of J bool arrays, shapes (L_j,)
+        Rows that are open from the start; those that their units say little of are as well.
+    """
+
+    def __init__(
+        self,
+        state: GlobalUnits,
+        gain: ScalarGain,
+        worth: Worth,
+        opened: Sequence[NDArray[np.bool_]],
+    ) -> None:
+        self._state, self._gain, self._worth = state, gain, worth
+        self._held = list(state.slots)
+        self._asked = [state.time for _ in state.slots]
+        made = Made(state, gain, worth, opened)
+        self._open = made.opened
+        # For every slot: units were numbered as they came, and so are their slots.
+        self._most, self._error = [], []
+        for client in range(len(state.slots)):
+            most, error = made.of_client(client)
+            self._most.append(most)
+            self._error.append(error)
+
+    def at(self, client: int) -> Bounded:
+        """Return the bounds of a client that is taken out; to be asked at every visit."""
+        state = self._state
+        missing = state.numbering.max(initial=-1) + 1 - len(self._error[client])
+        if missing > 0:
+            self._most[client] = np.pad(self._most[client], ((0, 0), (0, missing)))
+            self._error[client] = np.pad(self._error[client], (0, missing))
+        asked, slots = self._asked[client], state.slots[client]
+        self._asked[client] = state.time
+        news = np.flatnonzero(state.is_news(client, state.numbering, asked))
+        if len(news):
+            opened, changed = np.flatnonzero(self._open[client]), state.numbering[news]
+            most = self._gain.at_most(state, client, opened, news)
+            self._most[client][:, changed] = most + self._worth(state.popularity[changed])
+            self._error[client][changed] = 0.0
+        # These have no least gain in what they have any more.
+        lost = state.is_news(client, slots, asked) | (slots != self._held[client])
+        self.open(client, np.flatnonzero(lost & ~self._open[client]))
+        most = np.take(self._most[client], state.numbering, axis=1)
+        return Bounded(most, self._error[client][state.numbering], ~self._open[client])
+
+    def open(self, client: int, rows: Integers) -> Floats:
+        """Open some rows of a client that is taken out; return what they gain."""
+        state = self._state
+        self._open[client][rows] = True
+        if not len(rows):
+            return np.empty((0, state.width))
+        gains = self._gain.exactly(state, client, rows, np.arange(state.width)).existing
+        gains += self._worth(state.popularity[state.numbering])
+        self._most[client][np.ix_(rows, state.numbering)] = gains
+        return gains
+
+
+class Made:
+    """The bounds as they are made, while nothing has changed yet.
+
+    Products are in float32. The error of twice a product is at most r times twice its factors'
+    lengths, see :class:`Products`, and ``2 a b <= a^2 + b^2``: so every row and every unit has
+    its own part of the error, r times its square.
+    """
+
+    def __init__(
+        self,
+        state: GlobalUnits,
+        gain: ScalarGain,
+        worth: Worth,
+        opened: Sequence[NDArray[np.bool_]],
+    ) -> None:
+        self._state, self._gain, self._worth = state, gain, worth
+        self._rounding, self._tiny = rounding(state, state.width), len(gain.mean) * TINY
+        self._columns = state.assignments()
+        self._popularity = state.popularity[state.numbering]
+        S = gain.precision(self._popularity)
+        self._share = gain.s / S  # of a member in the mean
+        self._multiply_sums()
+        square, prior = self._of_sums
+        self._square = gain.mean_square(self._popularity, square, prior)
+        # A bound on the means' lengths in which nothing cancels.
+        length = self._share * np.sqrt(square) + gain.s0 / S * np.sqrt(gain.mean2)
+        self._error = self._rounding * length**2 + self._tiny * self._share**2
+        # Products of sums become those of means.
+        self._cross *= gain.s**2
+        self._cross += gain.s0**2 * gain.mean2 + gain.s0 * gain.s * (prior[:, None] + prior)
+        self._cross /= S
+        self._cross /= S[:, None]
+        self.opened = [rows | self._is_far(client) for client, rows in enumerate(opened)]
+        self._multiply_open_rows()
+
+    def _is_far(self, client: int) -> NDArray[np.bool_]:
+        """Return which rows are so far from their units' means that bounds would say little."""
+        rows = self._gain.products(self._state, client)
+        _, apart = self._own_products(client)
+        from_prior = rows.square - 2 * rows.prior + self._gain.mean2
+        far: NDArray[np.bool_] = apart > _FAR * from_prior
+        return far
+
+    def _own_products(self, client: int) -> tuple[Floats, Floats]:
+        """Return ``w . m_o`` and ``|w - m_o|^2`` of a client's rows and their units, (L_j,)."""
+        gain, columns = self._gain, self._columns[client]
+        rows = gain.products(self._state, client)
+        of_sum = gain.s0 * rows.prior + gain.s * self._own[client]
+        product = self._share[columns] / gain.s * of_sum
+        return product, rows.square - 2 * product + self._square[columns]
+
+    def of_client(self, client: int) -> tuple[Floats, Floats]:
+        """Return a client's bounds and their errors once it is taken out.
+
+        Where a client's row v is in unit i, ``m_i`` then moves away from it, by
+        ``s / (S_i - s) (m_i - v)``.
+        """
+        gain, columns = self._gain, self._columns[client]
+        rows, opened = gain.products(self._state, client), np.flatnonzero(self.opened[client])
+        share, popularity = self._share[columns], self._popularity.copy()
+        error_of_row = self._rounding * rows.square + self._tiny
+        error = error_of_row + self._error[columns]
+        product, apart = self._own_products(client)
+        distance = np.sqrt((apart + error).clip(0.0))
+
+        popularity[columns] -= 1
+        step = np.zeros(len(popularity))  # how far a mean moves, as a part of its distance from v
+        step[columns] = share / (1 - share)
+        moved = np.zeros(len(popularity))
+        moved[columns] = step[columns] * distance
+        square, off = self._square.copy(), np.zeros(len(popularity))
+        square[columns] += 2 * step[columns] * (square[columns] - product)
+        square[columns] += step[columns] ** 2 * apart
+        off[columns] = step[columns] * (1 + step[columns]) * error
+
+        # |w - m_i|^2 >= |w|^2 - 2 (m_o . m_i + |e| |m_i| + |w| moved) + square.
+        fixed, weight = self._fixed(popularity), gain.weight(popularity)
+        of_row = [rows.square - self._error[columns], distance, np.sqrt(rows.square)]
+        of_unit = [-weight, 2 * weight * np.sqrt(self._square), 2 * weight * moved]
+        of_row.append(np.ones(len(columns)))
+        of_unit.append(fixed - weight * (square - off - self._error))
+        most = np.take(self._cross, columns, axis=0)
+        most *= 2 * weight
+        torch.from_numpy(most).addmm_(
+            torch.from_numpy(np.stack(of_row, 1)), torch.from_numpy(np.stack(of_unit))
+        )
+        least = fixed[columns] - weight[columns] * (distance / (1 - share)) ** 2
+        most[np.arange(len(columns)), columns] = least
+
+        longest = error_of_row.max(initial=0.0)
+        off += (1 + step) * (self._error + longest)
+        off[columns] += step[columns] * (longest + error_of_row)
+        products = (
+            self._share
+            / gain.s
+            * (gain.s0 * rows.prior[opened, None] + gain.s * self._direct[client])
+        )
+        products *= 1 + step
+        products[:, columns] -= step[columns] * self._kin[client]
+        most[opened] = fixed - weight * (rows.square[opened, None] - 2 * products + square - off)
+        return most, 2 * weight * off
+
+    def _fixed(self, popularity: Integers) -> Floats:
+        """Return the part of the gain that does not depend on the row; units may be empty."""
+        popularity = np.maximum(popularity, 1)
+        fixed: Floats = self._gain.logs(popularity) + self._worth(popularity)
+        return fixed
+
+    def _multiply_sums(self) -> None:
+        """Multiply sums with one another and rows with their units' sums."""
+        state, width = self._state, self._state.width
+        mean = torch.from_numpy(self._gain.mean)
+        cross, of_sums = torch.zeros(width, width).double(), torch.zeros(2, width).double()
+        own = [torch.zeros(len(held)).double() for held in self._columns]
+        for block in state.blocks(width):
+            exact = self._sums(block)
+            of_sums[0] += torch.linalg.vecdot(exact, exact)
+            if self._gain.mean2:
+                of_sums[1] += exact @ mean[block]
+            sums = exact.float()
+            cross += sums @ sums.T
+            for client, held in enumerate(self._columns):
+                units = torch.index_select(sums, 0, state.index(held))
+                own[client] += torch.linalg.vecdot(units, state.single_rows(client, block))
+        self._cross, self._of_sums = cross.numpy(), of_sums.numpy()
+        self._own = [products.numpy() for products in own]
+
+    def _multiply_open_rows(self) -> None:
+        """Multiply open rows with all sums and with all rows of their client."""
+        state, width = self._state, self._state.width
+        chosen = [np.flatnonzero(rows) for rows in self.opened]
+        direct = [torch.zeros(len(rows), width).double() for rows in chosen]
+        kin = [
+            torch.zeros(len(rows), len(held)).double()
+            for rows, held in zip(chosen, self._columns, strict=True)
+        ]
+        for block in state.blocks(width):
+            sums = self._sums(block).float()
+            for client, opened in enumerate(chosen):
+                rows = state.single_rows(client, block)
+                some = rows[state.index(opened)]
+                direct[client] += some @ sums.T
+                kin[client] += some @ rows.T
+        self._direct, self._kin = ([a.numpy() for a in x] for x in (direct, kin))
+
+    def _sums(self, block: slice) -> torch.Tensor:
+        slots = self._state.index(self._state.numbering)
+        return torch.index_select(self._state.sums[:, block], 0, slots)

@@ -1,0 +1,107 @@
+"""Bounds on gains hold, and spare the products that they stand for."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedma_flwr.matching import BBPMAP, products
+from fedma_flwr.matching.bounds import Bounds
+from fedma_flwr.matching.gain import ScalarGain
+from fedma_flwr.matching.problem import NEW
+from fedma_flwr.matching.state import GlobalUnits
+
+CLIENTS = 5
+
+
+def worth(popularity):
+    return np.log(popularity / (CLIENTS + 1 - popularity))
+
+
+def grouped(rng, noise):
+    """Return a state in which row l of every client is unit l, but for a row of its own."""
+    size = 30
+    shared = rng.normal(size=(8, size)) * rng.uniform(0.2, 3.0, size=(8, 1))
+    units = [shared + noise * rng.normal(size=shared.shape) for _ in range(CLIENTS)]
+    state = GlobalUnits(units, np.zeros(size), torch.device("cpu"))
+    for client in range(CLIENTS):
+        state.take_out(client)
+        columns = np.arange(8) if client else np.full(8, NEW)
+        columns[client % 3] = NEW
+        state.put_back(client, columns)
+    return state, size
+
+
+def holds(state, gain, bounds, client):
+    """Check a client's bounds against exact gains; return how many rows are closed."""
+    state.take_out(client)
+    most, error, closed = bounds.at(client)
+    columns = state.columns(client)
+    exact = gain(state, client).existing + worth(state.popularity[state.numbering])
+    rows = np.flatnonzero(closed)
+    assert (columns[rows] != NEW).all()
+    least = most[rows, columns[rows]]
+    most[rows, columns[rows]] = np.inf
+    slack = 1e-9 * (1 + np.abs(exact))
+    assert (most >= exact - slack).all()
+    assert (least <= exact[rows, columns[rows]] + slack[rows, columns[rows]]).all()
+    assert (exact[~closed] >= most[~closed] - error - slack[~closed]).all()
+    return len(rows)
+
+
+@pytest.mark.parametrize("log_determinant", [False, True])
+@pytest.mark.parametrize("noise", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_bounds_hold_while_units_change(seed, noise, log_determinant):
+    rng = np.random.default_rng(seed)
+    state, size = grouped(rng, noise)
+    gain = ScalarGain(rng.uniform(0.1, 2), 1.5, rng.normal(size=size) * (seed % 2), log_determinant)
+    opened = [rng.random(8) < 0.2 for _ in range(CLIENTS)]
+    opened = [o | (state.popularity[s] == 1) for o, s in zip(opened, state.slots, strict=True)]
+    bounds = Bounds(state, gain, worth, opened)
+    closed = []
+    for client in [*rng.permutation(CLIENTS), *rng.permutation(CLIENTS)]:
+        closed.append(holds(state, gain, bounds, client))
+        columns = state.columns(client)
+        if rng.random() < 0.7:  # two rows change places, one opens a unit
+            first, second, third = rng.choice(8, 3, replace=False)
+            columns[[first, second]] = columns[[second, first]]
+            columns[third] = NEW
+        state.put_back(client, columns)
+    assert closed[0] > 0 or noise == 1.0
+    assert closed[-1] < 8
+
+
+def test_an_opened_row_has_exact_gains():
+    rng = np.random.default_rng(5)
+    state, size = grouped(rng, 0.1)
+    gain = ScalarGain(1.0, 1.0, np.zeros(size), False)
+    bounds = Bounds(state, gain, worth, [state.popularity[s] == 1 for s in state.slots])
+    state.take_out(3)
+    row = np.flatnonzero(bounds.at(3).closed)[:1]
+    exact = gain(state, 3).existing + worth(state.popularity[state.numbering])
+    np.testing.assert_allclose(bounds.open(3, row), exact[row], rtol=1e-12)
+    most, _, closed = bounds.at(3)
+    assert not closed[row].any()
+    np.testing.assert_allclose(most[row], exact[row], rtol=1e-12)
+
+
+def test_sweeps_multiply_few_rows(monkeypatch):
+    """Nine tenths of the rows are shared: after the first pass they have no product any more."""
+    rng = np.random.default_rng(6)
+    shared = rng.normal(size=(36, 400))
+    units = []
+    for _ in range(6):
+        rows = np.vstack([shared, rng.normal(size=(4, 400))])
+        rows += 0.2 * rng.normal(size=rows.shape)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        units.append(rng.permutation(rows).astype(np.float32))
+    made, multiply = [], products.Products._multiply
+
+    def counting(self, slots, rows=None, rough=False):
+        made.append((len(self.square) if rows is None else len(rows), rough))
+        return multiply(self, slots, rows, rough)
+
+    monkeypatch.setattr(products.Products, "_multiply", counting)
+    BBPMAP.reference().match(units)
+    assert sum(rough for _, rough in made) == 5
+    assert max(count for count, rough in made[6:] if not rough) <= 10
