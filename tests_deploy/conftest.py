@@ -65,16 +65,16 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def three_nodes(tmp_path_factory):
-    """A SuperLink and three SuperNodes."""
-    yield from running(tmp_path_factory.mktemp("three"), 3)
+def two_nodes(tmp_path_factory):
+    """A SuperLink and two SuperNodes."""
+    yield from running(tmp_path_factory.mktemp("two"), 2)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(three_nodes):
+def undisturbed(two_nodes):
     """The run that the others are measured against: two rounds in which nothing happens."""
-    run = Run(three_nodes, "undisturbed")
-    run.start(min_available_nodes=len(three_nodes.nodes))
+    run = Run(two_nodes, "undisturbed")
+    run.start(min_available_nodes=len(two_nodes.nodes))
     return run
 
 
