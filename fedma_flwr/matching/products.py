@@ -52,7 +52,7 @@ class Products:
         self._mean, self._has_mean = torch.from_numpy(mean).to(state.sums.device), mean.any()
         self.square, self.prior = self._of_rows()
         # As much memory as the client's rows, twice that if these are float32.
-        self._keep = len(state.popularity) <= len(mean)
+        self._keep = state.width <= len(mean)
         self._cross = np.empty((len(self.square), 0))
         self._others = np.empty((2, 0))  # |T_i|^2 and mu . T_i
         self._made: int | None = None  # when what is kept was last brought up to date
@@ -96,12 +96,12 @@ class Products:
         return np.take(self._cross, slots, axis=1), self._others[:, slots]
 
     def _of_rows(self) -> tuple[Floats, Floats]:
-        square = prior = torch.zeros((), dtype=torch.float64)
-        for block in self._state.blocks(len(self._state.popularity)):
-            rows = self._state.rows(self._client, block)
-            square = square + torch.linalg.vecdot(rows, rows)
-            prior = prior + (rows @ self._mean[block] if self._has_mean else 0.0 * square)
-        return square.cpu().numpy(), prior.cpu().numpy()
+        square, prior = [], []
+        for part in self._state.parts(self._client):
+            rows = self._state.rows(self._client, chosen=part)
+            square.append(torch.linalg.vecdot(rows, rows))
+            prior.append(rows @ self._mean if self._has_mean else torch.zeros_like(square[-1]))
+        return torch.cat(square).cpu().numpy(), torch.cat(prior).cpu().numpy()
 
     def _multiply(
         self, slots: Integers, rows: Integers | None = None, rough: bool = False

@@ -86,7 +86,9 @@ class GlobalUnits:
         self._is_centred = not centre.any()
         # No product of a row with a sum is larger: Cauchy and Schwarz.
         self.largest_product = len(units) * sum(float(np.vdot(a, a)) for a in units)
-        capacity = max(len(array) for array in units)
+        # Room to grow: memory that is not written to takes none, copies do.
+        widest = max(len(array) for array in units)
+        capacity = widest + widest // 8 + 1
         self.sums = torch.zeros(capacity, len(centre), dtype=torch.float64, device=device)
         self.popularity = np.zeros(capacity, dtype=np.int64)
         self.numbering = np.empty(0, dtype=np.int64)
@@ -105,6 +107,10 @@ class GlobalUnits:
         count = max(-(-size * max(rows, _ROWS) // _PIECE), 1)
         ends = [size * i // count for i in range(count + 1)]
         return [slice(a, b) for a, b in itertools.pairwise(ends)]
+
+    def parts(self, client: int) -> list[slice]:
+        """Return the pieces of a client's rows, of the whole signature, that are worked on."""
+        return [slice(a, a + _ROWS) for a in range(0, len(self._units[client]), _ROWS)]
 
     @property
     def width(self) -> int:
