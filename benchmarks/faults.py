@@ -26,6 +26,7 @@ from benchmarks.measure import machine
 HOSTILE = 2  # the last two clients
 AVERAGES = ("mean", "median", "trimmed_mean")
 LOSSES = (0.0, 0.1, 0.3, 0.5)
+BUNDLES = (1, "all")  # 4 and 2 exchanges a round
 #: Just within `max_norm_ratio` of what a client of the usual size would send.
 SCALE = 9.0
 
@@ -102,29 +103,31 @@ def loser(probability: float, seed: int) -> Callable[[Message, Context], None]:
     return intercept
 
 
-def jobs(kinds: Sequence[str], seeds: Sequence[int], alpha: float) -> Iterator[tuple[Row, dict]]:
+def jobs(arguments: argparse.Namespace) -> Iterator[tuple[Row, dict]]:
     """What identifies each run, and how to do it."""
-    for seed in seeds:
-        base = {"seed": seed, "alpha": alpha}
-        if "hostile" in kinds:
-            for average in AVERAGES:
+    for seed in arguments.seeds:
+        base = {"seed": seed, "alpha": arguments.alpha}
+        if "hostile" in arguments.only:
+            for average in arguments.averages:
                 row = {"kind": "hostile", "averaging": average, **base}
                 # The run without them: their digits are not there either.
                 without = {"clients": CLIENTS - HOSTILE, "averaging": average}
                 yield {**row, "attack": "none"}, without
-                for attack in ATTACKS:
+                for attack in arguments.attacks:
                     mods = [hostile(attack, seed)]
                     yield {**row, "attack": attack}, {"mods": mods, "averaging": average}
-        if "loss" in kinds:
-            for loss in LOSSES:
-                yield {"kind": "loss", "loss": loss, **base}, {"intercept": loser(loss, seed)}
+        if "loss" in arguments.only:
+            for bundle in BUNDLES:
+                for loss in LOSSES:
+                    row = {"kind": "loss", "groups_per_stage": bundle, "loss": loss, **base}
+                    yield row, {"intercept": loser(loss, seed), "groups_per_stage": bundle}
 
 
 def measure(arguments: argparse.Namespace) -> list[Row]:
     """Run what is not in the file yet; rows are printed, and written as they come."""
     file = arguments.json
     rows: list[Row] = json.loads(file.read_text())["rows"] if file and file.exists() else []
-    for place, options in jobs(arguments.only, arguments.seeds, arguments.alpha):
+    for place, options in jobs(arguments):
         if any(place.items() <= row.items() for row in rows):
             continue
         outcome = run(seed=place["seed"], alpha=place["alpha"], **options)
@@ -145,34 +148,41 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 
 
 def hostile_table(rows: Sequence[Row]) -> str:
-    """Final accuracy, mean over the seeds; in brackets the loss against the run without them."""
-    lines = [["attack", *(f"`{average}`" for average in AVERAGES)], ["---"] * 4]
-    for attack in dict.fromkeys(row["attack"] for row in rows):
-        cells = []
-        for average in AVERAGES:
-            of = [r for r in rows if (r["attack"], r["averaging"]) == (attack, average)]
-            base = {
-                r["seed"]: r["accuracies"][-1]
-                for r in rows
-                if (r["attack"], r["averaging"]) == ("none", "mean")
-            }
-            final = np.mean([r["accuracies"][-1] for r in of])
-            change = np.mean([r["accuracies"][-1] - base[r["seed"]] for r in of])
-            cells.append(f"{final:.3f} ({change:+.3f})")
-        lines.append([attack, *cells])
+    """Final accuracy, mean over the seeds; in brackets the change from the mean without them."""
+    final = {(r["attack"], r["averaging"], r["seed"]): r["accuracies"][-1] for r in rows}
+    averages = [average for average in AVERAGES if any(average in key for key in final)]
+    lines = [["attack", *(f"`{average}`" for average in averages)], ["---"] * (len(averages) + 1)]
+    for attack in ("none", *ATTACKS):
+        cells = [_cell(final, attack, average) for average in averages]
+        if any(cells):
+            lines.append([attack, *cells])
     return _markdown(lines)
+
+
+def _cell(final: dict[tuple[str, str, int], float], attack: str, average: str) -> str:
+    seeds = [s for a, v, s in final if (a, v) == (attack, average) and ("none", "mean", s) in final]
+    if not seeds:
+        return ""
+    accuracy = np.mean([final[attack, average, seed] for seed in seeds])
+    change = accuracy - np.mean([final["none", "mean", seed] for seed in seeds])
+    return f"{accuracy:.3f} ({change:+.3f}; {len(seeds)} seeds)"
 
 
 def loss_table(rows: Sequence[Row]) -> str:
     """Accuracy after each round, means over the seeds."""
-    head = ["loss per stage", *(f"after round {n + 1}" for n in range(ROUNDS))]
-    lines = [[*head, "clients dropped", "rounds given up"], ["---"] * (ROUNDS + 3)]
-    for loss in dict.fromkeys(row["loss"] for row in rows):
-        of = [row for row in rows if row["loss"] == loss]
+    head = [
+        "`groups_per_stage`",
+        "loss per stage",
+        *(f"after round {n + 1}" for n in range(ROUNDS)),
+    ]
+    lines = [[*head, "clients dropped", "rounds given up", "seeds"], ["---"] * (ROUNDS + 5)]
+    for bundle, loss in dict.fromkeys((row["groups_per_stage"], row["loss"]) for row in rows):
+        of = [row for row in rows if (row["groups_per_stage"], row["loss"]) == (bundle, loss)]
         accuracies = np.mean([row["accuracies"] for row in of], axis=0)
         counts = [np.mean([row[key] for row in of]) for key in ("dropped", "given_up")]
         cells = [f"{accuracy:.3f}" for accuracy in accuracies]
-        lines.append([f"{100 * loss:.0f} %", *cells, *(f"{count:.1f}" for count in counts)])
+        cells += [*(f"{count:.1f}" for count in counts), str(len(of))]
+        lines.append([f"`{bundle}`", f"{100 * loss:.0f} %", *cells])
     return _markdown(lines)
 
 
@@ -186,7 +196,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file to write the rows to")
     parser.add_argument("--only", nargs="+", choices=list(kinds), default=list(kinds))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--alpha", type=float, default=0.5)
+    parser.add_argument("--alpha", type=float, default=0.5, help="of the Dirichlet distribution")
+    parser.add_argument("--averages", nargs="+", choices=AVERAGES, default=list(AVERAGES))
+    parser.add_argument("--attacks", nargs="*", choices=list(ATTACKS), default=list(ATTACKS))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows = measure(options)

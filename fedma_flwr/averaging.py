@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedma_flwr import statistics
 from fedma_flwr.matching import Matcher, Matching
-from fedma_flwr.robust import Averaging
+from fedma_flwr.robust import Averaging, cap_counts, scale_down
 from fedma_flwr.structure import (
     PermutationSpec,
     PlannedStage,
@@ -120,6 +120,8 @@ def settle_stage(
     like = updates[0].tensors
     updates = [replace(u, tensors=statistics.to_moments(spec, u.tensors)) for u in updates]
     wide = [dict(update.tensors) for update in updates]
+    if averaging.robust:
+        wide = scale_down(wide, [n for n in like if _is_weight(spec, n, like[n])])
     assignments: list[dict[str, Tensor]] = [{} for _ in updates]
     widths: dict[str, int] = {}
     matchings: dict[str, Matching] = {}
@@ -156,6 +158,10 @@ def settle_stage(
             if tuple(names) == rows[group]:
                 set_signature(spec, group, names, settled, torch.as_tensor(matching.units))
     return StageOutcome(settled, tuple(assignments), widths, matchings, by_class)
+
+
+def _is_weight(spec: PermutationSpec, name: str, tensor: Tensor) -> bool:
+    return tensor.dtype.is_floating_point and name not in spec.statistics
 
 
 def _expand_group(
@@ -242,6 +248,8 @@ def _average_rest(
         tensors = [client[name] for client in wide]
         weights = examples.reshape([-1] + [1] * tensors[0].dim())
         counts = _class_weights(spec, name, updates) if name in spec.head else None
+        if counts is not None and averaging.robust:
+            counts = cap_counts(counts)
         if counts is not None:
             weights, by_class = counts, True
         if averaging.robust:

@@ -6,12 +6,15 @@ of what the others send, so that averages, matching and the clients' own trainin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from fedma_flwr.averaging import ClientUpdate
+from fedma_flwr.robust import SMALL, lower_median, row_sizes
 from fedma_flwr.statistics import VARIANCE
 from fedma_flwr.structure import PermutationSpec
 
@@ -20,8 +23,6 @@ from fedma_flwr.structure import PermutationSpec
 LARGEST = 1e9
 #: Whole numbers up to here are exact in the float64 in which they are averaged.
 LARGEST_INTEGER = 2**53
-#: What is smaller passes: biases that begin at 0 have no scale to be compared with.
-SMALL = 0.1
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Limits:
         The largest unit of an uploaded tensor may have this times the norm that is usual.
     max_weight_ratio : float (default: 10.0)
         A client's examples, and its class counts together, count for at most this times the
-        cohort's median.
+        cohort's median. 1: the hostile tenth of a cohort has a tenth of the weight at most.
 
     Raises
     ------
@@ -44,6 +45,12 @@ class Limits:
 
     max_norm_ratio: float = 10.0
     max_weight_ratio: float = 10.0
+
+    @classmethod
+    def of(cls, max_norm_ratio: float, max_weight_ratio: float | None, *, robust: bool) -> Limits:
+        """Limits whose weight ratio, if it is None, suits the average: 10, or 1 if it is robust."""
+        default = 1.0 if robust else 10.0
+        return cls(max_norm_ratio, default if max_weight_ratio is None else max_weight_ratio)
 
     def __post_init__(self) -> None:
         for name in ("max_norm_ratio", "max_weight_ratio"):
@@ -86,7 +93,7 @@ def oversized(
         if not model[name].dtype.is_floating_point:
             continue
         sizes = {node: _size(spec, name, u.tensors[name]) for node, u in updates.items()}
-        usual = max(_median(list(sizes.values())), _size(spec, name, model[name]), SMALL)
+        usual = max(lower_median(list(sizes.values())), _size(spec, name, model[name]), SMALL)
         for node, size in sizes.items():
             if size > max_norm_ratio * usual:
                 found.setdefault(
@@ -103,7 +110,9 @@ def bound_weights(
     """Updates whose examples and class counts do not exceed the cohort's median by too much.
 
     Nothing is refused here: a client may well have many examples. Class counts are scaled down
-    together, so that a client's classes keep their shares.
+    together, so that a client's classes keep their shares. If most clients have sent class counts
+    of one length, the others count as having their examples in all classes alike: one client
+    cannot keep the head from being averaged class by class.
 
     Parameters
     ----------
@@ -112,10 +121,11 @@ def bound_weights(
     max_weight_ratio : float
         See `Limits`.
     """
+    updates = _with_counts(updates)
     examples = [update.examples for update in updates.values()]
     counts = [float(u.class_counts.sum()) for u in updates.values() if u.class_counts is not None]
-    most = max_weight_ratio * _median(examples)
-    most_counts = max_weight_ratio * _median(counts)
+    most = max_weight_ratio * lower_median(examples)
+    most_counts = max_weight_ratio * lower_median(counts)
     bounded = {}
     for node, update in updates.items():
         classes = update.class_counts
@@ -125,13 +135,23 @@ def bound_weights(
     return bounded
 
 
+def _with_counts(updates: Mapping[int, ClientUpdate]) -> Mapping[int, ClientUpdate]:
+    lengths = {
+        node: 0 if update.class_counts is None else len(update.class_counts)
+        for node, update in updates.items()
+    }
+    usual, number = Counter(lengths.values()).most_common(1)[0] if lengths else (0, 0)
+    if usual == 0 or 2 * number <= len(lengths):
+        return updates
+    return {
+        node: u
+        if lengths[node] == usual
+        else replace(u, class_counts=torch.full((usual,), u.examples / usual, dtype=torch.float64))
+        for node, u in updates.items()
+    }
+
+
 def _size(spec: PermutationSpec, name: str, tensor: Tensor) -> float:
-    rows = tensor.double().reshape(tensor.shape[0] if tensor.dim() else 1, -1)
     if name in spec.statistics and name.endswith(VARIANCE):
-        rows = rows.clamp_min(0.0).sqrt()
-    return float(rows.square().mean(1).sqrt().max()) if rows.numel() else 0.0
-
-
-def _median(values: Sequence[float]) -> float:
-    """The lower one of the two in the middle; 0 if there are none."""
-    return sorted(values)[(len(values) - 1) // 2] if values else 0.0
+        tensor = tensor.clamp_min(0.0).sqrt()
+    return float(row_sizes(tensor).max())

@@ -60,8 +60,11 @@ class Exchange:
 
     @property
     def all_failed(self) -> bool:
-        """Whether every client failed by itself: what one sends cannot have been the cause."""
-        return self._failed == self.record.cohort
+        """Whether the round's whole cohort failed in this stage, each client by itself.
+
+        A mistake in the clients' code does that; chance and hostile clients hardly can.
+        """
+        return self._failed == self.current.size
 
     def messages(self) -> list[Message]:
         """The messages to the whole cohort."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from logging import INFO
 from typing import Any
 
-from flwr.supercore import log
 from torch import nn
 
 from fedma_flwr.matching import Matcher
 from fedma_flwr.robust import Averaging
-from fedma_flwr.round import RoundSettings
 from fedma_flwr.structure import (
     GroupsPerStage,
     PermutationSpec,
@@ -42,20 +39,6 @@ def make_spec(
     if not spec.groups:
         raise SpecError("The spec has no groups, so there is nothing to match: use FedAvg.")
     return spec
-
-
-def log_settings(settings: RoundSettings) -> None:
-    """Log the settings of a run as a tree."""
-    groups = ", ".join(f"{name} ({g.size})" for name, g in settings.spec.groups.items())
-    log(INFO, "\t├──> FedMA settings:")
-    log(INFO, "\t│\t├── Groups: %s", groups)
-    log(INFO, "\t│\t├── Stages of a round: %s", len(settings.plan))
-    log(INFO, "\t│\t├── Matcher: %s", settings.matcher)
-    log(INFO, "\t│\t├── Initialisation: %s", settings.initialisation)
-    log(INFO, "\t│\t├── Growth: at most %s times", settings.max_growth)
-    log(INFO, "\t│\t├── Averaging: %s", settings.averaging)
-    log(INFO, "\t│\t├── Limits: %s", settings.limits)
-    log(INFO, "\t│\t└── Precision on the wire: %s", settings.wire_dtype)
 
 
 def make_averaging(kind: str, trimmed_share: float, matcher: Matcher) -> Averaging:

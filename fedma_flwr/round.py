@@ -11,45 +11,12 @@ from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedma_flwr import previous, protocol, wire
-from fedma_flwr.averaging import ClientUpdate, StageOutcome, max_width, settle_stage
-from fedma_flwr.bounds import Limits
-from fedma_flwr.matching import Matcher, SavedMatching
+from fedma_flwr.averaging import ClientUpdate, StageOutcome, settle_stage
+from fedma_flwr.matching import SavedMatching
 from fedma_flwr.protocol import Assignments, Instruction
 from fedma_flwr.replies import Expected
-from fedma_flwr.robust import Averaging
 from fedma_flwr.saved_matchings import GroupMatching, MatchingsFolder, RoundMatching
-from fedma_flwr.structure import PermutationSpec, StagePlan
-
-COMMON, OWN = "common", "own"
-
-
-@dataclass(frozen=True)
-class RoundSettings:
-    """What stays the same from round to round; the parameters are those of `FedMA`."""
-
-    spec: PermutationSpec
-    plan: StagePlan
-    matcher: Matcher
-    initialisation: str
-    max_growth: float
-    weighted_units: bool
-    server_learning_rate: float
-    averaging: Averaging
-    limits: Limits
-    wire_dtype: str
-    weighted_by_key: str
-    arrayrecord_key: str
-    configrecord_key: str
-    seed: int
-    config_overrides: Mapping[str, Mapping[str, Any]]  # by name of the stage
-
-    @property
-    def max_widths(self) -> dict[str, int]:
-        """The most units that each group may have."""
-        return {
-            name: max_width(group.size, group.growable, self.max_growth)
-            for name, group in self.spec.groups.items()
-        }
+from fedma_flwr.settings import OWN, RoundSettings
 
 
 @dataclass
@@ -153,6 +120,7 @@ class CommunicationRound:
         self.model = model
         self.number = number
         self.members = {member.node_id: member for member in members}
+        self.size = len(members)  # of the cohort, before anyone is dropped
         self.config = dict(config)
         self.nonce = nonce
         self.settled: dict[str, Tensor] = {}

@@ -158,7 +158,7 @@ def make_strategy(
         averaging=str(config["averaging"]).replace("-", "_"),
         trimmed_share=float(config["trimmed-share"]),
         max_norm_ratio=float(config["max-norm-ratio"]),
-        max_weight_ratio=float(config["max-weight-ratio"]),
+        max_weight_ratio=float(config["max-weight-ratio"]) or None,
         wire_dtype=str(config["wire-dtype"]),
         **later,
         **common,

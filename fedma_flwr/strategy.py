@@ -28,19 +28,13 @@ from fedma_flwr.cohort import TRAIN_STREAM
 from fedma_flwr.exchange import Exchange, count_parameters
 from fedma_flwr.matching import BBPMAP, Matcher
 from fedma_flwr.metrics import consistent_metrics
-from fedma_flwr.planning import log_settings, make_averaging, make_plan, make_spec
+from fedma_flwr.planning import make_averaging, make_plan, make_spec
 from fedma_flwr.replies import StageReply
 from fedma_flwr.resuming import ResumableCohort
 from fedma_flwr.robust import MEAN
-from fedma_flwr.round import (
-    COMMON,
-    OWN,
-    CommunicationRound,
-    GlobalModel,
-    Member,
-    RoundSettings,
-)
+from fedma_flwr.round import CommunicationRound, GlobalModel, Member
 from fedma_flwr.saved_matchings import open_folder
+from fedma_flwr.settings import COMMON, RoundSettings, check_settings, log_settings
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec
 from fedma_flwr.wire import FLOAT32, check_wire_dtype
 
@@ -91,8 +85,9 @@ class FedMA(ResumableCohort):
         Share of the cohort that ``"trimmed_mean"`` cuts off at either end.
     max_norm_ratio : float (default: 10.0)
         A client with a unit of more than this times the usual norm is refused (see `oversized`).
-    max_weight_ratio : float (default: 10.0)
+    max_weight_ratio : float, optional (default: None)
         A client's examples and class counts count for at most this times the cohort's median.
+        None: 10, or 1 with a robust `averaging`.
     wire_dtype : {"float32", "float16", "bfloat16"} (default: "float32")
         Precision in which weights cross, both ways; ``"float32"``: that of the model, unchanged.
         Tensors of one axis are never compressed. Values beyond float16's 65504 become 65504.
@@ -143,7 +138,7 @@ class FedMA(ResumableCohort):
         averaging: str = MEAN,
         trimmed_share: float = 0.2,
         max_norm_ratio: float = 10.0,
-        max_weight_ratio: float = 10.0,
+        max_weight_ratio: float | None = None,
         wire_dtype: str = FLOAT32,
         retrain_config: Mapping[str, Any] | None = None,
         head_config: Mapping[str, Any] | None = None,
@@ -151,20 +146,11 @@ class FedMA(ResumableCohort):
         **fedavg: Any,
     ) -> None:
         super().__init__(**fedavg)
-        if initialisation not in (COMMON, OWN):
-            raise ValueError(
-                f"initialisation was {initialisation!r}; it must be {COMMON!r} or {OWN!r}."
-            )
-        if not 1.0 <= max_growth < float("inf"):
-            raise ValueError(f"max_growth was {max_growth}; it must be 1 or more.")
-        if not 0.0 < server_learning_rate <= 1.0:
-            raise ValueError(
-                f"server_learning_rate was {server_learning_rate}; it must be above 0, at most 1."
-            )
+        check_settings(initialisation, max_growth, server_learning_rate)
         check_wire_dtype(wire_dtype)
         matcher = DEFAULT_MATCHER if matcher is None else matcher
         averaging_rule = make_averaging(averaging, trimmed_share, matcher)
-        limits = Limits(max_norm_ratio, max_weight_ratio)
+        limits = Limits.of(max_norm_ratio, max_weight_ratio, robust=averaging_rule.robust)
         spec = make_spec(model, example_inputs, spec)
         self.settings = RoundSettings(
             spec=spec,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedma_flwr import FedAvg, FedMA, fedma_mod
+from fedma_flwr import FedAvg, FedMA, fedma_mod, wire
 from simulations.in_process_grid import InProcessGrid
 from tests.toy import SPEC, initial_arrays, make_app
 
@@ -19,7 +19,7 @@ def pick(answer, seed):
     """One of the reply's tensors."""
     arrays = answer.content["arrays"]
     name = sorted(arrays)[seed % len(arrays)]
-    return arrays, name, arrays[name].numpy()
+    return arrays, name, wire.to_tensor(arrays[name]).numpy()
 
 
 def fill(value):

@@ -73,6 +73,16 @@ def test_weights_are_bounded_by_the_cohorts_median():
     assert all(bounded[n].class_counts is updates[n].class_counts for n in range(3))
 
 
+def test_who_sends_no_fitting_counts_does_not_undo_the_others():
+    """With 30 examples and no counts, or of a wrong length: 15 of either class."""
+    counts = (torch.tensor([6.0, 4.0]), torch.tensor([3.0, 7.0]), torch.tensor([0.0, 9.0]))
+    good = [ClientUpdate({}, 10.0, count) for count in counts]
+    bad = [ClientUpdate({}, 30.0), ClientUpdate({}, 30.0, torch.ones(7))]
+    bounded = bound_weights(dict(enumerate([*good, *bad])), 10.0)
+    expected = [[6.0, 4.0], [3.0, 7.0], [0.0, 9.0], [15.0, 15.0], [15.0, 15.0]]
+    assert [update.class_counts.tolist() for update in bounded.values()] == expected
+
+
 def test_class_counts_of_some_clients_only():
     updates = {0: ClientUpdate({}, 1.0), 1: ClientUpdate({}, 1.0, torch.zeros(2))}
     bounded = bound_weights(updates, 1.0)

@@ -19,10 +19,17 @@ SPEC = PermutationSpec(
 MEDIAN = Averaging("median")
 
 
+def column(numbers):
+    return [torch.tensor([float(number)], dtype=torch.float64) for number in numbers]
+
+
+def trimmed(values, weights, cut):
+    return float(robust._trimmed_means(column(values), column(weights), torch.tensor([float(cut)])))
+
+
 def combine(averaging, values, weights=None, cohort_weight=None):
-    tensors = [torch.tensor([float(value)]) for value in values]
-    masses = [torch.tensor([float(w)]) for w in weights or [1] * len(values)]
-    return float(averaging.combine(tensors, masses, cohort_weight))
+    masses = column(weights or [1] * len(values))
+    return float(averaging.combine(column(values), masses, cohort_weight))
 
 
 @pytest.mark.parametrize(
@@ -39,36 +46,81 @@ def combine(averaging, values, weights=None, cohort_weight=None):
     ],
 )
 def test_weighted_median(values, weights, expected):
-    assert combine(MEDIAN, values, weights) == expected
+    assert trimmed(values, weights or [1] * len(values), 100) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "cut", "expected"),
+    [
+        ([1, 2, 3, 4, 100], 1, 3),
+        ([1, 2, 3, 4, 100], 0, 22),
+        ([1, 2, 3, 4, 100], 0.5, 119 / 8),  # (1 + 2*2 + 2*3 + 2*4 + 100) / 8
+        ([1, 2, 100], 2, 2),  # nothing is left: the median
+        ([1, 2, 3, 4, 5, 100], 2, 3.5),
+    ],
+)
+def test_trimmed_mean(values, cut, expected):
+    assert trimmed(values, [1] * len(values), cut) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
     ("values", "share", "cohort", "expected"),
     [
-        ([1, 2, 3, 4, 100], 0.2, None, 3),
-        ([1, 2, 3, 4, 100], 0.0, None, 22),
-        # A tenth of five clients is half a client: (1 + 2*2 + 2*3 + 2*4 + 100) / 8
-        ([1, 2, 3, 4, 100], 0.1, None, 119 / 8),
-        # Three of ten clients hold the entry; two may be cut at either end, so the median is left.
-        ([1, 2, 100], 0.2, 10, 2),
-        ([1, 2, 3, 4, 100], 0.2, 10, 3),
-        ([1, 2, 3, 4, 5, 100], 0.2, 10, 3.5),
+        # Median 3, distances 2, 1, 0, 1, 97, usually 1: 1 is near, 100 is far and cut off already.
+        ([1, 2, 3, 4, 100], 0.2, None, 2.5),
+        # 0.4 of five clients are two: one was far, one more is cut at either end.
+        ([1, 2, 3, 4, 100], 0.4, None, 2.5),
+        # Three of ten hold the entry: 100 is far, and one of the other two may be hostile.
+        ([1, 2, 100], 0.2, 10, 1.5),
+        ([1, 2, 4, 5], 0.2, 10, 3),
     ],
 )
-def test_trimmed_mean(values, share, cohort, expected):
-    assert combine(Averaging("trimmed_mean", share), values, None, cohort) == pytest.approx(
-        expected
-    )
+def test_who_is_far_has_no_say(values, share, cohort, expected):
+    averaging = Averaging("trimmed_mean", share)
+    assert combine(averaging, values, None, cohort) == pytest.approx(expected)
 
 
-def slow(kind, share, values, weights, cohort):
+def test_zeros_between_weights_of_either_sign_have_no_say():
+    """No tail has them: by entries they are the middle."""
+    generator = torch.Generator().manual_seed(0)
+    center = torch.randn(50, 4, generator=generator).double()
+    honest = [center + 0.1 * torch.randn(50, 4, generator=generator) for _ in range(5)]
+    hostile = [torch.zeros(50, 4).double()] * 2
+    ones = [torch.ones(())] * 7
+    found = Averaging("trimmed_mean", 2 / 7).combine(honest + hostile, ones, 7.0)
+    torch.testing.assert_close(found, torch.stack(honest).mean(0))
+
+
+def test_a_unit_that_only_far_clients_hold_is_kept():
+    values = [torch.tensor([1.0, 0.0]), torch.tensor([1.5, 0.0]), torch.tensor([-90.0, 7.0])]
+    weights = [torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])]
+    assert MEDIAN.combine(values, weights).tolist() == [1.25, 7.0]
+
+
+def test_units_are_scaled_down_to_the_usual_size():
+    """Usual is the median of the clients' largest: of 5, 5 and 50."""
+    small = {"w": torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "n": torch.tensor([9, 9])}
+    large = {"w": torch.tensor([[30.0, 40.0], [1.0, 2.0]]), "n": torch.tensor([9, 99])}
+    *rest, last = robust.scale_down([small, small, large], ["w"])
+    assert all(torch.equal(tensors["w"], small["w"]) for tensors in rest)
+    torch.testing.assert_close(last["w"], torch.tensor([[3.0, 4.0], [1.0, 2.0]]))
+    assert torch.equal(last["n"], large["n"])
+
+
+def test_small_biases_beside_zeros_keep_their_size():
+    zeros = {"b": torch.zeros(2)}
+    *_, last = robust.scale_down([zeros, zeros, {"b": torch.tensor([0.1, -5.0])}], ["b"])
+    torch.testing.assert_close(last["b"], torch.tensor([0.1, -0.1]))
+
+
+def slow(values, weights, tenths):
     """Every client is repeated as often as it weighs; weights are integers."""
     pairs = zip(values, weights, strict=True)
     entries = sorted(v for v, w in pairs for _ in range(10 * w))
     if not entries:
         return 0.0
-    cut = round(10 * share * cohort)
-    if kind == "median" or 2 * cut >= len(entries):
+    cut = tenths
+    if 2 * cut >= len(entries):
         return float(np.median(entries))
     return float(np.mean(entries[cut : len(entries) - cut]))
 
@@ -76,13 +128,12 @@ def slow(kind, share, values, weights, cohort):
 @settings(max_examples=200, deadline=None)
 @given(
     entries=st.lists(st.tuples(st.integers(-50, 50), st.integers(0, 4)), min_size=1, max_size=7),
-    kind=st.sampled_from(["median", "trimmed_mean"]),
-    tenths=st.integers(0, 4),
+    tenths=st.integers(0, 60),
 )
-def test_it_agrees_with_the_definition(entries, kind, tenths):
+def test_it_agrees_with_the_definition(entries, tenths):
     values, weights = zip(*entries, strict=True)
-    found = combine(Averaging(kind, tenths / 10), values, list(weights), sum(weights))
-    assert found == pytest.approx(slow(kind, tenths / 10, values, weights, sum(weights)))
+    found = trimmed(values, weights, tenths / 10)
+    assert found == pytest.approx(slow(values, weights, tenths))
 
 
 @settings(max_examples=100, deadline=None)
@@ -138,9 +189,9 @@ def test_matched_units_and_head_are_averaged_robustly():
 
 
 def test_the_heads_median_is_weighted_by_class_counts():
-    counts = ([5.0, 0.0], [1.0, 1.0], [1.0, 2.0])
-    updates = [update(v, counts=c) for v, c in zip((1.0, 2.0, 3.0), counts, strict=True)]
-    assert settle(updates, 1, MEDIAN, ["h"])["b.bias"].tolist() == [1.0, 3.0]
+    counts = ([5.0, 0.0], [4.0, 0.0], [0.0, 3.0])
+    updates = [update(v, counts=c) for v, c in zip((2.0, 2.0, -2.0), counts, strict=True)]
+    assert settle(updates, 1, MEDIAN, ["h"])["b.bias"].tolist() == [2.0, -2.0]
 
 
 def test_a_head_without_class_counts_is_weighted_by_examples():
@@ -195,3 +246,9 @@ def test_bad_options_are_refused(options, said):
 
 def test_a_reference_matcher_with_mean_output_may_be_robust():
     FedMA(spec=TOY, averaging="median", matcher=BBPMAP.reference(output="mean"))
+
+
+def test_no_count_exceeds_the_median_of_who_has_the_class():
+    counts = torch.tensor([[9.0, 0.0, 5.0], [1.0, 0.0, 0.0], [3.0, 0.0, 0.0], [1e9, 0.0, 1e9]])
+    capped = [[3.0, 0.0, 5.0], [1.0, 0.0, 0.0], [3.0, 0.0, 0.0], [3.0, 0.0, 5.0]]
+    assert robust.cap_counts(counts).tolist() == capped
