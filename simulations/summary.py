@@ -140,15 +140,22 @@ def _budgets(rows: Sequence[Row]) -> list[list[str]] | None:
         for share in (0.25, 0.5, 0.75, 1.0):
             for method, runs in methods.items():
                 found = [within(run, share * most) for run in runs]
-                if None not in found:
+                if all(found):
                     cells = [name, f"{share * most:.1f}", LABELS[method]]
-                    lines.append([*cells, mean_std([row["accuracy"] for row in found if row])])
-    return [["setting", "MB", "method", "accuracy"], *lines] if lines else None
+                    cells += [mean_std([rows[-1]["accuracy"] for rows in found])]
+                    cells += [mean_std([_mean_accuracy(rows) for rows in found])]
+                    lines.append(cells)
+    head = ["setting", "MB", "method", "accuracy", "mean of the rounds so far"]
+    return [head, *lines] if lines else None
 
 
-def within(run: Sequence[Row], megabytes: float) -> Row | None:
-    """Return the last round of a run that has spent no more; None if none has."""
-    return next((row for row in reversed(run) if spent(row) <= megabytes), None)
+def _mean_accuracy(run: Sequence[Row]) -> float:
+    return float(np.mean([row["accuracy"] for row in run]))
+
+
+def within(run: Sequence[Row], megabytes: float) -> list[Row]:
+    """Return the rounds of a run in which no more was spent, 0.1 % of tolerance allowed."""
+    return [row for row in run if spent(row) <= 1.001 * megabytes]
 
 
 def reaching(run: Sequence[Row], target: float) -> Row | None:
