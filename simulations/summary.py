@@ -129,9 +129,13 @@ def _costs(rows: Sequence[Row], target: float) -> list[list[str]]:
 
 
 def _budgets(rows: Sequence[Row]) -> list[list[str]] | None:
-    """Accuracy at quarters of what every method has spent; None without a comparison."""
+    """Accuracy at quarters of what every method has spent; None without a comparison.
+
+    What sends nothing, or ends after a round, has no curve to compare.
+    """
     lines: list[list[str]] = []
-    groups = {key: runs for key, runs in grouped(rows).items() if spent(runs[0][-1])}
+    groups = grouped(rows)
+    groups = {key: runs for key, runs in groups.items() if spent(runs[0][-1]) and len(runs[0]) > 1}
     for name in dict.fromkeys(name for name, _ in groups):
         methods = {method: runs for (own, method), runs in groups.items() if own == name}
         if len(methods) < 2:
