@@ -85,7 +85,7 @@ def test_shipped_configs_are_read_and_settings_differ(path):
 
     settings = EXPERIMENTS[name].settings(plan)
 
-    assert len({(each.name, each.method) for each in settings}) == len(settings) > 1
+    assert len({(each.name, each.method) for each in settings}) == len(settings) > 0
     assert len(plan.seeds) >= 3
     for each in settings:
         assert each.resolve(0).keys() == methods.app_defaults().keys()
