@@ -204,3 +204,20 @@ def test_the_metrics_too_are_weighted_within_bounds():
     result = strategy.start(grid, initial_arrays(), num_rounds=1)
     # Weights 60, 60, 60 and 120: 3 + 100 * 2 / 5
     assert result.train_metrics_clientapp[1]["epochs"] == pytest.approx(43.0)
+
+
+def test_chance_does_not_end_a_run_in_its_first_round():
+    """Two clients fail in the first stage, the other two in the second: nobody's mistake."""
+
+    def intercept(message, context):
+        record, client = message.content["fedma"], context.node_config["partition-id"]
+        if record["kind"] != "hello" and (record["round"], record["stage"]) == (1, int(client < 2)):
+            raise ConnectionError("gone")
+
+    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0)
+    grid = InProcessGrid(make_app(steps=1), 4, intercept=intercept)
+    with quiet():
+        strategy.start(grid, initial_arrays(), num_rounds=2)
+    assert strategy.history.given_up == {
+        1: "0 clients remain in the retrain stage (stage 1), min_train_nodes is 2"
+    }

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fedma_flwr import FedMA
-from fedma_flwr.matching import BBPMAP
+from fedma_flwr.matching import BBPMAP, IdentityMatching
 from fedma_flwr.protocol import Report
 from simulations.in_process_grid import FIRST_NODE_ID, InProcessGrid
 from tests.test_adversary import COUNTS, REFUSED, metric, pick, quiet
@@ -48,11 +48,11 @@ KINDS = {
     "poison": [*REFUSED, *FAULTS, *POISON],
 }
 OPTIONS = [
-    {},
+    {"matcher": IdentityMatching()},
     {"matcher": BBPMAP(gamma=100.0), "max_growth": 1.5},
     {"initialisation": "own", "averaging": "median"},
-    {"averaging": "trimmed_mean", "weighted_units": True},
-    {"wire_dtype": "bfloat16"},
+    {"averaging": "trimmed_mean", "weighted_units": True, "matcher": IdentityMatching()},
+    {"wire_dtype": "bfloat16", "matcher": IdentityMatching()},
     {"wire_dtype": "float16", "groups_per_stage": "all"},
     {"one_shot": True},
 ]
