@@ -245,7 +245,8 @@ def test_huge_means_do_not_make_infinite_variances():
             answer.content["weights"]["nb.running_mean"] = Array(np.full(8, 3e38, np.float32))
         return answer
 
-    result = run(FedMA(spec=SPEC), lie)
+    # The bound on sizes would refuse the client: this is what holds without it.
+    result = run(FedMA(spec=SPEC, max_norm_ratio=float("inf")), lie)
     assert all(np.isfinite(array.numpy()).all() for array in result.arrays.values())
     assert result.arrays["nb.running_var"].numpy().max() > 1e38
 
