@@ -10,7 +10,7 @@ from typing import Any
 
 from simulations.experiment import Experiment, main
 from simulations.plan import Plan, Setting, setting
-from simulations.summary import plot_bars
+from simulations.summary import plot_dots
 
 CALIBRATED = {"local-variance": 0.0, "prior-variance": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -57,7 +57,7 @@ EXPERIMENT = Experiment(
     "ablation",
     "One part changed at a time",
     settings,
-    plot_bars,
+    plot_dots,
     {"starts": ["own", "common"], "variants": list(VARIANTS)},
 )
 

@@ -246,8 +246,8 @@ def plot_against(label: str, *, logarithmic: bool = False) -> Callable[[Sequence
     return plot
 
 
-def plot_bars(rows: Sequence[Row], path: Path) -> None:
-    """Draw the accuracy at the end of each setting, seeds as dots, means as bars.
+def plot_dots(rows: Sequence[Row], path: Path) -> None:
+    """Draw the accuracy at the end of each setting, seeds as dots, means as strokes.
 
     Parameters
     ----------
@@ -261,12 +261,10 @@ def plot_bars(rows: Sequence[Row], path: Path) -> None:
     panel = figure.subplots()
     values = [[run[-1]["accuracy"] for run in runs] for runs in groups.values()]
     places = np.arange(len(values))[::-1]
-    panel.barh(places, [np.mean(v) for v in values], color="#9ecae1", height=0.7)
     for place, value in zip(places, values, strict=True):
-        panel.plot(value, [place] * len(value), "o", color="#08519c", markersize=4)
+        panel.plot(value, [place] * len(value), "o", color="#9ecae1", markersize=5)
+        panel.plot(np.mean(value), place, "|", color="#08519c", markersize=14, markeredgewidth=2)
     panel.set_yticks(places, [name or LABELS[method] for name, method in groups], fontsize=8)
-    lowest = min(min(v) for v in values)
-    panel.set_xlim(left=max(0.0, lowest - 0.05))
     _finish(panel, f"{rows[0]['split']} accuracy at the end")
     figure.savefig(path, dpi=110)
 
