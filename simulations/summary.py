@@ -233,7 +233,8 @@ def plot_against(label: str, *, logarithmic: bool = False) -> Callable[[Sequence
             y = [[run[-1]["accuracy"] for run in runs] for runs in points]
             spread = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in y]
             means = [float(np.mean(v)) for v in y]
-            panel.errorbar(x, means, spread, label=LABELS[method], capsize=3, **STYLES[method])
+            name = f"{LABELS[method]}, round {points[0][0][-1]['round']}"
+            panel.errorbar(x, means, spread, label=name, capsize=3, **STYLES[method])
         _finish(panel, label)
         if logarithmic:
             panel.set_xscale("log")
