@@ -94,7 +94,9 @@ class Rules:
     def popularity_gain(self, popularity: Integers, clients: int) -> Floats:
         """Return ``popularity_weight * log(c / (J - c))``, c = min(n, cap), shape (L,)."""
         capped = np.minimum(popularity, self.popularity_cap)
-        gain: Floats = self.popularity_weight * np.log(capped / (clients - capped))
+        # All clients hold a unit only while nobody is taken out, and then nothing is assigned.
+        others = np.maximum(clients - capped, 1)
+        gain: Floats = self.popularity_weight * np.log(capped / others)
         return gain
 
     def prices(self, slots: int, clients: int) -> Floats:

@@ -88,6 +88,12 @@ def test_one_client_with_one_unit_keeps_it():
     np.testing.assert_allclose(matching.units, [[2.0, 3.0]])
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_client_keeps_all_units_without_a_warning():
+    rows = np.random.default_rng(0).standard_normal((40, 300)).astype(np.float32)
+    assert BBPMAP.reference().match([rows]).assignments[0].tolist() == list(range(40))
+
+
 def test_identity_matching_averages_by_index():
     matcher: Matcher = IdentityMatching()
     matching = matcher.match([np.ones((2, 3)), 4 * np.ones((3, 3))], weights=[1.0, 2.0], seed=1)
