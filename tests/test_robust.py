@@ -133,7 +133,8 @@ def slow(values, weights, tenths):
 def test_it_agrees_with_the_definition(entries, tenths):
     values, weights = zip(*entries, strict=True)
     found = trimmed(values, weights, tenths / 10)
-    assert found == pytest.approx(slow(values, weights, tenths))
+    # Of sums in float32: values of up to 50 cancel.
+    assert found == pytest.approx(slow(values, weights, tenths), abs=1e-4)
 
 
 @settings(max_examples=100, deadline=None)
