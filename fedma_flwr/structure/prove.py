@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,9 @@ from fedma_flwr.structure.subject import Subject, relative_change
 
 # Largest relative change of the output, in float64, that counts as none.
 TOLERANCE = 1e-9
+# Memory that a proof takes for a parameter, measured: weights and their derivatives in float64,
+# permuted and as they were, beside the model itself.
+_BYTES_PER_PARAMETER = 42
 # Elements of a tensor that rounding errors are put into.
 _SMALL = 2**14
 
@@ -91,8 +95,10 @@ def prove_spec(
     ------
     SpecError
         If the spec does not fit the model's tensors, if permuting a group changes the output, or
-        if the output does not depend on a group. The message names the group and tensor.
+        if the output does not depend on a group. The message names the group and tensor. Also if
+        the machine has less memory than the proof takes.
     """
+    _check_memory(model)
     generator = torch.Generator().manual_seed(seed)
     subject = Subject(spec, model, example_inputs)
     pending, worst = _try_draws(subject, generator)
@@ -108,6 +114,26 @@ def prove_spec(
     return SpecProof(
         _with_growth(spec, why_not_growable(subject, TOLERANCE, generator)), worst, inert
     )
+
+
+def _check_memory(model: nn.Module) -> None:
+    """Refuse what would end with this process being killed."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    needed, has = count * _BYTES_PER_PARAMETER, _physical_memory()
+    if has is not None and needed > has:
+        raise SpecError(
+            f"A proof for {count / 1e6:.0f} million parameters takes about {needed / 1e9:.1f} GB "
+            f"of memory and this machine has {has / 1e9:.1f} GB. Derive and prove the spec on a "
+            "larger one, keep its `to_json()`, and give it to FedMA as `spec`, without `model`."
+        )
+
+
+def _physical_memory() -> int | None:
+    """The machine's memory in bytes; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _try_draws(subject: Subject, generator: torch.Generator) -> tuple[set[Pair], float]:
