@@ -189,7 +189,7 @@ def _average_units(
     like = wide[0][name]
     # One tensor need not tell the widths of two groups that share an axis (heads x units).
     known = {**spec.sizes, **spec.widths({name: like}), **widths}
-    masks = (_holding_mask(spec, name, held, known) for held in assignments)
+    masks = (holding_mask(spec, name, held, known) for held in assignments)
     held = [mask * weight for mask, weight in zip(masks, weights, strict=True)]
     holders = torch.zeros(like.shape, dtype=torch.float64)
     for mask in held:
@@ -205,16 +205,32 @@ def _average_units(
     return _as_dtype(mean, like.dtype)
 
 
-def _holding_mask(
+def holding_mask(
     spec: PermutationSpec,
     name: str,
     assignment: Mapping[str, Tensor],
     widths: Mapping[str, int],
 ) -> Tensor:
-    """1 where a client holds the unit or the pair of units; broadcasts to the tensor's shape.
+    """1 where a client holds the unit or the pair of units.
 
-    Only groups matched in this stage count: along groups matched earlier the client has trained
-    every unit of the global width, its own or not.
+    Only groups in `assignment`, those matched in this stage, count: along groups matched earlier
+    the client has trained every unit of the global width, its own or not.
+
+    Parameters
+    ----------
+    spec : PermutationSpec
+        The model's spec.
+    name : str
+        The tensor.
+    assignment : mapping of str to Tensor
+        The (n,) global unit of each of the client's units, by group.
+    widths : mapping of str to int
+        The global width of every group of the tensor.
+
+    Returns
+    -------
+    Tensor
+        Float64, of a shape that broadcasts to the tensor's.
     """
     axes = spec.axes[name]
     mask = torch.ones([1] * len(axes), dtype=torch.float64)

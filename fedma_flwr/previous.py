@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedma_flwr.averaging import ClientUpdate
+from fedma_flwr.averaging import ClientUpdate, holding_mask
 from fedma_flwr.structure import PermutationSpec
 
 Known = tuple[Tensor, Tensor]  # values, and where they are known: two tensors of one shape
@@ -54,27 +54,13 @@ def in_new_units(
     for start, assignment in zip(starts, assignments, strict=True):
         own = {group: assignment[group] for group in groups}
         wide = spec.expand({name: start.to(torch.float64)}, own, widths)[name]
-        held = _held(spec, name, own, {**spec.sizes, **spec.widths({name: wide}), **widths})
+        held = holding_mask(spec, name, own, {**spec.sizes, **spec.widths({name: wide}), **widths})
         total = wide * held if total is None else total + wide * held
         holders = holders + held
     if total is None:
         raise ValueError("starts is empty: there is no client whose start could be expressed")
     holders = holders.expand(total.shape)
     return total / holders.clamp_min(1.0), holders > 0
-
-
-def _held(
-    spec: PermutationSpec, name: str, assignment: Mapping[str, Tensor], widths: Mapping[str, int]
-) -> Tensor:
-    """1 where a client holds the entry; broadcasts to the tensor's shape."""
-    axes = spec.axes[name]
-    mask = torch.ones([1] * len(axes), dtype=torch.float64)
-    for dim, axis in enumerate(axes):
-        if axis.groups & assignment.keys():
-            held = torch.zeros(axis.size(widths), dtype=torch.float64)
-            held[axis.positions(assignment, widths)] = 1.0
-            mask = mask * held.reshape([-1 if d == dim else 1 for d in range(len(axes))])
-    return mask
 
 
 def step_towards(mean: Tensor, previous: Known, server_learning_rate: float) -> Tensor:
