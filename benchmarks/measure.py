@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -40,9 +40,8 @@ def measure(
 ) -> tuple[Matching, dict[str, float]]:
     """Match; return the matching, its CPU seconds, its floor and its peak memory.
 
-    CPU seconds, as other work on the machine changes them little; on one thread they are wall
-    time on an idle machine. On a GPU read ``wall``. Of several repeats it is the one with the
-    median seconds; the memory is that of the first, before anything can be used again.
+    Seconds are those of :func:`clock`. Of several repeats it is the one with the median seconds;
+    the memory is that of the first, before anything can be used again.
 
     The floor is what products and assignments alone take: the solver's time inside the run, and
     products of the run's shapes and precisions, done again on operands that are at hand.
@@ -78,19 +77,28 @@ def _measure_once(matcher: BBPMAP, units: list[np.ndarray]) -> tuple[Matching, d
         patch.object(Made, "_multiply_open_rows", recorded_all),
         peak_memory() as peak,
     ):
-        wall, start = time.perf_counter(), time.process_time()
+        start = clock()
         matching = matcher.match(units)
-        seconds, wall = time.process_time() - start, time.perf_counter() - wall
+        seconds = clock() - start
     inputs = sum(rows.nbytes for rows in units)
     products = time_products(shapes, units[0].shape[1])
     return matching, {
         "seconds": seconds,
-        "wall": wall,
         "products": products,
         "assignments": solver.seconds,
         "over_floor": seconds / (products + solver.seconds),
         "memory": (inputs + peak["bytes"]) / inputs,
+        "gpu_memory": peak["gpu_bytes"] / inputs,
     }
+
+
+def clock() -> float:
+    """Return CPU seconds of the process, or, where a GPU takes part, seconds of the wall clock.
+
+    Other work on the machine changes CPU seconds little; on one thread they are wall time on an
+    idle machine.
+    """
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 class Stopwatch:
@@ -101,47 +109,59 @@ class Stopwatch:
 
     def __call__(self, *args: object) -> object:
         """Call the function."""
-        start = time.process_time()
+        start = clock()
         try:
             return self.function(*args)
         finally:
-            self.seconds += time.process_time() - start
+            self.seconds += clock() - start
 
 
 def time_products(shapes: list[tuple[int, int, torch.dtype]], size: int) -> float:
-    """Return the seconds of products (n, D) x (D, slots) of the given shapes."""
+    """Return the seconds of products (n, D) x (D, slots) of the given shapes, a median of five."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     count = max(max(n, m) for n, m, _ in shapes)
     operands = torch.randn(2, count, size, dtype=torch.float64, device=device)
     ready = {dtype: operands.to(dtype) for dtype in {dtype for _, _, dtype in shapes}}
     for rows, sums in ready.values():
         (rows @ sums.T).sum().item()
-    start = time.process_time()
-    for n, m, dtype in shapes:
-        last = ready[dtype][0, :n] @ ready[dtype][1, :m].T
-    last.sum().item()
-    return time.process_time() - start
+    seconds = []
+    for _ in range(5):
+        start = clock()
+        for n, m, dtype in shapes:
+            last = ready[dtype][0, :n] @ ready[dtype][1, :m].T
+        last.sum().item()  # a GPU has then done all of them
+        seconds.append(clock() - start)
+    return float(np.median(seconds))
 
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, float]]:
-    """Note the peak of the resident memory; ``bytes`` is what it was over the start's."""
-    status = Path("/proc/self/status")
-    result = {"bytes": float("nan")}
-    if not status.exists():
-        yield result
-        return
+    """Note by how much memory grew at most: ``bytes`` resident, ``gpu_bytes`` of torch's tensors.
 
-    def read(key: str) -> int:
-        line = next(x for x in status.read_text().splitlines() if x.startswith(key))
-        return int(line.split()[1]) * 1024
-
-    before = read("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    NaN where the system does not tell.
+    """
+    result = {"bytes": float("nan"), "gpu_bytes": 0.0}
+    before, gpu_before = _resident("VmRSS"), 0
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    if torch.cuda.is_available():
+        torch.cuda.init()  # statistics need it
+        torch.cuda.reset_peak_memory_stats()
+        gpu_before = torch.cuda.memory_allocated()
     try:
         yield result
     finally:
-        result["bytes"] = max(read("VmHWM") - before, 0)
+        result["bytes"] = max(_resident("VmHWM") - before, 0)
+        if torch.cuda.is_available():
+            result["gpu_bytes"] = float(torch.cuda.max_memory_allocated() - gpu_before)
+
+
+def _resident(key: str) -> float:
+    """Return a figure of the process' resident memory in bytes, NaN where there is none."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    values = [line.split()[1] for line in lines if line.startswith(key)]
+    return int(values[0]) * 1024.0 if values else float("nan")
 
 
 def machine() -> dict[str, object]:

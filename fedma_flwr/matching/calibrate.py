@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from .result import Floats
+from .state import best_device
 
 # The mass of the beta process, as a part of the width, where nothing tells units apart. On LeNets
 # from own initialisations more than that costs bytes, less costs accuracy (benchmarks/README.md).
@@ -111,13 +112,14 @@ def _nearest(left: Floats, right: Floats, mean: Floats, same: bool = False) -> F
     """
     chosen = np.unique(np.linspace(0, len(left) - 1, _ROWS).astype(int))
     left = left[chosen]
-    cross = torch.zeros(len(left), len(right), dtype=torch.float64)
+    device = best_device()
+    cross = torch.zeros(len(left), len(right), dtype=torch.float64, device=device)
     for start in range(0, len(mean), _BLOCK):
         block = slice(start, start + _BLOCK)
-        a, b = (torch.from_numpy(x[:, block] - mean[block]) for x in (left, right))
+        a, b = (torch.from_numpy(x[:, block] - mean[block]).to(device) for x in (left, right))
         cross.addmm_(a, b.T)
     total = _squares(left, mean)[:, None] + _squares(right, mean)
-    relative = 1 - 2 * cross.numpy() / np.where(total > 0, total, np.inf)
+    relative = 1 - 2 * cross.cpu().numpy() / np.where(total > 0, total, np.inf)
     relative[total == 0] = 0.0
     if same:
         relative[np.arange(len(left)), chosen] = 1.0

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .assignment import Backend, assign, guess, reassign
@@ -25,7 +24,7 @@ from .known import Known
 from .problem import NEW, Problem
 from .products import roughness_pays
 from .result import Floats, Integers
-from .state import GlobalUnits, centre_of
+from .state import GlobalUnits, best_device, centre_of
 
 # So often a client's assignment is mended before it is made anew.
 _ATTEMPTS = 6
@@ -123,8 +122,7 @@ class Search:
     ) -> None:
         self._widths = [len(array) for array in units]
         self._centre = centre_of(units)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.state = GlobalUnits(units, self._centre, device)
+        self.state = GlobalUnits(units, self._centre, best_device())
         self._rules, self._fit = rules, fit
         # How many units the last visit opened: the next one's first guess.
         self._opened = 0
@@ -274,7 +272,7 @@ def estimate(state: GlobalUnits, centre: Floats) -> Model:
     """
     popularity = state.popularity[state.numbering][:, None]
     width, members = len(popularity), popularity.sum()
-    sums = state.sums[torch.from_numpy(state.numbering).to(state.sums.device)].cpu().numpy()
+    sums = state.sums[state.index(state.numbering)].cpu().numpy()
     squares = sum(
         (state.rows(client) ** 2).sum(0).cpu().numpy() for client in range(len(state.slots))
     )
