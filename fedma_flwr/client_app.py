@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
@@ -17,7 +16,7 @@ from torch.utils.data import TensorDataset
 from fedma_flwr.client import Stage, class_counts, load_model, proximal_term
 from fedma_flwr.mod import fedma_mod
 from fedma_flwr.protocol import LOCAL, PROXIMAL_MU_KEY
-from fedma_flwr.tasks import Augment, Task, get_task
+from fedma_flwr.tasks import Augment, Task, default_device, get_task
 from fedma_flwr.tasks.config import integer
 
 app = ClientApp(mods=[fedma_mod])
@@ -87,8 +86,10 @@ def _train(
     """Loss of the last epoch, and number of epochs."""
     penalty = None
     if config.get(PROXIMAL_MU_KEY):
+        # Where it is trained: a reference that moves at every step would halt the GPU.
+        model.to(default_device())
         reference = {name: p.detach().clone() for name, p in model.named_parameters()}
-        penalty = partial(_penalty, model, config[PROXIMAL_MU_KEY], reference)
+        penalty = partial(proximal_term, model, config[PROXIMAL_MU_KEY], reference)
     loss = task.train(
         model,
         dataset,
@@ -102,11 +103,6 @@ def _train(
         augment=augment,
     )
     return loss, config["local-epochs"]
-
-
-def _penalty(model: nn.Module, mu: float, reference: dict[str, torch.Tensor]) -> torch.Tensor:
-    device = next(model.parameters()).device
-    return proximal_term(model, mu, {name: t.to(device) for name, t in reference.items()})
 
 
 def _place(context: Context) -> tuple[int, int]:

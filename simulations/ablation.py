@@ -31,6 +31,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "groups-per-stage": "all",
     },
     "one-shot: no later stage": {"one-shot": True, "groups-per-stage": "1"},
+    "retraining 10 epochs": {"retrain-epochs": 10},
+    "retraining 20 epochs": {"retrain-epochs": 20},
+    "the head at the other stages' rate": {"head-lr-factor": 1.0},
+    "all groups in one stage, retraining 20 epochs": {
+        "groups-per-stage": "all",
+        "retrain-epochs": 20,
+    },
     "units weighted by examples": {"weighted-units": True},
     "damped server steps, 0.5": {"server-learning-rate": 0.5},
 }

@@ -21,7 +21,7 @@ from fedma_flwr import load_model
 from fedma_flwr.client_app import app
 from fedma_flwr.server_app import run as serve
 from fedma_flwr.structure import PermutationSpec, derive_spec
-from fedma_flwr.tasks import Task, get_task
+from fedma_flwr.tasks import Task, default_device, get_task
 from fedma_flwr.tasks.training import EVALUATION_BATCH
 from simulations.in_process_grid import InProcessGrid
 
@@ -222,12 +222,12 @@ def _ensemble(config: Config, clients: int, folder: Path) -> tuple[float, float]
     """Accuracy and loss of the mean of the local models' softmax."""
     task = get_task(config["task"])
     inputs, labels = task.load_test(config).tensors
-    total = torch.zeros(len(labels), task.num_classes)
+    total, device = torch.zeros(len(labels), task.num_classes), default_device()
     for client in range(clients):
         saved = safetensors.torch.load_file(folder / f"client-{client}.safetensors")
-        model = load_model(task.build_model(config, 0), saved).eval()
-        batches = inputs.split(EVALUATION_BATCH)
-        total += torch.cat([functional.softmax(model(batch), dim=1) for batch in batches])
+        model = load_model(task.build_model(config, 0), saved).to(device).eval()
+        batches = (model(batch.to(device)) for batch in inputs.split(EVALUATION_BATCH))
+        total += torch.cat([functional.softmax(logits, dim=1) for logits in batches]).cpu()
     mean = total / clients
     accuracy = (mean.argmax(dim=1) == labels).double().mean().item()
     return accuracy, functional.nll_loss(mean.clamp_min(1e-12).log(), labels).item()

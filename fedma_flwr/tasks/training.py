@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
+from fedma_flwr.tasks.replay import Replayed, Step
+
 EVALUATION_BATCH = 500
+_MANY_STEPS = 20  # fewer do not pay for the capture of a CUDA graph
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -51,7 +54,8 @@ def train(
         Seed of the shuffling, of `augment` and of the model's own randomness (dropout). The same
         seed, data and weights give bit-identical results on one machine.
     penalty : Callable (default: None)
-        Called without arguments at every step; the scalar it returns is added to the loss.
+        Called without arguments at every step; the scalar it returns is added to the loss. On a
+        GPU steps are replayed (`Replayed`): neither it nor the model may read anything back.
     augment : Callable (default: None)
         Called with every batch of inputs and a generator on the CPU; returns a random variation
         of the batch, the same shape.
@@ -81,17 +85,20 @@ def train(
         optimizer = torch.optim.SGD(
             parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
         )
+        total = torch.zeros((), device=device)
+        learn = _learn(model, optimizer, penalty, total)
+        step: Step = learn if augment else lambda batch: learn(inputs[batch], labels[batch])
+        if device.type == "cuda" and epochs * (len(labels) // batch_size) >= _MANY_STEPS:
+            step = Replayed(step, batch_size)
         for _ in range(epochs):
             order = torch.randperm(len(labels), generator=generator).to(device)
-            total = torch.zeros((), device=device)
+            total.zero_()
             # Indexing the tensors: a DataLoader costs more than the training of a small model.
             for batch in order.split(batch_size):
-                x = inputs[batch] if augment is None else augment(inputs[batch], generator)
-                loss = functional.cross_entropy(model(x), labels[batch])
-                total += loss.detach() * len(batch)
-                optimizer.zero_grad()
-                (loss if penalty is None else loss + penalty()).backward()
-                optimizer.step()
+                if augment is None:
+                    step(batch)
+                else:
+                    step(augment(inputs[batch], generator), labels[batch])
     model.to(memory_format=torch.contiguous_format)
     return total.item() / len(labels)
 
@@ -132,6 +139,24 @@ def evaluate(
         loss += functional.cross_entropy(logits, target, reduction="sum").item()
         correct += int((logits.argmax(dim=1) == target).sum())
     return loss / len(labels), correct / len(labels)
+
+
+def _learn(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    penalty: Callable[[], Tensor] | None,
+    total: Tensor,
+) -> Step:
+    """Return a step of training, which adds the loss of all its examples to `total`."""
+
+    def learn(inputs: Tensor, labels: Tensor) -> None:
+        loss = functional.cross_entropy(model(inputs), labels)
+        total.add_(loss.detach() * len(labels))
+        optimizer.zero_grad()
+        (loss if penalty is None else loss + penalty()).backward()
+        optimizer.step()
+
+    return learn
 
 
 def _check(parameters: list[nn.Parameter], dataset: TensorDataset, epochs: int, size: int) -> None:
