@@ -17,7 +17,7 @@ from fedma_flwr.client import Stage, class_counts, load_model, proximal_term
 from fedma_flwr.mod import fedma_mod
 from fedma_flwr.protocol import LOCAL, PROXIMAL_MU_KEY
 from fedma_flwr.tasks import Augment, Task, default_device, get_task
-from fedma_flwr.tasks.config import integer
+from fedma_flwr.tasks.config import SEED, integer
 
 app = ClientApp(mods=[fedma_mod])
 
@@ -29,8 +29,7 @@ def train(message: Message, context: Context) -> Message:
     dataset = _partition(task, context)
     stage = Stage.from_message(message)
     seed = _client_seed(context, stage.round, stage.index)
-    own = task.build_model(context.run_config, _client_seed(context))
-    model = load_model(own, message)
+    model = load_model(_initial_model(task, context), message)
     saved = _local_model(context, stage)
     if saved is not None and saved.is_file():
         loss, epochs = _take_saved(task, model, saved, dataset), 0
@@ -41,7 +40,9 @@ def train(message: Message, context: Context) -> Message:
         )
         if saved is not None:
             saved.parent.mkdir(parents=True, exist_ok=True)
-            safetensors.torch.save_model(model, str(saved))
+            # On a GPU an LSTM's weights are views of one tensor, which cannot be saved.
+            tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+            safetensors.torch.save_file(tensors, saved)
     metrics: dict[str, int | float | list[int] | list[float]] = {
         "num-examples": len(dataset),
         "class-counts": class_counts(dataset.tensors[1], task.num_classes),
@@ -103,6 +104,13 @@ def _train(
         augment=augment,
     )
     return loss, config["local-epochs"]
+
+
+def _initial_model(task: Task, context: Context) -> nn.Module:
+    """What a client that gets no model begins with: weights of its own, or the run's."""
+    shared = context.run_config["initialisation"] == SEED
+    seed = integer(context.run_config, "seed") if shared else _client_seed(context)
+    return task.build_model(context.run_config, seed)
 
 
 def _place(context: Context) -> tuple[int, int]:

@@ -13,10 +13,11 @@ from fedma_flwr.client import load_model
 from fedma_flwr.cohort import SeededCohort
 from fedma_flwr.matching import BBPMAP, IdentityMatching, Matcher
 from fedma_flwr.recorder import RunRecorder
+from fedma_flwr.settings import COMMON, OWN
 from fedma_flwr.strategy import FedMA
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec, derive_spec
 from fedma_flwr.tasks import RunConfig, get_task
-from fedma_flwr.tasks.config import check_at_least, flag, integer
+from fedma_flwr.tasks.config import SEED, check_at_least, flag, integer
 
 app = ServerApp()
 
@@ -150,7 +151,7 @@ def make_strategy(
         matcher=make_matcher(config),
         groups_per_stage=_groups_per_stage(config),
         one_shot=flag(config, "one-shot"),
-        initialisation=str(config["initialisation"]),
+        initialisation=_initialisation(config),
         max_growth=float(config["max-growth"]),
         weighted_units=bool(config["weighted-units"]),
         matchings=_folder(config, "matchings"),
@@ -163,6 +164,14 @@ def make_strategy(
         **later,
         **common,
     )
+
+
+def _initialisation(config: RunConfig) -> str:
+    """How the strategy is told: weights that clients draw from the run's seed are not sent."""
+    value = str(config["initialisation"])
+    if value not in (COMMON, OWN, SEED):
+        raise ValueError(f"initialisation must be {COMMON}, {OWN} or {SEED}, not {value!r}")
+    return OWN if value == SEED else value
 
 
 def _later_configs(config: RunConfig) -> dict[str, Any]:

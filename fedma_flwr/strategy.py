@@ -69,7 +69,8 @@ class FedMA(ResumableCohort):
         (see `StagePlan`), instead of sending those of their own weights with them.
     initialisation : {"common", "own"} (default: "common")
         What clients start from in the first round: the initial arrays, or whatever their train
-        function's model is (its own random weights, or a saved local model).
+        function's model is (its own random weights, a saved local model, or weights drawn from a
+        seed that all clients share: a common start that costs no bytes).
     max_growth : float (default: 2.0)
         A group may have at most this times its initial number of units. 1: no growth.
     weighted_units : bool (default: False)

@@ -39,6 +39,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "retrain-epochs": 20,
     },
     "units weighted by examples": {"weighted-units": True},
+    "units weighted by examples, retraining 10 epochs": {
+        "weighted-units": True,
+        "retrain-epochs": 10,
+    },
+    "units weighted by examples, retraining 20 epochs": {
+        "weighted-units": True,
+        "retrain-epochs": 20,
+    },
     "damped server steps, 0.5": {"server-learning-rate": 0.5},
 }
 

@@ -114,6 +114,19 @@ def test_equal_seeds_give_equal_rounds():
     assert rounds() == rounds()
 
 
+def test_weights_drawn_from_the_seed_are_the_common_ones_without_their_bytes():
+    drawn, sent = (
+        start(initialisation=value, groups_per_stage="all").result["rounds"][0]
+        for value in ("seed", "common")
+    )
+    assert (drawn["accuracy"], drawn["loss"]) == (sent["accuracy"], sent["loss"])
+    assert drawn["bytes_up"] == sent["bytes_up"]
+    config = {**DEFAULTS, **TINY}
+    model = get_task(config["task"]).build_model(config, 0)
+    of_models = 2 * sum(4 * parameter.numel() for parameter in model.parameters())
+    assert sent["bytes_down"] - drawn["bytes_down"] == pytest.approx(of_models, rel=0.02)
+
+
 def test_local_models_and_matchings_are_saved_once_and_then_started_from(tmp_path, monkeypatch):
     models, matchings = tmp_path / "models", tmp_path / "matchings"
     options = {"local_models": str(models), "matchings": str(matchings), "initialisation": "own"}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 RunConfig = Mapping[str, bool | float | int | str]
+SEED = "seed"  # of initialisation: every client draws the same weights, and none are sent
 
 
 def text(run_config: RunConfig, key: str) -> str:
