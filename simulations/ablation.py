@@ -43,10 +43,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "weighted-units": True,
         "retrain-epochs": 10,
     },
-    "units weighted by examples, retraining 20 epochs": {
-        "weighted-units": True,
-        "retrain-epochs": 20,
-    },
     "damped server steps, 0.5": {"server-learning-rate": 0.5},
 }
 
