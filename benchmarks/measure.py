@@ -17,6 +17,7 @@ import torch
 from fedma_flwr.matching import BBPMAP, Matching, assignment
 from fedma_flwr.matching.bounds import Made
 from fedma_flwr.matching.products import Products
+from fedma_flwr.matching.single import SingleSums, aligned
 
 
 def plant(
@@ -54,26 +55,33 @@ def measure(
 def _measure_once(matcher: BBPMAP, units: list[np.ndarray]) -> tuple[Matching, dict[str, float]]:
     shapes: list[tuple[int, int, torch.dtype]] = []
     solver = Stopwatch(assignment.solve)
-    multiply, multiply_all = Products._multiply, Made._multiply_open_rows
+    multiply, multiply_roughly = Products._multiply, Products._multiply_roughly
+    multiply_all = Made._multiply_open_rows
 
     def recorded(
-        self: Products, slots: np.ndarray, rows: np.ndarray | None = None, rough: bool = False
+        self: Products, slots: np.ndarray, rows: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         count = len(self.square) if rows is None else len(rows)
-        shapes.append((count, len(slots), torch.float32 if rough else torch.float64))
-        return multiply(self, slots, rows, rough)
+        shapes.append((count, len(slots), torch.float64))
+        return multiply(self, slots, rows)
+
+    def recorded_roughly(
+        self: Products, slots: np.ndarray, room: SingleSums
+    ) -> tuple[np.ndarray, np.ndarray]:
+        shapes.append((len(self.square), aligned(len(slots)), torch.float32))
+        return multiply_roughly(self, slots, room)
 
     def recorded_all(self: Made) -> None:
-        width = self._state.width
-        shapes.append((width, width, torch.float32))
-        for opened in self.opened:
-            count = int(opened.sum())
-            shapes.extend((count, others, torch.float32) for others in (width, len(opened)))
+        width, counts = aligned(self._state.width), [int(rows.sum()) for rows in self.opened]
+        own = [(count, len(rows)) for count, rows in zip(counts, self.opened, strict=True)]
+        shapes.extend((*shape, torch.float32) for shape in ((width, width), (sum(counts), width)))
+        shapes.extend((*shape, torch.float32) for shape in own)
         multiply_all(self)
 
     with (
         patch.object(assignment, "solve", solver),
         patch.object(Products, "_multiply", recorded),
+        patch.object(Products, "_multiply_roughly", recorded_roughly),
         patch.object(Made, "_multiply_open_rows", recorded_all),
         peak_memory() as peak,
     ):

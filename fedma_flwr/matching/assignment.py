@@ -16,6 +16,7 @@ from .result import Floats, Integers
 Backend = Literal["auto", "scipy", "lapx", "lapsolver"]
 
 _PRICE_TRIALS = 3
+_TIE = 1e-12  # totals that differ by less than this part are equal
 
 
 def assign(problem: Problem, backend: Backend = "auto", expected: int = 0) -> Integers:
@@ -113,6 +114,27 @@ def reassign(
     moved = columns.copy()
     moved[rows] = np.append(choices, NEW)[part]
     return moved
+
+
+def improve(
+    problem: Problem, columns: Integers, rows: Integers, backend: Backend = "auto"
+) -> Integers:
+    """Assign some rows anew if that gains anything; parameters and result as for :func:`reassign`.
+
+    What ties with ``columns`` does not take their place.
+    """
+    if not len(rows):
+        return columns
+    moved = reassign(problem, columns, rows, backend)
+    before, after = (_total(problem, chosen, rows) for chosen in (columns, moved))
+    return moved if after > before + _TIE * abs(before) else columns
+
+
+def _total(problem: Problem, columns: Integers, rows: Integers) -> float:
+    """Return some rows' gains less all new units' prices."""
+    opened, chosen = columns[rows] == NEW, columns[rows]
+    gains = np.where(opened, problem.new[rows], problem.existing[rows, chosen])
+    return float(gains.sum() - problem.prices[: (columns == NEW).sum()].sum())
 
 
 def _assign_at(existing: Floats, outside: Floats, backend: Backend) -> Integers:

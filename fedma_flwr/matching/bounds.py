@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from .gain import ScalarGain
 from .products import TINY, rounding
 from .result import Floats, Integers
+from .single import SingleProduct, SingleSums
 from .state import GlobalUnits
 
 # A row whose squared distance from its unit's mean is more than this part of that from the prior
@@ -44,6 +45,8 @@ class Bounded(NamedTuple):
     """The most that an open row's gain in a unit is less than that, shape (L,)."""
     closed: NDArray[np.bool_]
     """Shape (n,)."""
+    elsewhere: Floats
+    """The most that a closed row gains in a unit that it does not have; else infinity, (n,)."""
 
 
 class Bounds:
@@ -70,13 +73,15 @@ class Bounds:
         self._held = list(state.slots)
         self._asked = [state.time for _ in state.slots]
         made = Made(state, gain, worth, opened)
+        gain.room = SingleSums(len(gain.mean))  # gives back the memory
         self._open = made.opened
         # For every slot: units were numbered as they came, and so are their slots.
-        self._most, self._error = [], []
+        self._most, self._error, self._elsewhere = [], [], []
         for client in range(len(state.slots)):
             most, error = made.of_client(client)
             self._most.append(most)
             self._error.append(error)
+            self._elsewhere.append(made.elsewhere(client, most))
 
     def at(self, client: int) -> Bounded:
         """Return the bounds of a client that is taken out; to be asked at every visit."""
@@ -91,18 +96,24 @@ class Bounds:
         if len(news):
             opened, changed = np.flatnonzero(self._open[client]), state.numbering[news]
             most = self._gain.at_most(state, client, opened, news)
-            self._most[client][:, changed] = most + self._worth(state.popularity[changed])
+            most += self._worth(state.popularity[changed])
+            self._most[client][:, changed] = most
+            # What a unit gave before is left in: it is the most all the more.
+            elsewhere = self._elsewhere[client]
+            np.maximum(elsewhere, most.max(1), out=elsewhere)
             self._error[client][changed] = 0.0
         # These have no least gain in what they have any more.
         lost = state.is_news(client, slots, asked) | (slots != self._held[client])
         self.open(client, np.flatnonzero(lost & ~self._open[client]))
         most = np.take(self._most[client], state.numbering, axis=1)
-        return Bounded(most, self._error[client][state.numbering], ~self._open[client])
+        error = self._error[client][state.numbering]
+        return Bounded(most, error, ~self._open[client], self._elsewhere[client])
 
     def open(self, client: int, rows: Integers) -> Floats:
         """Open some rows of a client that is taken out; return what they gain."""
         state = self._state
         self._open[client][rows] = True
+        self._elsewhere[client][rows] = np.inf
         if not len(rows):
             return np.empty((0, state.width))
         gains = self._gain.exactly(state, client, rows, np.arange(state.width)).existing
@@ -128,12 +139,17 @@ class Made:
     ) -> None:
         self._state, self._gain, self._worth = state, gain, worth
         self._rounding, self._tiny = rounding(state, state.width), len(gain.mean) * TINY
+        # Of products that are not made in blocks, as a multiple of that.
+        self._coarser = rounding(state) / self._rounding
         self._columns = state.assignments()
         self._popularity = state.popularity[state.numbering]
         S = gain.precision(self._popularity)
         self._share = gain.s / S  # of a member in the mean
+        exact = state.all_sums()
+        self._sums, found = gain.room.of(exact)
+        square = found.numpy()
+        prior = (exact @ torch.from_numpy(gain.mean)).numpy() if gain.mean2 else 0 * square
         self._multiply_sums()
-        square, prior = self._of_sums
         self._square = gain.mean_square(self._popularity, square, prior)
         # A bound on the means' lengths in which nothing cancels.
         length = self._share * np.sqrt(square) + gain.s0 / S * np.sqrt(gain.mean2)
@@ -172,7 +188,7 @@ class Made:
         rows, opened = gain.products(self._state, client), np.flatnonzero(self.opened[client])
         share, popularity = self._share[columns], self._popularity.copy()
         error_of_row = self._rounding * rows.square + self._tiny
-        error = error_of_row + self._error[columns]
+        error = self._coarser * (error_of_row + self._error[columns])
         product, apart = self._own_products(client)
         distance = np.sqrt((apart + error).clip(0.0))
 
@@ -209,9 +225,21 @@ class Made:
             * (gain.s0 * rows.prior[opened, None] + gain.s * self._direct[client])
         )
         products *= 1 + step
-        products[:, columns] -= step[columns] * self._kin[client]
+        products[:, columns] -= step[columns] * self._kin[client].double()
         most[opened] = fixed - weight * (rows.square[opened, None] - 2 * products + square - off)
         return most, 2 * weight * off
+
+    def elsewhere(self, client: int, most: Floats) -> Floats:
+        """Return what a client's closed rows gain at most in units that they do not have, (L_j,).
+
+        Infinity for open ones.
+        """
+        columns = self._columns[client]
+        own = most[np.arange(len(columns)), columns]
+        most[np.arange(len(columns)), columns] = -np.inf
+        elsewhere: Floats = np.where(self.opened[client], np.inf, most.max(1))
+        most[np.arange(len(columns)), columns] = own
+        return elsewhere
 
     def _fixed(self, popularity: Integers) -> Floats:
         """Return the part of the gain that does not depend on the row; units may be empty."""
@@ -222,40 +250,28 @@ class Made:
     def _multiply_sums(self) -> None:
         """Multiply sums with one another and rows with their units' sums."""
         state, width = self._state, self._state.width
-        mean = torch.from_numpy(self._gain.mean)
-        cross, of_sums = torch.zeros(width, width).double(), torch.zeros(2, width).double()
-        own = [torch.zeros(len(held)).double() for held in self._columns]
+        cross = SingleProduct(width)
         for block in state.blocks(width):
-            exact = self._sums(block)
-            of_sums[0] += torch.linalg.vecdot(exact, exact)
-            if self._gain.mean2:
-                of_sums[1] += exact @ mean[block]
-            sums = exact.float()
-            cross += sums @ sums.T
-            for client, held in enumerate(self._columns):
-                units = torch.index_select(sums, 0, state.index(held))
-                own[client] += torch.linalg.vecdot(units, state.single_rows(client, block))
-        self._cross, self._of_sums = cross.numpy(), of_sums.numpy()
-        self._own = [products.numpy() for products in own]
+            cross.add(self._sums[:, block], self._sums[:, block])
+        self._cross = cross.double()[:width]
+        self._own = [np.zeros(len(held)) for held in self._columns]
+        for client, held in enumerate(self._columns):
+            for part in state.parts(client):
+                units = torch.index_select(self._sums, 0, state.index(held[part])).numpy()
+                rows = state.single_rows(client, part=part).numpy()
+                self._own[client][part] = np.einsum("ld,ld->l", units, rows)
 
     def _multiply_open_rows(self) -> None:
         """Multiply open rows with all sums and with all rows of their client."""
         state, width = self._state, self._state.width
         chosen = [np.flatnonzero(rows) for rows in self.opened]
-        direct = [torch.zeros(len(rows), width).double() for rows in chosen]
-        kin = [
-            torch.zeros(len(rows), len(held)).double()
-            for rows, held in zip(chosen, self._columns, strict=True)
-        ]
+        direct = SingleProduct(width)
+        self._kin = [SingleProduct(len(held)) for held in self._columns]
         for block in state.blocks(width):
-            sums = self._sums(block).float()
-            for client, opened in enumerate(chosen):
+            opened = []
+            for client, some in enumerate(chosen):
                 rows = state.single_rows(client, block)
-                some = rows[state.index(opened)]
-                direct[client] += some @ sums.T
-                kin[client] += some @ rows.T
-        self._direct, self._kin = ([a.numpy() for a in x] for x in (direct, kin))
-
-    def _sums(self, block: slice) -> torch.Tensor:
-        slots = self._state.index(self._state.numbering)
-        return torch.index_select(self._state.sums[:, block], 0, slots)
+                opened.append(rows[state.index(some)])
+                self._kin[client].add(opened[-1], rows)
+            direct.add(torch.cat(opened), self._sums[:, block])
+        self._direct = np.split(direct.double(), np.cumsum([len(some) for some in chosen]))

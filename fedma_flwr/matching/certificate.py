@@ -22,6 +22,8 @@ from .result import Floats, Integers
 # always a safe answer.
 _MAX_RAISES = 24
 _ROWS = 64
+# So many units are looked at more closely than the others.
+_CHEAPEST = 32
 
 
 class Verdict(NamedTuple):
@@ -39,7 +41,9 @@ def judge(
     columns: Integers,
     slack: Floats | float = 0.0,
     bidders: Integers | None = None,
+    *,
     most: int | None = None,
+    elsewhere: Floats | None = None,
 ) -> Verdict:
     """Certify ``columns`` as the best assignment, or say which rows are in doubt.
 
@@ -56,6 +60,9 @@ def judge(
         Rows that are likely to be envious: a hint that saves time.
     most : int or None
         Give up, all of them in doubt, where more rows than that are envious.
+    elsewhere : float array, shape (n,), or None
+        At least what a row gains in any existing unit that it does not have: a hint that saves
+        time.
 
     Returns
     -------
@@ -85,6 +92,7 @@ def judge(
     existing[holders, columns[holders]] = -np.inf
     try:
         market = _Market(problem, columns, own, slack, (float(floor), float(ceiling)))
+        market.elsewhere = elsewhere
         if bidders is not None:
             market.envious[bidders] = True
         doubt = market.settle(len(columns) if most is None else most)
@@ -125,9 +133,10 @@ class _Market:
         # Who last outbid a row; itself: nobody.
         self._outbid_by = np.arange(rows)
         self._raise_new()
-        # The best that a row could have instead, when it was last asked: as prices only rise, it
-        # need not be asked again while what it has is better.
+        # The best that a row could have instead, when it was last asked, or more: as prices only
+        # rise, it need not be asked again while what it has is better.
         self._instead = np.full(rows, np.inf)
+        self.elsewhere: Floats | None = None
 
     def _raise_new(self) -> None:
         """Raise a new unit's price to what one row at least would pay, whatever others cost.
@@ -159,12 +168,26 @@ class _Market:
 
     def _ask(self, rows: Integers, satisfied: Floats) -> NDArray[np.bool_]:
         """Note what rows could have instead; return which of them prefer it."""
-        best = self._best_existing(rows)
         new = np.where(self._opened[rows], -np.inf, self._new[rows] - self._price[NEW])
-        self._instead[rows] = np.maximum(best, new)
-        envious: NDArray[np.bool_] = self._instead[rows] > satisfied
+        instead = np.maximum(new, self._bound_existing(rows))
+        unsure = np.flatnonzero(instead > satisfied)
+        instead[unsure] = np.maximum(new[unsure], self._best_existing(rows[unsure]))
+        self._instead[rows] = instead
+        envious: NDArray[np.bool_] = instead > satisfied
         self.envious[rows[envious]] = True
         return envious
+
+    def _bound_existing(self, rows: Integers) -> Floats:
+        """Return at least the most that some rows could have of existing units."""
+        if self.elsewhere is None or len(self._holder) <= _CHEAPEST:
+            return np.full(len(rows), np.inf)
+        # All but the cheapest units, which are looked at, cost this or more.
+        price = self._price[:NEW]
+        cost = np.partition(price, _CHEAPEST)[_CHEAPEST]
+        cheap = np.flatnonzero(price < cost)
+        worth = self._existing[rows[:, None], cheap] - price[cheap]
+        bound: Floats = np.maximum(self.elsewhere[rows] - cost, worth.max(1, initial=-np.inf))
+        return bound
 
     def _best_existing(self, rows: Integers) -> Floats:
         """Return the most that some rows could have of existing units, at their prices."""

@@ -19,7 +19,9 @@ import torch
 
 from .products import Products, WithUnits
 from .result import Floats, Integers
+from .single import SingleSums
 from .state import GlobalUnits
+from .sums import SumsOfOthers
 
 
 class Gains(NamedTuple):
@@ -58,6 +60,7 @@ class ScalarGain:
         self.mean, self.mean2 = mean, float(mean @ mean)
         self._log_determinant = log_determinant
         self._products: dict[int, Products] = {}
+        self.room = SingleSums(len(mean))
 
     def products(self, state: GlobalUnits, client: int) -> Products:
         """Return a client's products, and what of them is kept from visit to visit."""
@@ -79,7 +82,7 @@ class ScalarGain:
     def roughly(self, state: GlobalUnits, client: int) -> Gains:
         """Return all of a client's gains at half the cost, with an error."""
         products, slots = self.products(state, client), state.numbering
-        return self._gains(products, products.roughly(slots), state.popularity[slots])
+        return self._gains(products, products.roughly(slots, self.room), state.popularity[slots])
 
     def at_most(self, state: GlobalUnits, client: int, rows: Integers, units: Integers) -> Floats:
         """Return some rows' gains in some units, and what the others gain there at most.
@@ -129,7 +132,8 @@ class ScalarGain:
         of_row = np.stack([products.square, products.prior, np.ones(len(products.square))], 1)
         of_unit = [-weight, 2 * weight * s0 / S, self.logs(popularity) - weight * m2]
         factor = 2 * weight * s / S
-        existing = cross.cross * factor
+        existing = cross.cross
+        existing *= factor
         # Torch adds the three rank-one terms in place, in its own threads.
         torch.from_numpy(existing).addmm_(
             torch.from_numpy(of_row if rows is None else of_row[rows]),
@@ -171,7 +175,7 @@ class VectorGain:
         device = state.sums.device
         s, s0, mean = (torch.from_numpy(v).to(device) for v in (self._s, self._s0, self._mean))
         rows = state.rows(client)
-        others = state.sums_of_others(client, state.numbering).block()
+        others = SumsOfOthers(state, client, state.numbering).block()
         popularity = state.popularity[state.numbering]
         counts, inverse = np.unique(popularity, return_inverse=True)
         S = s0 + torch.from_numpy(popularity).to(device)[:, None] * s  # (L, D)

@@ -20,10 +20,19 @@ class Known:
     error : float array, shape (L,)
         By how much other gains in a unit can be less.
     closed : bool array, shape (n,)
+    elsewhere : float array, shape (n,), or None
+        See :func:`judge`.
     """
 
-    def __init__(self, problem: Problem, error: Floats, closed: NDArray[np.bool_]) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        error: Floats,
+        closed: NDArray[np.bool_],
+        elsewhere: Floats | None = None,
+    ) -> None:
         self.problem, self._error, self._closed = problem, error, closed
+        self.elsewhere = elsewhere
         self._exact = np.zeros_like(problem.existing, dtype=bool)
 
     def slack(self, columns: Integers) -> Floats:
@@ -41,6 +50,8 @@ class Known:
         """Note the gains of rows that are not closed any more."""
         self.problem.existing[rows] = most
         self._closed[rows] = False
+        if self.elsewhere is not None:
+            self.elsewhere[rows] = np.inf
 
     def inexact(self, columns: Integers, rows: Integers) -> Integers:
         """Return units that settle what rows in doubt would do with one another's units.

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from .result import Floats, Integers
+from .single import SingleProduct, SingleSums, squares
 from .state import GlobalUnits
+from .sums import SumsOfOthers
 
 _UNIT_ROUNDOFF = 2.0**-24  # of float32
 TINY, _HUGE = 2.0**-126, 2.0**126  # smaller or larger products under- or overflow in float32
@@ -29,10 +31,10 @@ class Products:
     """The products that a client's gains need.
 
     Exact ones, in float64, are kept between visits and brought up to date. Rough ones are made in
-    float32, in blocks of the signature that are summed in float64. A dot product of d terms then
-    has an error of at most ``(d + 3) u |w| |T_i|``, u = 2^-24, whatever the order of the terms
-    (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., section 3.1; 3 for
-    rounding w, T_i and the result), if nothing underflows.
+    float32, in b blocks of d terms each. They have an error of at most ``(d + b + 3) u |w| |T_i|``,
+    u = 2^-24, whatever the order of a block's terms (Higham, "Accuracy and Stability of Numerical
+    Algorithms", 2nd ed., section 3.1; 2 for rounding w and T_i, 1 for the terms of second order),
+    if nothing underflows.
 
     Parameters
     ----------
@@ -70,9 +72,9 @@ class Products:
         cross, (square, prior) = self._multiply(slots, rows)
         return WithUnits(cross, square, prior, np.zeros(len(slots)))
 
-    def roughly(self, slots: Integers) -> WithUnits:
+    def roughly(self, slots: Integers, room: SingleSums) -> WithUnits:
         """Return the rough products of all rows with some slots; nothing is kept."""
-        cross, (square, prior) = self._multiply(slots, rough=True)
+        cross, (square, prior) = self._multiply_roughly(slots, room)
         longest = np.sqrt(self.square.max(initial=0.0))
         error = rounding(self._state, len(slots)) * longest * np.sqrt(square)
         return WithUnits(cross, square, prior, error + len(self._mean) * TINY)
@@ -99,35 +101,44 @@ class Products:
         square, prior = [], []
         for part in self._state.parts(self._client):
             rows = self._state.rows(self._client, chosen=part)
-            square.append(torch.linalg.vecdot(rows, rows))
+            square.append(squares(rows))
             prior.append(rows @ self._mean if self._has_mean else torch.zeros_like(square[-1]))
         return torch.cat(square).cpu().numpy(), torch.cat(prior).cpu().numpy()
 
-    def _multiply(
-        self, slots: Integers, rows: Integers | None = None, rough: bool = False
-    ) -> tuple[Floats, Floats]:
+    def _multiply(self, slots: Integers, rows: Integers | None = None) -> tuple[Floats, Floats]:
         state, device = self._state, self._state.sums.device
-        count = len(self.square) if rows is None else len(rows)
-        cross = torch.zeros(count, len(slots), dtype=torch.float64, device=device)
+        chosen = np.arange(len(self.square)) if rows is None else rows
+        cross = torch.zeros(len(chosen), len(slots), dtype=torch.float64, device=device)
         of_sums = torch.zeros(2, len(slots), dtype=torch.float64, device=device)
-        sums = state.sums_of_others(self._client, slots)
+        sums = SumsOfOthers(state, self._client, slots, chosen)
         for block in state.blocks(len(slots)):
-            others = sums.block(block)
-            of_sums[0] += torch.linalg.vecdot(others, others)
+            own = state.rows(self._client, block, chosen)
+            others = sums.block(block, own)
+            of_sums[0] += squares(others)
             if self._has_mean:
                 of_sums[1] += others @ self._mean[block]
-            if rough:
-                part = state.single_rows(self._client, block) @ others.float().T
-                cross = part.double() if block.start == 0 else cross.add_(part)
-            else:
-                cross.addmm_(state.rows(self._client, block, rows), others.T)
+            cross.addmm_(own, others.T)
         return cross.cpu().numpy(), of_sums.cpu().numpy()
 
+    def _multiply_roughly(self, slots: Integers, room: SingleSums) -> tuple[Floats, Floats]:
+        state = self._state
+        others = SumsOfOthers(state, self._client, slots).block()
+        single, square = room.of(others)
+        prior = others @ self._mean if self._has_mean else torch.zeros_like(square)
+        cross = SingleProduct(len(slots))
+        for block in state.blocks(len(slots)):
+            cross.add(state.single_rows(self._client, block), single[:, block])
+        return cross.double(), torch.stack([square, prior]).numpy()
 
-def rounding(state: GlobalUnits, slots: int) -> float:
-    """Return the relative error of products of rows and so many sums in float32."""
-    longest: int = max(block.stop - block.start for block in state.blocks(slots))
-    return (longest + 3) * _UNIT_ROUNDOFF
+
+def rounding(state: GlobalUnits, slots: int | None = None) -> float:
+    """Return the relative error of products of rows and so many sums in float32.
+
+    By default of those that are not made in blocks.
+    """
+    blocks = [slice(0, state.sums.shape[1])] if slots is None else state.blocks(slots)
+    longest: int = max(block.stop - block.start for block in blocks)
+    return (longest + len(blocks) + 3) * _UNIT_ROUNDOFF
 
 
 def roughness_pays(state: GlobalUnits) -> bool:

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .assignment import Backend, assign, guess, reassign
+from .assignment import Backend, assign, guess, improve, reassign
 from .bounds import Bounds
 from .certificate import judge
 from .gain import Gain, ScalarGain, VectorGain
@@ -121,8 +121,8 @@ class Search:
         self, units: Sequence[Floats], model: Model, rules: Rules, fit: bool = False
     ) -> None:
         self._widths = [len(array) for array in units]
-        self._centre = centre_of(units)
-        self.state = GlobalUnits(units, self._centre, best_device())
+        self._centre, square = centre_of(units)
+        self.state = GlobalUnits(units, self._centre, best_device(), square)
         self._rules, self._fit = rules, fit
         # How many units the last visit opened: the next one's first guess.
         self._opened = 0
@@ -203,9 +203,13 @@ class Search:
         known, columns = self._know(client, gain), self.state.columns(client)
         if columns is None:
             columns = guess(known.problem, backend, self._opened)
+        else:
+            columns = improve(known.problem, columns, np.flatnonzero(movable), backend)
         for _ in range(_ATTEMPTS):
             slack, bidders = known.slack(columns), np.flatnonzero(movable)
-            doubt, envious = judge(known.problem, columns, slack, bidders, most)
+            doubt, envious = judge(
+                known.problem, columns, slack, bidders, most=most, elsewhere=known.elsewhere
+            )
             closed = known.closed(envious)
             if self._bounds is not None and len(closed):
                 known.open(closed, self._bounds.open(client, closed))
@@ -229,8 +233,8 @@ class Search:
         """Return bounds on a client's gains; at its first visit no row is closed."""
         new = gain.new(gain.products(self.state, client))
         if self._bounds is not None:
-            most, error, closed = self._bounds.at(client)
-            return Known(self._problem(most, new), error, closed)
+            most, error, closed, elsewhere = self._bounds.at(client)
+            return Known(self._problem(most, new), error, closed, elsewhere)
         most, _, error = gain.roughly(self.state, client)
         most += self._popularity_gain() + error
         return Known(self._problem(most, new), 2 * error, np.zeros(len(new), dtype=bool))

@@ -23,8 +23,8 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def centre_of(units: Sequence[Floats]) -> Floats:
-    """Return what to subtract from all rows, float64, shape (D,).
+def centre_of(units: Sequence[Floats]) -> tuple[Floats, float]:
+    """Return what to subtract from all rows, float64, shape (D,), and the sum of all squares.
 
     The gains are differences of squares, which lose digits when all rows share a large offset:
     then it is their mean. An offset smaller than the rows' spread does no harm, and rows that
@@ -32,41 +32,9 @@ def centre_of(units: Sequence[Floats]) -> Floats:
     """
     mean = mean_row(units)
     rows = sum(len(array) for array in units)
-    square = sum(float(np.vdot(array, array)) for array in units) / rows
-    offset = float(mean @ mean)
-    return mean if 2 * offset > square else np.zeros_like(mean)
-
-
-class SumsOfOthers:
-    """The sums of some slots over all clients but one, in blocks of the signature.
-
-    Parameters
-    ----------
-    state : GlobalUnits
-    client : int
-        The one that does not count.
-    slots : int array
-    """
-
-    def __init__(self, state: GlobalUnits, client: int, slots: Integers) -> None:
-        self._state, self._client, self._slots = state, client, state.index(slots)
-        own = state.slots[client]
-        position = np.full(len(state.popularity), -1)
-        position[slots] = np.arange(len(slots))
-        targets = position[own]
-        self._held = np.flatnonzero(targets >= 0)
-        self._is_everything = bool((slots == np.arange(len(slots))).all())
-        self._targets = state.index(targets[self._held])
-
-    def block(self, block: slice = slice(None)) -> torch.Tensor:
-        """Return the block's columns, float64, shape (slots, d); not to be written to."""
-        if self._is_everything and not len(self._held):
-            return self._state.sums[: len(self._slots), block]
-        sums = torch.index_select(self._state.sums[:, block], 0, self._slots)
-        if len(self._held):
-            own = self._state.rows(self._client, block, self._held)
-            sums.index_add_(0, self._targets, own, alpha=-1)
-        return sums
+    square = sum(float(np.vdot(array, array)) for array in units)
+    is_large = 2 * float(mean @ mean) > square / rows
+    return mean if is_large else np.zeros_like(mean), square
 
 
 class GlobalUnits:
@@ -83,18 +51,22 @@ class GlobalUnits:
     centre : float64 array, shape (D,)
         Subtracted from every row, see :func:`centre_of`.
     device : torch.device
+    square : float
+        At least the sum of all rows' squares.
     """
 
-    def __init__(self, units: Sequence[Floats], centre: Floats, device: torch.device) -> None:
+    def __init__(
+        self, units: Sequence[Floats], centre: Floats, device: torch.device, square: float = np.inf
+    ) -> None:
         self._units = [torch.from_numpy(array).to(device) for array in units]
         self._centre = torch.from_numpy(centre).to(device)
         self._is_centred = not centre.any()
         # No product of a row with a sum is larger: Cauchy and Schwarz.
-        self.largest_product = len(units) * sum(float(np.vdot(a, a)) for a in units)
+        self.largest_product = len(units) * square
         # Room to grow: memory that is not written to takes none, copies do.
         widest = max(len(array) for array in units)
         capacity = widest + widest // 8 + 1
-        self.sums = torch.zeros(capacity, len(centre), dtype=torch.float64, device=device)
+        self.sums = torch.from_numpy(np.zeros((capacity, len(centre)))).to(device)
         self.popularity = np.zeros(capacity, dtype=np.int64)
         self.numbering = np.empty(0, dtype=np.int64)
         self.slots = [np.empty(0, dtype=np.int64) for _ in units]
@@ -141,9 +113,11 @@ class GlobalUnits:
             rows = rows[self.index(chosen)]
         return self._centred(rows, block)
 
-    def single_rows(self, client: int, block: slice) -> torch.Tensor:
+    def single_rows(
+        self, client: int, block: slice = slice(None), part: slice = slice(None)
+    ) -> torch.Tensor:
         """Return the same in float32; where nothing has to be done, without a copy."""
-        rows = self._units[client][:, block]
+        rows = self._units[client][part, block]
         if self._is_centred and rows.dtype == torch.float32:
             return rows
         return self._centred(rows, block).float()
@@ -154,7 +128,7 @@ class GlobalUnits:
     def take_out(self, client: int) -> None:
         """Take a client's units out; units without members vanish and numbers close up.
 
-        The sums keep the client's rows until :meth:`put_back`, see :meth:`sums_of_others`.
+        The sums keep the client's rows until :meth:`put_back`, see :class:`SumsOfOthers`.
         """
         self.popularity[self.slots[client]] -= 1
         self.numbering = self.numbering[self.popularity[self.numbering] > 0]
@@ -177,9 +151,11 @@ class GlobalUnits:
         slots = self.slots[client]
         return self._numbers()[slots] if len(slots) else None
 
-    def sums_of_others(self, client: int, slots: Integers) -> SumsOfOthers:
-        """Return what gives the slots' sums over all other clients."""
-        return SumsOfOthers(self, client, slots)
+    def all_sums(self) -> torch.Tensor:
+        """Return the sums in the order of the numbers, shape (L, D); not to be written to."""
+        if (self.numbering == np.arange(self.width)).all():
+            return self.sums[: self.width]
+        return self.sums[self.index(self.numbering)]
 
     def put_back(self, client: int, columns: Integers) -> bool:
         """Put a client's units where ``columns`` says; return whether the grouping changed.
