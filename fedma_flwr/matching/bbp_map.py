@@ -17,15 +17,14 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from . import validate
 from .assignment import Backend, check_backend
 from .calibrate import calibrate
-from .result import Floats, Integers, Matching, average_members, mean_row
-from .search import Model, Rules, Search
-from .validate import check_max_width, check_orders, check_prior_mean, check_units, check_weights
+from .model import Model, Rules
+from .result import Floats, Integers, Matching, mean_row
+from .search import Search
 
 Output = Literal["mean", "posterior"]
-
-_ROWS = 64  # of the result at a time: no second copy of it is ever held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +130,7 @@ class BBPMAP:
     def __post_init__(self) -> None:
         check_backend(self.backend)
         for name in ("gamma", "local_variance", "prior_variance", "popularity_cap"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < np.inf:
-                raise ValueError(f"{name}: {value!r}, expected a finite number > 0")
+            validate.check_positive(name, getattr(self, name))
         if (self.local_variance is None) != (self.prior_variance is None):
             raise ValueError(
                 f"local_variance, prior_variance: {self.local_variance}, {self.prior_variance}, "
@@ -141,14 +138,10 @@ class BBPMAP:
             )
         if self.fit and self.local_variance is None:
             raise ValueError("fit: needs local_variance and prior_variance to start from")
-        if self.default_prior_mean not in ("zero", "rows"):
-            raise ValueError(
-                f"default_prior_mean: {self.default_prior_mean!r}, expected zero, rows"
-            )
+        validate.check_choice("default_prior_mean", self.default_prior_mean, ("zero", "rows"))
         if self.sweeps < 0:
             raise ValueError(f"sweeps: {self.sweeps}, expected >= 0")
-        if self.output not in get_args(Output):
-            raise ValueError(f"output: {self.output!r}, expected one of {get_args(Output)}")
+        validate.check_choice("output", self.output, get_args(Output))
 
     @classmethod
     def reference(
@@ -167,6 +160,17 @@ class BBPMAP:
         Fixed variances, no log-determinants, popularity log with weight 1, one new unit an
         update above width 700, prior mean 0, posterior means. Where the original runs out of
         columns and drops units, this opens new ones.
+
+        Examples
+        --------
+        A global unit is its members' sum over one more than their number, with variances of 1:
+
+        >>> units = np.array([[4.0, 0.0], [0.0, 6.0]])
+        >>> matching = BBPMAP.reference(gamma=1.0).match([units, units[::-1]])
+        >>> [assignment.tolist() for assignment in matching.assignments]
+        [[0, 1], [1, 0]]
+        >>> matching.units.round(3).tolist()
+        [[2.667, 0.0], [0.0, 4.0]]
         """
         return cls(
             gamma=gamma,
@@ -198,6 +202,20 @@ class BBPMAP:
         """Return SPAHM's matcher: the marginal gain, mean and variances learned.
 
         ``fit=False`` keeps the variances, and the prior mean at the mean of all rows.
+
+        Examples
+        --------
+        With the variances learned, the posterior means hardly shrink:
+
+        >>> units = np.random.default_rng(0).normal(size=(5, 40))
+        >>> kept, learned = (
+        ...     BBPMAP.learned(gamma=1.0, fit=fit).match([units, 1.1 * units[::-1]])
+        ...     for fit in (False, True)
+        ... )
+        >>> [assignment.tolist() for assignment in learned.assignments]
+        [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0]]
+        >>> [float(np.linalg.norm(m.units - 1.05 * units).round(2)) for m in (kept, learned)]
+        [4.38, 0.04]
         """
         return cls(
             gamma=gamma,
@@ -244,22 +262,33 @@ class BBPMAP:
         ValueError
             No client; different D; NaN or infinity; ``max_width`` below the widest client;
             orders that are no permutations; weights together with ``output="posterior"``.
+
+        Examples
+        --------
+        The second client's units are longer, in another order, and count three times as much:
+
+        >>> units = np.eye(3, 10)
+        >>> matching = BBPMAP().match([units, 1.2 * units[[2, 0, 1]]], weights=[1.0, 3.0])
+        >>> [assignment.tolist() for assignment in matching.assignments]
+        [[0, 1, 2], [2, 0, 1]]
+        >>> matching.units[:, :3].round(2).tolist()
+        [[1.15, 0.0, 0.0], [0.0, 1.15, 0.0], [0.0, 0.0, 1.15]]
         """
-        arrays = check_units(units)
-        check_max_width(self.max_width, arrays)
-        mass = check_weights(weights, len(arrays))
+        arrays = validate.check_units(units)
+        validate.check_max_width(self.max_width, arrays)
+        mass = validate.check_weights(weights, len(arrays))
         if mass is not None and self.output == "posterior":
             raise ValueError('weights: only output="mean" is weighted, output is "posterior"')
-        visits = check_orders(orders, self.sweeps, len(arrays), seed)
+        visits = validate.check_orders(orders, self.sweeps, len(arrays), seed)
         mean = self._prior_mean(arrays, prior_mean)
         search = Search(arrays, *self._model_and_rules(arrays, mean), self.fit)
         sweeps = search.run(visits)
-        return self._result(arrays, search, mass, sweeps)
+        return search.result(arrays, sweeps, mass, self.output == "posterior")
 
     def _prior_mean(self, units: Sequence[Floats], prior_mean: float | Floats | None) -> Floats:
         size = units[0].shape[1]
         if prior_mean is not None:
-            return check_prior_mean(prior_mean, size)
+            return validate.check_prior_mean(prior_mean, size)
         if self.default_prior_mean == "zero":
             return np.zeros(size)
         return mean_row(units)
@@ -281,21 +310,3 @@ class BBPMAP:
         if not found.told:
             rules = replace(rules, popularity_weight=1.0, popularity_cap=len(units))
         return Model(found.local, found.prior, mean), rules
-
-    def _result(
-        self, units: Sequence[Floats], search: Search, weights: Floats | None, sweeps: int
-    ) -> Matching:
-        assignments = search.state.assignments()
-        popularity = search.state.popularity[search.state.numbering]
-        means = search.state.means()
-        objective = 0.0
-        for start in range(0, len(means), _ROWS):
-            rows = slice(start, start + _ROWS)
-            counts = popularity[rows]
-            numerator, precision = search.model.posterior(means[rows] * counts[:, None], counts)
-            objective += float((numerator**2 / precision).sum())
-            if self.output == "posterior":
-                means[rows] = numerator / precision
-        if weights is not None:
-            means = average_members(units, assignments, len(popularity), weights)
-        return Matching(assignments, means, popularity, objective, sweeps)

@@ -76,7 +76,7 @@ def judge(
     >>> judge(problem, np.array([1, 0])).doubt.tolist()
     []
     >>> judge(problem, np.array([0, 1])).doubt.tolist()
-    [1]
+    [0, 1]
     """
     existing, prices = problem.existing, problem.prices
     opened = columns == NEW

@@ -53,6 +53,18 @@ def _as_floats(array: Any, client: int) -> Floats:
     return np.ascontiguousarray(floats)
 
 
+def check_positive(name: str, value: float | None) -> None:
+    """Refuse a setting that is neither None nor a finite number > 0."""
+    if value is not None and not 0 < value < np.inf:
+        raise ValueError(f"{name}: {value!r}, expected a finite number > 0")
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Refuse a setting that is none of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, allowed))}")
+
+
 def check_prior_mean(prior_mean: Any, size: int) -> Floats:
     """Return the prior mean as an array of shape (D,); scalars are repeated."""
     mean = np.asarray(prior_mean, dtype=np.float64)

@@ -5,10 +5,10 @@ import doctest
 import numpy as np
 import pytest
 
-from fedma_flwr.matching import assignment, bbp_map, identity, result, saved
+from fedma_flwr.matching import assignment, bbp_map, certificate, identity, result, saved
 
 
-@pytest.mark.parametrize("module", [assignment, bbp_map, identity, result, saved])
+@pytest.mark.parametrize("module", [assignment, bbp_map, certificate, identity, result, saved])
 def test_worked_examples(module):
     outcome = doctest.testmod(module, extraglobs={"np": np})
     assert outcome.attempted > 0
