@@ -153,7 +153,7 @@ def make_strategy(
         one_shot=flag(config, "one-shot"),
         initialisation=_initialisation(config),
         max_growth=float(config["max-growth"]),
-        weighted_units=bool(config["weighted-units"]),
+        weighted_units=flag(config, "weighted-units") and config["output"] == "mean",
         matchings=_folder(config, "matchings"),
         server_learning_rate=float(config["server-learning-rate"]),
         averaging=str(config["averaging"]).replace("-", "_"),

@@ -34,7 +34,7 @@ from fedma_flwr.resuming import ResumableCohort
 from fedma_flwr.robust import MEAN
 from fedma_flwr.round import CommunicationRound, GlobalModel, Member
 from fedma_flwr.saved_matchings import open_folder
-from fedma_flwr.settings import COMMON, RoundSettings, check_settings, log_settings
+from fedma_flwr.settings import COMMON, RoundSettings, check_settings, log_settings, weighs_units
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec
 from fedma_flwr.wire import FLOAT32, check_wire_dtype
 
@@ -73,8 +73,9 @@ class FedMA(ResumableCohort):
         seed that all clients share: a common start that costs no bytes).
     max_growth : float (default: 2.0)
         A group may have at most this times its initial number of units. 1: no growth.
-    weighted_units : bool (default: False)
+    weighted_units : bool, optional (default: None)
         Weigh clients by `weighted_by_key` when matched units are averaged, instead of equally.
+        None: unless the matcher gives posterior means, which weigh all clients alike.
     server_learning_rate : float (default: 1.0)
         How far each stage goes from the last global model towards the clients' mean, above 0 and
         at most 1, as in Flower's FedAvgM. Less than 1 damps what a sampled cohort does to the
@@ -134,7 +135,7 @@ class FedMA(ResumableCohort):
         reestimate_statistics: bool = True,
         initialisation: str = COMMON,
         max_growth: float = 2.0,
-        weighted_units: bool = False,
+        weighted_units: bool | None = None,
         server_learning_rate: float = 1.0,
         averaging: str = MEAN,
         trimmed_share: float = 0.2,
@@ -165,7 +166,7 @@ class FedMA(ResumableCohort):
             matcher=matcher,
             initialisation=initialisation,
             max_growth=max_growth,
-            weighted_units=weighted_units,
+            weighted_units=weighs_units(weighted_units, matcher),
             server_learning_rate=server_learning_rate,
             averaging=averaging_rule,
             limits=limits,

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import logging
 import os
 
 import pytest
@@ -31,3 +32,12 @@ def pytest_collection_modifyitems(items):
 def seeded():
     """Give every test the same random state of torch's."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def logged():
+    """Give every test Flower's log as it is at first: the commands of `simulations` silence it."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    yield
+    logger.setLevel(level)

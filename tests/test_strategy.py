@@ -121,6 +121,12 @@ def test_identity_rounds_are_named_in_the_log(caplog):
     assert "every assignment was the identity" in caplog.text
 
 
+def test_clients_are_weighed_by_examples_unless_posterior_means_are_wanted():
+    assert FedMA(spec=SPEC).settings.weighted_units
+    assert not FedMA(spec=SPEC, weighted_units=False).settings.weighted_units
+    assert not FedMA(spec=SPEC, matcher=BBPMAP.reference()).settings.weighted_units
+
+
 def test_own_initialisation_sends_no_arrays_at_first():
     log = []
     strategy = FedMA(spec=SPEC, initialisation="own")
@@ -316,6 +322,7 @@ def test_fedavg_is_flowers_average():
     ("options", "word"),
     [
         ({"max_growth": 0.5}, "max_growth"),
+        ({"weighted_units": True, "matcher": BBPMAP.reference()}, "weighted_units"),
         ({"initialisation": "random"}, "initialisation"),
         ({"groups_per_stage": 0}, "groups_per_stage"),
         ({"groups_per_stage": "both"}, "groups_per_stage"),
