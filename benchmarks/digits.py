@@ -145,7 +145,7 @@ def run(
     intercept : callable, optional
         See `InProcessGrid`.
     **options
-        Of `FedMA`; units are weighed equally if they do not say otherwise.
+        Of `FedMA`.
     """
     test, found = _halved()[1], []
 
@@ -154,9 +154,7 @@ def run(
             found.append(TASK.evaluate(load_model(Net(), arrays), test)[1])
 
     torch.manual_seed(seed)
-    # Equal clients: nothing but what a benchmark is about may differ from one to the next.
-    settings = {"fraction_evaluate": 0.0, "weighted_units": False, **options}
-    strategy = FedMA(spec=spec(), seed=seed, **settings)
+    strategy = FedMA(spec=spec(), fraction_evaluate=0.0, seed=seed, **options)
     app = make_app(shares(alpha, seed), seed, mods)
     grid = InProcessGrid(app, clients, intercept=intercept)
     initial = ArrayRecord(Net().state_dict())

@@ -26,7 +26,6 @@ CONFIG = {
     "strategy": "fedma",
     "num-server-rounds": 1,
     "initialisation": "own",
-    "weighted-units": False,  # what a matcher's units are, whoever has the examples
     "local-epochs": 20,
     "retrain-epochs": 5,
 }

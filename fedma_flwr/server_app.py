@@ -153,7 +153,7 @@ def make_strategy(
         one_shot=flag(config, "one-shot"),
         initialisation=_initialisation(config),
         max_growth=float(config["max-growth"]),
-        weighted_units=flag(config, "weighted-units") and config["output"] == "mean",
+        weighted_units=flag(config, "weighted-units"),
         matchings=_folder(config, "matchings"),
         server_learning_rate=float(config["server-learning-rate"]),
         averaging=str(config["averaging"]).replace("-", "_"),

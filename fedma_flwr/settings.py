@@ -67,21 +67,19 @@ def check_settings(initialisation: str, max_growth: float, server_learning_rate:
         )
 
 
-def weighs_units(weighted_units: bool | None, matcher: Matcher) -> bool:
-    """Whether clients are weighed when matched units are averaged; see `FedMA`.
+def check_weighted(weighted_units: bool, matcher: Matcher) -> None:
+    """Refuse to weigh posterior means, which weigh all clients alike.
 
     Raises
     ------
     ValueError
-        If posterior means, which weigh all clients alike, are to be weighed.
+        It names the arguments.
     """
-    posterior = getattr(matcher, "output", "mean") != "mean"
-    if weighted_units and posterior:
+    if weighted_units and getattr(matcher, "output", "mean") != "mean":
         raise ValueError(
             'weighted_units was True, but the matcher gives posterior means (output="posterior"), '
             'which weigh all clients alike: set weighted_units=False, or output="mean".'
         )
-    return not posterior if weighted_units is None else weighted_units
 
 
 def log_settings(settings: RoundSettings) -> None:

@@ -34,7 +34,7 @@ from fedma_flwr.resuming import ResumableCohort
 from fedma_flwr.robust import MEAN
 from fedma_flwr.round import CommunicationRound, GlobalModel, Member
 from fedma_flwr.saved_matchings import open_folder
-from fedma_flwr.settings import COMMON, RoundSettings, check_settings, log_settings, weighs_units
+from fedma_flwr.settings import COMMON, RoundSettings, check_settings, check_weighted, log_settings
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec
 from fedma_flwr.wire import FLOAT32, check_wire_dtype
 
@@ -73,9 +73,8 @@ class FedMA(ResumableCohort):
         seed that all clients share: a common start that costs no bytes).
     max_growth : float (default: 2.0)
         A group may have at most this times its initial number of units. 1: no growth.
-    weighted_units : bool, optional (default: None)
+    weighted_units : bool (default: False)
         Weigh clients by `weighted_by_key` when matched units are averaged, instead of equally.
-        None: unless the matcher gives posterior means, which weigh all clients alike.
     server_learning_rate : float (default: 1.0)
         How far each stage goes from the last global model towards the clients' mean, above 0 and
         at most 1, as in Flower's FedAvgM. Less than 1 damps what a sampled cohort does to the
@@ -135,7 +134,7 @@ class FedMA(ResumableCohort):
         reestimate_statistics: bool = True,
         initialisation: str = COMMON,
         max_growth: float = 2.0,
-        weighted_units: bool | None = None,
+        weighted_units: bool = False,
         server_learning_rate: float = 1.0,
         averaging: str = MEAN,
         trimmed_share: float = 0.2,
@@ -151,6 +150,7 @@ class FedMA(ResumableCohort):
         check_settings(initialisation, max_growth, server_learning_rate)
         check_wire_dtype(wire_dtype)
         matcher = DEFAULT_MATCHER if matcher is None else matcher
+        check_weighted(weighted_units, matcher)
         averaging_rule = make_averaging(averaging, trimmed_share, matcher)
         limits = Limits.of(max_norm_ratio, max_weight_ratio, robust=averaging_rule.robust)
         spec = make_spec(model, example_inputs, spec)
@@ -166,7 +166,7 @@ class FedMA(ResumableCohort):
             matcher=matcher,
             initialisation=initialisation,
             max_growth=max_growth,
-            weighted_units=weighs_units(weighted_units, matcher),
+            weighted_units=weighted_units,
             server_learning_rate=server_learning_rate,
             averaging=averaging_rule,
             limits=limits,

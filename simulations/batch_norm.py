@@ -114,7 +114,6 @@ def accuracies(
         initialisation=initialisation,
         reestimate_statistics=reestimate,
         groups_per_stage="all" if bundled else 1,
-        weighted_units=False,
         fraction_evaluate=0.0,
         seed=seed,
     )

@@ -121,12 +121,6 @@ def test_identity_rounds_are_named_in_the_log(caplog):
     assert "every assignment was the identity" in caplog.text
 
 
-def test_clients_are_weighed_by_examples_unless_posterior_means_are_wanted():
-    assert FedMA(spec=SPEC).settings.weighted_units
-    assert not FedMA(spec=SPEC, weighted_units=False).settings.weighted_units
-    assert not FedMA(spec=SPEC, matcher=BBPMAP.reference()).settings.weighted_units
-
-
 def test_own_initialisation_sends_no_arrays_at_first():
     log = []
     strategy = FedMA(spec=SPEC, initialisation="own")

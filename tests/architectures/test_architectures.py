@@ -114,7 +114,7 @@ def test_tiny_gamma_and_a_common_start_give_the_means_stage_by_stage(name):
     tiny = BBPMAP.reference(gamma=1e-9, output="mean")
     epochs = {"local": 1, "retrain": 1, "head": 1}
     result, strategy, seen, _ = run(name, rounds=1, epochs=epochs, matcher=tiny)
-    plan = strategy.settings.plan
+    spec, plan = strategy.settings.spec, strategy.settings.plan
     shares = [record.identity for record in strategy.history if record.groups]
     assert shares == [1.0] * sum(bool(stage.groups) for stage in plan.stages)
     for planned in plan.stages:
@@ -122,17 +122,22 @@ def test_tiny_gamma_and_a_common_start_give_the_means_stage_by_stage(name):
         sent = [arrays for stage, arrays, _ in seen if stage.index == planned.index + 1]
         assert len(trained) == len(EXAMPLES)
         for tensor in planned.settles:
-            wanted = weighted_mean(tensor, trained)
+            wanted = mean_by_rule(spec, planned, tensor, trained)
             for arrays in sent or [to_tensors(result.arrays)]:
                 got = arrays[tensor].double()
                 assert torch.allclose(got, wanted, rtol=1e-5, atol=1e-6), tensor
 
 
-def weighted_mean(name, trained):
-    """Everything is weighted by examples, also a head without class counts."""
+def mean_by_rule(spec, planned, name, trained):
+    """Units matched in this stage: the plain mean. All else: weighted by examples.
+
+    That is later producers of a residual stream, statistics, and a head without class counts.
+    """
+    matched_now = spec.tensor_groups(name) & set(planned.groups)
+    shares = torch.full_like(SHARES, 1 / len(SHARES)) if matched_now else SHARES
 
     def mean(tensors):
-        return sum(share * tensor.double() for share, tensor in zip(SHARES, tensors, strict=True))
+        return sum(share * tensor.double() for share, tensor in zip(shares, tensors, strict=True))
 
     values = [state[name] for state in trained]
     if name.endswith("running_var"):  # pooled: the law of total variance
