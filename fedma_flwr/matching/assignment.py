@@ -103,7 +103,7 @@ def reassign(
     stay = np.ones(len(columns), dtype=bool)
     stay[rows] = False
     taken = columns[stay]
-    free = np.ones(problem.existing.shape[1], dtype=bool)
+    free = problem.existing[:1].max(0, initial=-np.inf) > -np.inf
     free[taken[taken != NEW]] = False
     choices = np.flatnonzero(free)
     opened = int((taken == NEW).sum())

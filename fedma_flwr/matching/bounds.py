@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .certificate import best_elsewhere
 from .gain import ScalarGain
 from .products import TINY, rounding
 from .result import Floats, Integers
@@ -40,9 +41,10 @@ class Bounded(NamedTuple):
     """What is known of a client's gains in existing units."""
 
     most: Floats
-    """The most that a row gains in a unit; of a closed row in the unit that it has, the least."""
+    """The most that a row gains in a slot's unit, -infinity where there is none, shape (n, slots);
+    of a closed row in the unit that it has, the least."""
     error: Floats
-    """The most that an open row's gain in a unit is less than that, shape (L,)."""
+    """The most that an open row's gain in a unit is less than that, shape (slots,)."""
     closed: NDArray[np.bool_]
     """Shape (n,)."""
     elsewhere: Floats
@@ -76,18 +78,21 @@ class Bounds:
         gain.room = SingleSums(len(gain.mean))  # gives back the memory
         self._open = made.opened
         # For every slot: units were numbered as they came, and so are their slots.
-        self._most, self._error, self._elsewhere = [], [], []
+        # With columns for units to come.
+        self._most = [np.empty((len(held), len(state.popularity))) for held in state.slots]
+        self._error = [np.zeros(len(state.popularity)) for _ in state.slots]
+        self._elsewhere = []
         for client in range(len(state.slots)):
-            most, error = made.of_client(client)
-            self._most.append(most)
-            self._error.append(error)
-            self._elsewhere.append(made.elsewhere(client, most))
+            most = self._most[client][:, : state.width]
+            self._error[client][: state.width] = made.of_client(client, most)
+            found = best_elsewhere(most, made.columns[client])
+            self._elsewhere.append(np.where(made.opened[client], np.inf, found))
 
     def at(self, client: int) -> Bounded:
         """Return the bounds of a client that is taken out; to be asked at every visit."""
         state = self._state
-        missing = state.numbering.max(initial=-1) + 1 - len(self._error[client])
-        if missing > 0:
+        missing = len(state.popularity) - len(self._error[client])
+        if missing:
             self._most[client] = np.pad(self._most[client], ((0, 0), (0, missing)))
             self._error[client] = np.pad(self._error[client], (0, missing))
         asked, slots = self._asked[client], state.slots[client]
@@ -95,7 +100,7 @@ class Bounds:
         news = np.flatnonzero(state.is_news(client, state.numbering, asked))
         if len(news):
             opened, changed = np.flatnonzero(self._open[client]), state.numbering[news]
-            most = self._gain.at_most(state, client, opened, news)
+            most = self._gain.at_most(state, client, opened, changed)
             most += self._worth(state.popularity[changed])
             self._most[client][:, changed] = most
             # What a unit gave before is left in: it is the most all the more.
@@ -105,21 +110,20 @@ class Bounds:
         # These have no least gain in what they have any more.
         lost = state.is_news(client, slots, asked) | (slots != self._held[client])
         self.open(client, np.flatnonzero(lost & ~self._open[client]))
-        most = np.take(self._most[client], state.numbering, axis=1)
-        error = self._error[client][state.numbering]
+        end = state.numbering.max(initial=-1) + 1
+        most, error = self._most[client][:, :end], self._error[client][:end]
+        most[:, state.popularity[:end] == 0] = -np.inf
         return Bounded(most, error, ~self._open[client], self._elsewhere[client])
 
-    def open(self, client: int, rows: Integers) -> Floats:
-        """Open some rows of a client that is taken out; return what they gain."""
+    def open(self, client: int, rows: Integers) -> None:
+        """Open some rows of a client that is taken out; note what they gain in all units."""
         state = self._state
         self._open[client][rows] = True
         self._elsewhere[client][rows] = np.inf
-        if not len(rows):
-            return np.empty((0, state.width))
-        gains = self._gain.exactly(state, client, rows, np.arange(state.width)).existing
-        gains += self._worth(state.popularity[state.numbering])
-        self._most[client][np.ix_(rows, state.numbering)] = gains
-        return gains
+        if len(rows):
+            gains = self._gain.exactly(state, client, rows, state.numbering).existing
+            gains += self._worth(state.popularity[state.numbering])
+            self._most[client][np.ix_(rows, state.numbering)] = gains
 
 
 class Made:
@@ -141,7 +145,7 @@ class Made:
         self._rounding, self._tiny = rounding(state, state.width), len(gain.mean) * TINY
         # Of products that are not made in blocks, as a multiple of that.
         self._coarser = rounding(state) / self._rounding
-        self._columns = state.assignments()
+        self.columns = state.assignments()
         self._popularity = state.popularity[state.numbering]
         S = gain.precision(self._popularity)
         self._share = gain.s / S  # of a member in the mean
@@ -172,19 +176,19 @@ class Made:
 
     def _own_products(self, client: int) -> tuple[Floats, Floats]:
         """Return ``w . m_o`` and ``|w - m_o|^2`` of a client's rows and their units, (L_j,)."""
-        gain, columns = self._gain, self._columns[client]
+        gain, columns = self._gain, self.columns[client]
         rows = gain.products(self._state, client)
         of_sum = gain.s0 * rows.prior + gain.s * self._own[client]
         product = self._share[columns] / gain.s * of_sum
         return product, rows.square - 2 * product + self._square[columns]
 
-    def of_client(self, client: int) -> tuple[Floats, Floats]:
-        """Return a client's bounds and their errors once it is taken out.
+    def of_client(self, client: int, most: Floats) -> Floats:
+        """Write a client's bounds once it is taken out into ``most``; return their errors.
 
         Where a client's row v is in unit i, ``m_i`` then moves away from it, by
         ``s / (S_i - s) (m_i - v)``.
         """
-        gain, columns = self._gain, self._columns[client]
+        gain, columns = self._gain, self.columns[client]
         rows, opened = gain.products(self._state, client), np.flatnonzero(self.opened[client])
         share, popularity = self._share[columns], self._popularity.copy()
         error_of_row = self._rounding * rows.square + self._tiny
@@ -208,8 +212,7 @@ class Made:
         of_unit = [-weight, 2 * weight * np.sqrt(self._square), 2 * weight * moved]
         of_row.append(np.ones(len(columns)))
         of_unit.append(fixed - weight * (square - off - self._error))
-        most = np.take(self._cross, columns, axis=0)
-        most *= 2 * weight
+        np.multiply(np.take(self._cross, columns, axis=0), 2 * weight, out=most)
         torch.from_numpy(most).addmm_(
             torch.from_numpy(np.stack(of_row, 1)), torch.from_numpy(np.stack(of_unit))
         )
@@ -227,19 +230,7 @@ class Made:
         products *= 1 + step
         products[:, columns] -= step[columns] * self._kin[client].double()
         most[opened] = fixed - weight * (rows.square[opened, None] - 2 * products + square - off)
-        return most, 2 * weight * off
-
-    def elsewhere(self, client: int, most: Floats) -> Floats:
-        """Return what a client's closed rows gain at most in units that they do not have, (L_j,).
-
-        Infinity for open ones.
-        """
-        columns = self._columns[client]
-        own = most[np.arange(len(columns)), columns]
-        most[np.arange(len(columns)), columns] = -np.inf
-        elsewhere: Floats = np.where(self.opened[client], np.inf, most.max(1))
-        most[np.arange(len(columns)), columns] = own
-        return elsewhere
+        return 2 * weight * off
 
     def _fixed(self, popularity: Integers) -> Floats:
         """Return the part of the gain that does not depend on the row; units may be empty."""
@@ -254,8 +245,8 @@ class Made:
         for block in state.blocks(width):
             cross.add(self._sums[:, block], self._sums[:, block])
         self._cross = cross.double()[:width]
-        self._own = [np.zeros(len(held)) for held in self._columns]
-        for client, held in enumerate(self._columns):
+        self._own = [np.zeros(len(held)) for held in self.columns]
+        for client, held in enumerate(self.columns):
             for part in state.parts(client):
                 units = torch.index_select(self._sums, 0, state.index(held[part])).numpy()
                 rows = state.single_rows(client, part=part).numpy()
@@ -266,12 +257,12 @@ class Made:
         state, width = self._state, self._state.width
         chosen = [np.flatnonzero(rows) for rows in self.opened]
         direct = SingleProduct(width)
-        self._kin = [SingleProduct(len(held)) for held in self._columns]
+        self._kin = [SingleProduct(len(held)) for held in self.columns]
         for block in state.blocks(width):
             opened = []
             for client, some in enumerate(chosen):
                 rows = state.single_rows(client, block)
-                opened.append(rows[state.index(some)])
+                opened.append(torch.index_select(rows, 0, state.index(some)))
                 self._kin[client].add(opened[-1], rows)
             direct.add(torch.cat(opened), self._sums[:, block])
         self._direct = np.split(direct.double(), np.cumsum([len(some) for some in chosen]))

@@ -21,6 +21,7 @@ from .result import Floats, Integers
 # A path of so many rows, each wanting the next one's unit, is not followed further: doubt is
 # always a safe answer.
 _MAX_RAISES = 24
+_LOOKS = 4  # so often someone looks whether they bid in a circle, which takes time
 _ROWS = 64
 # So many units are looked at more closely than the others.
 _CHEAPEST = 32
@@ -99,6 +100,16 @@ def judge(
         return Verdict(doubt, np.flatnonzero(market.envious))
     finally:
         existing[holders, columns[holders]] = own
+
+
+def best_elsewhere(existing: Floats, columns: Integers) -> Floats:
+    """Return the most that rows gain in an existing unit that they do not have, shape (n,)."""
+    holders = np.flatnonzero(columns != NEW)
+    own = existing[holders, columns[holders]]
+    existing[holders, columns[holders]] = -np.inf
+    best: Floats = existing.max(1)
+    existing[holders, columns[holders]] = own
+    return best
 
 
 class _Market:
@@ -222,7 +233,7 @@ class _Market:
         limit = np.repeat([np.inf, 0.0, self._ceiling], [len(units) - 1 - len(free), len(free), 1])
         values, price, places = self._value[rows], self._price[units], np.arange(len(units))
         outbid_by = np.searchsorted(rows, self._outbid_by[rows])
-        for _ in range(_MAX_RAISES):
+        for turn in range(_MAX_RAISES):
             bids = gains - (values - price[own])[:, None]
             best = bids.argmax(0)
             offers = bids[best, places]
@@ -235,7 +246,7 @@ class _Market:
                 return rows[_chain(outbid_by, best[unmet])]
             price = np.where(raised, offers, price)
             outbid_by = np.where(raised[own], best[own], outbid_by)
-            circle = _circle(outbid_by)
+            circle = _circle(outbid_by) if turn % _LOOKS == _LOOKS - 1 else rows[:0]
             if len(circle):
                 return rows[circle]
         return rows

@@ -73,9 +73,9 @@ class ScalarGain:
         products, slots = self.products(state, client), state.numbering
         return self._gains(products, products.at(slots), state.popularity[slots])
 
-    def exactly(self, state: GlobalUnits, client: int, rows: Integers, units: Integers) -> Gains:
-        """Return some rows' gains in some existing units without error."""
-        products, slots = self.products(state, client), state.numbering[units]
+    def exactly(self, state: GlobalUnits, client: int, rows: Integers, slots: Integers) -> Gains:
+        """Return some rows' gains in the existing units of some slots without error."""
+        products = self.products(state, client)
         cross = products.exactly(slots, rows)
         return self._gains(products, cross, state.popularity[slots], rows)
 
@@ -84,16 +84,16 @@ class ScalarGain:
         products, slots = self.products(state, client), state.numbering
         return self._gains(products, products.roughly(slots, self.room), state.popularity[slots])
 
-    def at_most(self, state: GlobalUnits, client: int, rows: Integers, units: Integers) -> Floats:
-        """Return some rows' gains in some units, and what the others gain there at most.
+    def at_most(self, state: GlobalUnits, client: int, rows: Integers, slots: Integers) -> Floats:
+        """Return some rows' gains in some slots' units, and what the others gain there at most.
 
         That is judged by lengths alone: ``|w - m_i| >= ||w| - |m_i||``.
 
         Returns
         -------
-        float array, shape (n, units)
+        float array, shape (n, slots)
         """
-        products, slots = self.products(state, client), state.numbering[units]
+        products = self.products(state, client)
         cross, popularity = products.exactly(slots, rows), state.popularity[slots]
         length = np.sqrt(self.mean_square(popularity, cross.square, cross.prior))
         nearest = np.sqrt(products.square)[:, None] - length

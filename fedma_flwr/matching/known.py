@@ -14,6 +14,8 @@ class Known:
 
     Parameters
     ----------
+    slots : int array, shape (L,)
+        Of every column.
     problem : Problem
         Gains are the most that they can be; those of closed rows in the units that they have,
         the least.
@@ -26,45 +28,59 @@ class Known:
 
     def __init__(
         self,
+        slots: Integers,
         problem: Problem,
         error: Floats,
         closed: NDArray[np.bool_],
         elsewhere: Floats | None = None,
     ) -> None:
-        self.problem, self._error, self._closed = problem, error, closed
+        self.slots, self.problem = slots, problem
+        self._error, self._closed = error, closed
         self.elsewhere = elsewhere
-        self._exact = np.zeros_like(problem.existing, dtype=bool)
+        self._exact: NDArray[np.bool_] | None = None
+
+    def columns(self, held: Integers) -> Integers:
+        """Return the columns of some slots, NEW for those that nobody has."""
+        column = np.full(max(self.slots.max(initial=-1), held.max(initial=-1)) + 1, NEW)
+        column[self.slots] = np.where(self._is_unit(), np.arange(len(self.slots)), NEW)
+        return column[held]
+
+    def _is_unit(self) -> NDArray[np.bool_]:
+        is_unit: NDArray[np.bool_] = self.problem.existing[0] > -np.inf
+        return is_unit
 
     def slack(self, columns: Integers) -> Floats:
         """Return how much less what every row has may be worth, shape (n,)."""
         held = np.flatnonzero((columns != NEW) & ~self._closed)
         slack, units = np.zeros(len(columns)), columns[held]
-        slack[held] = np.where(self._exact[held, units], 0.0, self._error[units])
+        slack[held] = self._error[units]
+        if self._exact is not None:
+            slack[held[self._exact[held, units]]] = 0.0
         return slack
 
     def closed(self, rows: Integers) -> Integers:
         """Return which of some rows are closed."""
         return rows[self._closed[rows]]
 
-    def open(self, rows: Integers, most: Floats) -> None:
-        """Note the gains of rows that are not closed any more."""
-        self.problem.existing[rows] = most
+    def open(self, rows: Integers) -> None:
+        """Note that some rows are not closed any more; their gains are at hand."""
         self._closed[rows] = False
-        if self.elsewhere is not None:
-            self.elsewhere[rows] = np.inf
 
     def inexact(self, columns: Integers, rows: Integers) -> Integers:
         """Return units that settle what rows in doubt would do with one another's units.
 
         Units that nobody has are among them. None where all of that is exact already.
         """
-        units = np.ones(len(self._error), dtype=bool)
+        units = self._is_unit()
         units[columns[columns != NEW]] = False
         units[columns[rows[columns[rows] != NEW]]] = True
         chosen = np.flatnonzero(units)
-        return chosen[:0] if self._exact[np.ix_(rows, chosen)].all() else chosen
+        is_settled = self._exact is not None and self._exact[np.ix_(rows, chosen)].all()
+        return chosen[:0] if is_settled else chosen
 
     def settle(self, rows: Integers, units: Integers, gains: Floats) -> None:
         """Note some exact gains."""
         self.problem.existing[np.ix_(rows, units)] = gains
+        if self._exact is None:
+            self._exact = np.zeros(self.problem.existing.shape, dtype=bool)
         self._exact[np.ix_(rows, units)] = True

@@ -14,7 +14,7 @@ class Problem(NamedTuple):
     """Every row wants an existing unit, each of which has room for one row, or a new one."""
 
     existing: Floats
-    """Gain of row l in existing unit i, shape (n, L)."""
+    """Gain of row l in existing unit i, shape (n, L); a column of -infinity is no unit."""
     new: Floats
     """Gain of row l in a new unit, before the new unit's price, shape (n,)."""
     prices: Floats

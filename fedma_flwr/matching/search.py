@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .assignment import assign, guess, improve, reassign
 from .bounds import Bounds
-from .certificate import judge
+from .certificate import best_elsewhere, judge
 from .gain import ScalarGain
 from .known import Known
 from .model import Model, Rules
@@ -153,10 +153,12 @@ class Search:
         """
         backend, movable = self._rules.backend, self._movable[client]
         most = int(_MOVABLE * len(movable))
-        known, columns = self._know(client, gain), self.state.columns(client)
-        if columns is None:
+        known, held = self._know(client, gain), self.state.slots[client]
+        if not len(held):
             columns = guess(known.problem, backend, self._opened)
+            known.elsewhere = best_elsewhere(known.problem.existing, columns)
         else:
+            columns = known.columns(held)
             columns = improve(known.problem, columns, np.flatnonzero(movable), backend)
         for _ in range(_ATTEMPTS):
             slack, bidders = known.slack(columns), np.flatnonzero(movable)
@@ -165,11 +167,12 @@ class Search:
             )
             closed = known.closed(envious)
             if self._bounds is not None and len(closed):
-                known.open(closed, self._bounds.open(client, closed))
+                self._bounds.open(client, closed)
+                known.open(closed)
                 continue
             movable[envious] = True
             if not len(doubt):
-                return columns
+                return self.state.numbers(known.slots, columns)
             if movable.sum() > most:
                 return None
             moved = reassign(known.problem, columns, np.flatnonzero(movable), backend)
@@ -177,8 +180,11 @@ class Search:
                 units = known.inexact(columns, doubt)
                 if not len(units):
                     break
-                exact = gain.exactly(self.state, client, doubt, units).existing
-                known.settle(doubt, units, exact + self._popularity_gain()[units])
+                slots = known.slots[units]
+                exact = gain.exactly(self.state, client, doubt, slots).existing
+                known.settle(doubt, units, exact + self._worth(self.state.popularity[slots]))
+            if known.elsewhere is not None:
+                known.elsewhere[moved != columns] = np.inf
             columns = moved
         return self._choose_exactly(client)
 
@@ -187,10 +193,11 @@ class Search:
         new = gain.new(gain.products(self.state, client))
         if self._bounds is not None:
             most, error, closed, elsewhere = self._bounds.at(client)
-            return Known(self._problem(most, new), error, closed, elsewhere)
+            return Known(np.arange(len(error)), self._problem(most, new), error, closed, elsewhere)
         most, _, error = gain.roughly(self.state, client)
         most += self._popularity_gain() + error
-        return Known(self._problem(most, new), 2 * error, np.zeros(len(new), dtype=bool))
+        problem, closed = self._problem(most, new), np.zeros(len(new), dtype=bool)
+        return Known(self.state.numbering, problem, 2 * error, closed)
 
     def _open_rows(self) -> list[NDArray[np.bool_]]:
         """Return the rows that want to move or hold a unit alone."""

@@ -110,7 +110,7 @@ class GlobalUnits:
         if isinstance(chosen, slice):
             rows = rows[chosen]
         elif chosen is not None and len(chosen) < len(rows):
-            rows = rows[self.index(chosen)]
+            rows = torch.index_select(rows, 0, self.index(chosen))
         return self._centred(rows, block)
 
     def single_rows(
@@ -142,14 +142,6 @@ class GlobalUnits:
         visited = self.visited[client]
         news: NDArray[np.bool_] = self.changed[slots] > (visited if visited == since + 1 else since)
         return news
-
-    def columns(self, client: int) -> Integers | None:
-        """Return where a client that is taken out was: numbers, NEW for units it held alone.
-
-        None before its first visit.
-        """
-        slots = self.slots[client]
-        return self._numbers()[slots] if len(slots) else None
 
     def all_sums(self) -> torch.Tensor:
         """Return the sums in the order of the numbers, shape (L, D); not to be written to."""
@@ -231,6 +223,10 @@ class GlobalUnits:
         """Return local unit -> number of its global unit, for every client."""
         number = self._numbers()
         return tuple(number[slots] for slots in self.slots)
+
+    def numbers(self, slots: Integers, chosen: Integers) -> Integers:
+        """Return the numbers of some slots' units, ``slots[chosen]``, NEW where that is chosen."""
+        return np.append(self._numbers()[slots], NEW)[chosen]
 
     def _numbers(self) -> Integers:
         """Return slot -> number of its unit, NEW where it has none."""

@@ -54,7 +54,7 @@ class SumsOfOthers:
         if rows is None or self._places is None:
             own = self._state.rows(self._client, block, self._held)
         else:
-            own = rows[self._state.index(self._places)]
+            own = torch.index_select(rows, 0, self._state.index(self._places))
         return sums.index_add_(0, self._targets, own, alpha=-1)
 
 
