@@ -242,7 +242,7 @@ class Made:
         """Multiply sums with one another and rows with their units' sums."""
         state, width = self._state, self._state.width
         cross = SingleProduct(width)
-        for block in state.blocks(width):
+        for block in state.blocks(width, itemsize=4):
             cross.add(self._sums[:, block], self._sums[:, block])
         self._cross = cross.double()[:width]
         self._own = [np.zeros(len(held)) for held in self.columns]
@@ -258,7 +258,7 @@ class Made:
         chosen = [np.flatnonzero(rows) for rows in self.opened]
         direct = SingleProduct(width)
         self._kin = [SingleProduct(len(held)) for held in self.columns]
-        for block in state.blocks(width):
+        for block in state.blocks(width, itemsize=4):
             opened = []
             for client, some in enumerate(chosen):
                 rows = state.single_rows(client, block)

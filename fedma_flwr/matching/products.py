@@ -126,7 +126,7 @@ class Products:
         single, square = room.of(others)
         prior = others @ self._mean if self._has_mean else torch.zeros_like(square)
         cross = SingleProduct(len(slots))
-        for block in state.blocks(len(slots)):
+        for block in state.blocks(len(slots), itemsize=4):
             cross.add(state.single_rows(self._client, block), single[:, block])
         return cross.double(), torch.stack([square, prior]).numpy()
 
@@ -136,7 +136,7 @@ def rounding(state: GlobalUnits, slots: int | None = None) -> float:
 
     By default of those that are not made in blocks.
     """
-    blocks = [slice(0, state.sums.shape[1])] if slots is None else state.blocks(slots)
+    blocks = [slice(0, state.sums.shape[1])] if slots is None else state.blocks(slots, 4)
     longest: int = max(block.stop - block.start for block in blocks)
     return (longest + len(blocks) + 3) * _UNIT_ROUNDOFF
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from .problem import NEW
 from .result import Floats, Integers, mean_row
 
-# Sizes of the pieces in which float32 units become float64: they stay in a core's cache, and no
+# Sizes of the pieces that are worked on, in bytes and in rows: they stay in a core's cache, and no
 # second copy of the units is ever held.
-_PIECE = 512 * 544
+_PIECE = 512 * 4352
 _ROWS = 64
 
 
@@ -76,12 +76,15 @@ class GlobalUnits:
         self.visited = np.zeros(len(units), dtype=np.int64)
         self.time = 0
 
-    def blocks(self, rows: int) -> list[slice]:
-        """Return the pieces of the signature in which so many rows are worked on."""
+    def blocks(self, rows: int, itemsize: int = 8) -> list[slice]:
+        """Return the pieces of the signature in which so many rows are worked on.
+
+        ``itemsize`` is that of the numbers, in bytes.
+        """
         size = self.sums.shape[1]
         if self.sums.device.type != "cpu":
             return [slice(0, size)]
-        count = max(-(-size * max(rows, _ROWS) // _PIECE), 1)
+        count = max(-(-size * max(rows, _ROWS) * itemsize // _PIECE), 1)
         ends = [size * i // count for i in range(count + 1)]
         return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
