@@ -32,6 +32,7 @@ from .state import GlobalUnits
 # A row whose squared distance from its unit's mean is more than this part of that from the prior
 # mean is open from the start.
 _FAR = 1 / 2
+_ROOM = 32  # room for new units, as a part of those that there are
 
 Worth = Callable[[Integers], Floats]
 """The part of the gain in units of some popularities that comes from these."""
@@ -78,9 +79,10 @@ class Bounds:
         gain.room = SingleSums(len(gain.mean))  # gives back the memory
         self._open = made.opened
         # For every slot: units were numbered as they came, and so are their slots.
-        # With columns for units to come.
-        self._most = [np.empty((len(held), len(state.popularity))) for held in state.slots]
-        self._error = [np.zeros(len(state.popularity)) for _ in state.slots]
+        # With columns for some units to come.
+        columns = state.width + state.width // _ROOM
+        self._most = [np.empty((len(held), columns)) for held in state.slots]
+        self._error = [np.zeros(columns) for _ in state.slots]
         self._elsewhere = []
         for client in range(len(state.slots)):
             most = self._most[client][:, : state.width]
@@ -91,8 +93,9 @@ class Bounds:
     def at(self, client: int) -> Bounded:
         """Return the bounds of a client that is taken out; to be asked at every visit."""
         state = self._state
-        missing = len(state.popularity) - len(self._error[client])
-        if missing:
+        end = state.numbering.max(initial=-1) + 1
+        missing = end - len(self._error[client])
+        if missing > 0:
             self._most[client] = np.pad(self._most[client], ((0, 0), (0, missing)))
             self._error[client] = np.pad(self._error[client], (0, missing))
         asked, slots = self._asked[client], state.slots[client]
@@ -110,7 +113,6 @@ class Bounds:
         # These have no least gain in what they have any more.
         lost = state.is_news(client, slots, asked) | (slots != self._held[client])
         self.open(client, np.flatnonzero(lost & ~self._open[client]))
-        end = state.numbering.max(initial=-1) + 1
         most, error = self._most[client][:, :end], self._error[client][:end]
         most[:, state.popularity[:end] == 0] = -np.inf
         return Bounded(most, error, ~self._open[client], self._elsewhere[client])

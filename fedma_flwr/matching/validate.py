@@ -29,9 +29,9 @@ def check_units(units: Sequence[Any]) -> list[Floats]:
                 f"units: client {client} has shape {array.shape}, expected (L_j, {size}) "
                 f"as client 0 has shape {arrays[0].shape}"
             )
-        # A sum is finite only if all terms are, and costs no array of flags; the
+        # A sum of squares is finite only if all terms are, and costs no array of flags; the
         # slow test then decides whether it was merely an overflow.
-        if not np.isfinite(array.sum()) and not np.isfinite(array).all():
+        if not np.isfinite(np.vdot(array, array)) and not np.isfinite(array).all():
             raise ValueError(f"units: client {client}, shape {array.shape}, has NaN or infinity")
     return arrays
 
