@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedma_flwr.matching import BBPMAP
-from fedma_flwr.matching.assignment import assign, solve
+from fedma_flwr.matching.assignment import assign, improve, reassign, solve
 from fedma_flwr.matching.problem import NEW, Problem
 
 BACKENDS = ["auto", "scipy"] + (["lapx"] if find_spec("lap") else [])
@@ -23,6 +23,26 @@ def total(columns, existing, new, prices):
 def full_optimum(existing, new, prices):
     cost = np.hstack([-existing, prices - new[:, None]])
     return -cost[np.arange(len(new)), solve(cost)].sum()
+
+
+def test_what_ties_stays_and_what_gains_moves():
+    existing = np.array([[2.0, 3.0, 0.0], [4.0, 5.0, 0.0], [0.0, 0.0, 1.0]])
+    problem = Problem(existing, np.zeros(3), np.full(3, 9.0))
+    rows = np.arange(2)
+    for columns in ([0, 1, 2], [1, 0, 2]):  # both gain 7 + 1
+        assert improve(problem, np.array(columns), rows).tolist() == columns
+    existing[0, 0] = 2.5
+    assert improve(problem, np.array([1, 0, 2]), rows).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_column_that_is_no_unit_is_nobodys(backend):
+    existing = np.array([[-np.inf, 1.0, 0.5], [-np.inf, 2.0, 0.5]])
+    for price in (-5.0, 0.0, 5.0):  # new units are cheap, or dear
+        problem = Problem(existing, np.zeros(2), price + np.arange(2.0))
+        moved = reassign(problem, np.array([2, 1]), np.arange(2), backend)
+        assert 0 not in moved
+        assert moved.tolist() == ([NEW, NEW] if price == -5.0 else [2, 1])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

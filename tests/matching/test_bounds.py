@@ -121,3 +121,20 @@ def test_sweeps_multiply_few_rows(monkeypatch):
     BBPMAP.reference().match(units)
     assert len(roughly) == 5
     assert max(made) <= 10
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("size", [300, 4500])
+def test_rough_gains_are_within_their_error(size, scale):
+    """Units are no multiple of what products are aligned to, the signature is one or two blocks."""
+    rng = np.random.default_rng(7)
+    units = [(scale * rng.normal(size=(70, size))).astype(np.float32) for _ in range(3)]
+    state = GlobalUnits(units, np.zeros(size), torch.device("cpu"))
+    for client in range(2):
+        state.take_out(client)
+        state.put_back(client, np.full(70, NEW) if client == 0 else rng.permutation(70))
+    gain = ScalarGain(scale**2, 2 * scale**2, scale * rng.normal(size=size), False)
+    state.take_out(2)
+    rough, exact = gain.roughly(state, 2), gain(state, 2)
+    assert (np.abs(rough.existing - exact.existing) <= rough.error).all()
+    assert rough.error.max() < 1e-3 * np.abs(exact.existing).max()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fedma_flwr.matching import BBPMAP, products, search
 from fedma_flwr.matching.assignment import assign, reassign, solve
-from fedma_flwr.matching.certificate import judge
+from fedma_flwr.matching.certificate import best_elsewhere, judge
 from fedma_flwr.matching.problem import NEW, Problem
 
 
@@ -57,6 +57,21 @@ def test_the_best_assignment_is_certified_and_no_other(drawn, hint):
     if worse > 1e-6:
         assert len(judge(problem, other).doubt)
     np.testing.assert_array_equal(problem.existing, before)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_knowing_what_rows_gain_elsewhere_changes_no_verdict(seed):
+    rng = np.random.default_rng(seed)
+    existing = rng.random((50, 60)) + 2 * np.eye(50, 60) * (rng.random((50, 1)) < 0.8)
+    problem = Problem(existing, rng.random(50) - 0.5, 0.1 * np.arange(50))
+    best = assign(problem)
+    for columns in (best, anything(problem, rng)):
+        bidders = np.flatnonzero(rng.random(50) < 0.3)
+        found = best_elsewhere(existing, columns)
+        others = np.arange(60) != columns[:, None]
+        np.testing.assert_array_equal(found, np.where(others, existing, -np.inf).max(1))
+        doubt = judge(problem, columns, -1e-9, bidders, elsewhere=found).doubt
+        assert (len(doubt) == 0) == (columns is best)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
