@@ -40,8 +40,8 @@ def train(message: Message, context: Context) -> Message:
         )
         if saved is not None:
             saved.parent.mkdir(parents=True, exist_ok=True)
-            # On a GPU an LSTM's weights are views of one tensor, which cannot be saved.
-            tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+            # What shares memory cannot be saved: tied weights, an LSTM's on a GPU.
+            tensors = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
             safetensors.torch.save_file(tensors, saved)
     metrics: dict[str, int | float | list[int] | list[float]] = {
         "num-examples": len(dataset),
