@@ -21,7 +21,7 @@ from torch.utils.data import TensorDataset
 from fedma_flwr import FedMA, Stage, class_counts, fedma_mod, load_model
 from fedma_flwr.structure import PermutationSpec, derive_spec
 from fedma_flwr.tasks import get_task, partition
-from simulations.in_process_grid import InProcessGrid, Intercept
+from fedma_flwr.testing import InProcessGrid, Intercept
 
 CLIENTS, ROUNDS, BATCH_SIZE = 10, 3, 64
 EPOCHS = {"local": 5, "retrain": 2, "head": 4}

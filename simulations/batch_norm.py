@@ -24,7 +24,7 @@ from torch.utils.data import TensorDataset
 from fedma_flwr import FedMA, Stage, class_counts, fedma_mod, load_model
 from fedma_flwr.structure import PermutationSpec, derive_spec
 from fedma_flwr.tasks import get_task, partition
-from simulations.in_process_grid import InProcessGrid
+from fedma_flwr.testing import InProcessGrid
 
 CLIENTS, TRAIN_EXAMPLES, ALPHA, ROUNDS = 6, 2000, 0.2, 2
 EPOCHS = {"local": 5, "retrain": 2, "head": 4}

@@ -23,7 +23,7 @@ from fedma_flwr.server_app import run as serve
 from fedma_flwr.structure import PermutationSpec, derive_spec
 from fedma_flwr.tasks import Task, default_device, get_task
 from fedma_flwr.tasks.training import EVALUATION_BATCH
-from simulations.in_process_grid import InProcessGrid
+from fedma_flwr.testing import InProcessGrid
 
 APP = Path(__file__).resolve().parents[1]
 Config = dict[str, Any]

@@ -12,7 +12,7 @@ from fedma_flwr.client_app import app
 from fedma_flwr.matching import BBPMAP
 from fedma_flwr.server_app import MATCHERS, make_matcher, run
 from fedma_flwr.tasks import get_task
-from simulations.in_process_grid import InProcessGrid
+from fedma_flwr.testing import InProcessGrid
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 DEFAULTS = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]

@@ -11,7 +11,7 @@ from fedma_flwr.averaging import ClientUpdate, settle_stage
 from fedma_flwr.matching import BBPMAP, IdentityMatching
 from fedma_flwr.statistics import estimate_statistics
 from fedma_flwr.structure import PermutationSpec, StagePlan, derive_spec
-from simulations.in_process_grid import InProcessGrid
+from fedma_flwr.testing import InProcessGrid
 from tests.toy import CLIENTS, data, fit, make_app, reply
 
 

@@ -9,7 +9,7 @@ from fedma_flwr import FedMA, fedma_mod
 from fedma_flwr.averaging import ClientUpdate
 from fedma_flwr.bounds import LARGEST, bound_weights, oversized
 from fedma_flwr.matching import BBPMAP
-from simulations.in_process_grid import InProcessGrid
+from fedma_flwr.testing import InProcessGrid
 from tests.test_adversary import check_sound, quiet
 from tests.toy import SPEC, initial_arrays, make_app
 

@@ -8,7 +8,7 @@ from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord
 from flwr.serverapp.exception import AggregationError
 
 from fedma_flwr import FedAvg, FedMA, fedma_mod, load_model, protocol
-from simulations.in_process_grid import InProcessGrid, SilentError
+from fedma_flwr.testing import InProcessGrid, SilentError
 from tests.toy import CLIENTS, SPEC, Net, fit, initial_arrays, make_app, reply
 
 STAGES = 3

@@ -8,7 +8,7 @@ from fedma_flwr.averaging import ClientUpdate, settle_stage
 from fedma_flwr.matching import BBPMAP, IdentityMatching
 from fedma_flwr.protocol import to_tensors
 from fedma_flwr.structure import PermutationSpec, StagePlan
-from simulations.in_process_grid import InProcessGrid
+from fedma_flwr.testing import InProcessGrid
 from tests.toy import CLIENTS, SPEC, Net, data, fit, initial_arrays, make_app, reply
 
 

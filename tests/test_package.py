@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from importlib import resources
+
+import fedma_flwr
 
 HEAVY = ["ray", "torchvision", "mlxtend", "flwr_datasets", "datasets", "matplotlib", "rich.live"]
 
@@ -32,3 +35,12 @@ def test_matching_and_structure_know_no_flower():
         "import sys; sys.modules['flwr'] = None; import fedma_flwr.matching, fedma_flwr.structure"
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_dir_shows_the_public_names_and_each_is_there():
+    assert dir(fedma_flwr) == sorted(fedma_flwr.__all__)
+    assert all(getattr(fedma_flwr, name).__name__ == name for name in dir(fedma_flwr))
+
+
+def test_type_checkers_are_told_that_the_package_has_types():
+    assert resources.files("fedma_flwr").joinpath("py.typed").is_file()

@@ -7,7 +7,7 @@ from fedma_flwr import FedMA, load_model
 from fedma_flwr.averaging import ClientUpdate
 from fedma_flwr.matching import IdentityMatching
 from fedma_flwr.previous import in_new_units, keep_absent_rows, step_towards
-from simulations.in_process_grid import InProcessGrid
+from fedma_flwr.testing import InProcessGrid
 from tests.toy import CLIENTS, SPEC, Net, fit, initial_arrays, make_app, reply
 
 UNITS = [torch.tensor(units) for units in ([0, 1], [1, 2])]

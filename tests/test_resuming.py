@@ -16,7 +16,7 @@ from fedma_flwr.matching import BBPMAP
 from fedma_flwr.records import ExchangeRecord
 from fedma_flwr.round import GlobalModel
 from fedma_flwr.structure import sequential_spec
-from simulations.in_process_grid import InProcessGrid
+from fedma_flwr.testing import InProcessGrid
 from tests.toy import SPEC, initial_arrays, make_app
 
 CLIENTS, ROUNDS = 5, 4

@@ -10,7 +10,7 @@ from fedma_flwr import FedMA
 from fedma_flwr.matching import BBPMAP, IdentityMatching, Matching, SavedMatching
 from fedma_flwr.protocol import to_tensors
 from fedma_flwr.saved_matchings import GroupMatching
-from simulations.in_process_grid import InProcessGrid, SilentError
+from fedma_flwr.testing import InProcessGrid, SilentError
 from tests.toy import CLIENTS, SPEC, initial_arrays, make_app
 
 ROUNDS = 2

@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from fedma_flwr import FedMA, fedma_mod
-from simulations.in_process_grid import InProcessGrid, SilentError
+from fedma_flwr.testing import InProcessGrid, SilentError
 from tests.test_adversary import quiet
 from tests.toy import SPEC, initial_arrays, make_app
 

@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from fedma_flwr import FedAvg, FedMA, FedProx, Stage, load_model, proximal_term
 from fedma_flwr.matching import BBPMAP, IdentityMatching
 from fedma_flwr.structure import PermutationSpec, SpecError, UnsupportedModelError, sequential_spec
-from simulations.in_process_grid import InProcessGrid
+from fedma_flwr.testing import InProcessGrid
 from tests.toy import CLIENTS, SPEC, Net, fit, initial_arrays, make_app, reply
 
 FULL, UPDATE = "full", "update"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fedma_flwr import FedMA
 from fedma_flwr.matching import BBPMAP, IdentityMatching
 from fedma_flwr.protocol import Report
-from simulations.in_process_grid import FIRST_NODE_ID, InProcessGrid
+from fedma_flwr.testing import FIRST_NODE_ID, InProcessGrid
 from tests.test_adversary import COUNTS, REFUSED, metric, pick, quiet
 from tests.toy import SPEC, initial_arrays, make_app
 

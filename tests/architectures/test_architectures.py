@@ -9,7 +9,7 @@ from torch.nn import functional
 from fedma_flwr import FedMA, Stage, fedma_mod, load_model
 from fedma_flwr.matching import BBPMAP
 from fedma_flwr.protocol import to_tensors
-from simulations.in_process_grid import InProcessGrid
+from fedma_flwr.testing import InProcessGrid
 from tests.architectures.networks import CASES, spec_of
 
 EXAMPLES = (40, 60, 80, 100)  # a client; unequal, so that weighted and plain means differ

@@ -8,7 +8,7 @@ import pytest
 from fedma_flwr.client_app import app
 from fedma_flwr.server_app import run
 from fedma_flwr.tasks import TASKS
-from simulations.in_process_grid import InProcessGrid
+from fedma_flwr.testing import InProcessGrid
 from tests.tasks.configs import DEFAULTS, TINY, config
 
 NAMES = {"mnist": "MNIST", "shakespeare": "LEAF's Shakespeare"}  # the others: CIFAR-10

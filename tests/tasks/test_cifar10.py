@@ -16,7 +16,7 @@ from fedma_flwr.structure import derive_spec
 from fedma_flwr.tasks import get_task
 from fedma_flwr.tasks.cifar10 import load, read
 from fedma_flwr.tasks.images import random_crop, random_crop_and_flip
-from simulations.in_process_grid import InProcessGrid
+from fedma_flwr.testing import InProcessGrid
 from tests.tasks.cifar_files import pictures, write_binary
 from tests.tasks.configs import TINY, config
 

@@ -9,7 +9,7 @@ from fedma_flwr.server_app import run
 from fedma_flwr.tasks import get_task
 from fedma_flwr.tasks.cifar10 import MEAN, STD
 from fedma_flwr.tasks.data_bias import discoloured, load
-from simulations.in_process_grid import InProcessGrid
+from fedma_flwr.testing import InProcessGrid
 from tests.tasks.cifar_files import write_binary
 from tests.tasks.configs import TINY, config
 

@@ -11,7 +11,7 @@ from fedma_flwr.structure import derive_spec
 from fedma_flwr.tasks import get_task
 from fedma_flwr.tasks.plays import embedded_roles, leaf_roles, read_play
 from fedma_flwr.tasks.shakespeare import ALPHABET, encode, load, windows
-from simulations.in_process_grid import InProcessGrid
+from fedma_flwr.testing import InProcessGrid
 from tests.tasks.configs import TINY, config
 
 TASK = get_task("shakespeare")

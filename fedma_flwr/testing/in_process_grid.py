@@ -1,9 +1,4 @@
-"""A Flower grid that calls a ClientApp directly, in this process: seconds become milliseconds.
-
-Contexts and messages are deep-copied, so that a client's state survives only where it survives in
-Flower's engines: a train function that raises leaves no trace. Only the arithmetic and the
-protocol are exercised here; `flwr run` is the real thing.
-"""
+"""A Flower grid that calls a ClientApp directly, in this process: seconds become milliseconds."""
 
 from __future__ import annotations
 
@@ -17,12 +12,18 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+#: What `InProcessGrid` calls with each message and the client's context.
 Intercept = Callable[[Message, Context], Message | None]
+#: Node id of client 0, unless `InProcessGrid` is told others.
 FIRST_NODE_ID = 100
 
 
 class InProcessGrid(Grid):
     """Run a ClientApp for several clients in this process.
+
+    Contexts and messages are deep-copied, so that a client's state survives only where it survives
+    in Flower's engines: a train function that raises leaves no trace. Only the arithmetic and the
+    protocol are exercised here; `flwr run` is the real thing.
 
     Parameters
     ----------
@@ -38,6 +39,24 @@ class InProcessGrid(Grid):
         Called with each message and the client's context before the app. What it returns is the
         reply in the app's place; None lets the app answer. It may raise, and may change the
         context (a client that loses its state).
+
+    Attributes
+    ----------
+    contexts : dict of int to Context
+        Every node's context as the last message has left it.
+
+    Examples
+    --------
+    A round of three clients, of which the last never answers:
+
+    >>> def lost(message, context):
+    ...     if context.node_config["partition-id"] == 2:
+    ...         raise SilentError
+    >>> grid = InProcessGrid(app, num_clients=3, intercept=lost)
+    >>> strategy = FedMA(model=model, example_inputs=(inputs,), fraction_evaluate=0.0)
+    >>> result = strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=1)
+    >>> {exchange.answered for exchange in strategy.history}
+    {2}
     """
 
     def __init__(
