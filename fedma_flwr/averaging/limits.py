@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedma_flwr.averaging import ClientUpdate
-from fedma_flwr.robust import SMALL, lower_median, row_sizes
-from fedma_flwr.statistics import VARIANCE
+from fedma_flwr.averaging.client_update import ClientUpdate
+from fedma_flwr.averaging.robust import SMALL, lower_median, row_sizes
 from fedma_flwr.structure import PermutationSpec
 
 #: No weight of a network that trains is larger; squares, summed over any signature and any number
@@ -36,11 +35,6 @@ class Limits:
     max_weight_ratio : float (default: 10.0)
         A client's examples, and its class counts together, count for at most this times the
         cohort's median. 1: the hostile tenth of a cohort has a tenth of the weight at most.
-
-    Raises
-    ------
-    ValueError
-        If a ratio is below 1.
     """
 
     max_norm_ratio: float = 10.0
@@ -51,11 +45,6 @@ class Limits:
         """Limits whose weight ratio, if it is None, suits the average: 10, or 1 if it is robust."""
         default = 1.0 if robust else 10.0
         return cls(max_norm_ratio, default if max_weight_ratio is None else max_weight_ratio)
-
-    def __post_init__(self) -> None:
-        for name in ("max_norm_ratio", "max_weight_ratio"):
-            if not getattr(self, name) >= 1.0:
-                raise ValueError(f"{name} was {getattr(self, name)}; it must be 1 or more.")
 
 
 def oversized(
@@ -152,6 +141,6 @@ def _with_counts(updates: Mapping[int, ClientUpdate]) -> Mapping[int, ClientUpda
 
 
 def _size(spec: PermutationSpec, name: str, tensor: Tensor) -> float:
-    if name in spec.statistics and name.endswith(VARIANCE):
+    if name in spec.variances:
         tensor = tensor.clamp_min(0.0).sqrt()
     return float(row_sizes(tensor).max())

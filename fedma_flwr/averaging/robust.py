@@ -12,13 +12,10 @@ of the whole cohort, not of the holders: a hostile minority may meet in one unit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-MEAN, MEDIAN, TRIMMED_MEAN = "mean", "median", "trimmed_mean"
-AVERAGES = (MEAN, MEDIAN, TRIMMED_MEAN)
 _BLOCK = 2**21  # numbers that are sorted at a time: sorting needs several copies
 _FAR = 2.0  # times the median of the clients' distances from the median
 #: What is smaller is no unusual size: biases that begin at 0 have no scale to be compared with.
@@ -27,84 +24,9 @@ _TINY = torch.finfo(torch.float64).tiny
 _HALF = 0.5 - 1e-9  # whoever cuts so much keeps the median
 
 
-@dataclass(frozen=True)
-class Averaging:
-    """How the clients' values of one entry become one.
-
-    Parameters
-    ----------
-    kind : {"mean", "median", "trimmed_mean"} (default: "mean")
-        The (weighted) mean, median, or mean of what is left between the two tails.
-    trimmed_share : float (default: 0.2)
-        ``trimmed_mean``: the share of the cohort's weight that is cut off at either end; where
-        few clients hold an entry, at most all but its median.
-
-    Raises
-    ------
-    ValueError
-        If there is no such average, or if the share is not from 0 to below 0.5.
-    """
-
-    kind: str = MEAN
-    trimmed_share: float = 0.2
-
-    def __post_init__(self) -> None:
-        if self.kind not in AVERAGES:
-            raise ValueError(f"averaging was {self.kind!r}; it must be one of {AVERAGES}.")
-        if not 0.0 <= self.trimmed_share < 0.5:
-            raise ValueError(
-                f"trimmed_share was {self.trimmed_share}; it must be from 0 to below 0.5."
-            )
-
-    @property
-    def robust(self) -> bool:
-        """Whether this is more than a mean."""
-        return self.kind != MEAN
-
-    def combine(
-        self,
-        values: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        cohort_weight: float | None = None,
-    ) -> Tensor:
-        """The robust average of J tensors, entry by entry; `kind` is not ``mean``.
-
-        Parameters
-        ----------
-        values : sequence of J tensors
-            All of one shape.
-        weights : sequence of J tensors
-            Weight of each client's entries, 0 where it does not hold them; broadcast to the shape
-            of the values.
-        cohort_weight : float, optional
-            Of which `trimmed_share` is taken. None: entry by entry, that of its holders.
-
-        Returns
-        -------
-        Tensor
-            In float64; 0 where nobody holds an entry.
-        """
-        shape = values[0].shape or torch.Size([1])
-        tensors = [value.reshape(shape) for value in values]
-        wide = [weight.to(torch.float64).expand(shape) for weight in weights]
-        total = torch.stack(wide).sum(0)
-        cohort = total if cohort_weight is None else torch.full_like(total, cohort_weight)
-        near = _near_the_median(tensors, wide)
-        alone = (
-            torch.stack([w * is_near for w, is_near in zip(wide, near, strict=True)]).sum(0) == 0
-        )
-        # Where only clients that are far hold an entry, they are all there is.
-        say = [w if is_near else w * alone for w, is_near in zip(wide, near, strict=True)]
-        cut = total
-        if self.kind == TRIMMED_MEAN:  # who has no say is cut off already
-            silent = total - torch.stack(say).sum(0)
-            cut = (self.trimmed_share * cohort - silent).clamp_min(0.0)
-        return _trimmed_means(tensors, say, cut).reshape(values[0].shape)
-
-
-def _near_the_median(values: Sequence[Tensor], weights: Sequence[Tensor]) -> list[bool]:
+def near_the_median(values: Sequence[Tensor], weights: Sequence[Tensor]) -> list[bool]:
     """Whether each client is no further from the median of a tensor than is usual."""
-    median = _trimmed_means(values, weights, torch.full(values[0].shape, torch.inf).double())
+    median = trimmed_means(values, weights, torch.full(values[0].shape, torch.inf).double())
     distances = []
     for value, weight in zip(values, weights, strict=True):
         square = (value.to(torch.float64) - median) ** 2 * weight
@@ -113,7 +35,7 @@ def _near_the_median(values: Sequence[Tensor], weights: Sequence[Tensor]) -> lis
     return [distance <= _FAR * usual for distance in distances]
 
 
-def _trimmed_means(values: Sequence[Tensor], weights: Sequence[Tensor], cut: Tensor) -> Tensor:
+def trimmed_means(values: Sequence[Tensor], weights: Sequence[Tensor], cut: Tensor) -> Tensor:
     """Weighted means without a weight of `cut` at either end; medians where nothing is left.
 
     The values are (J) tensors of one shape with at least one axis, as is the cut.
@@ -191,19 +113,3 @@ def scale_down(
                 )
                 tensors[name] = (tensor * factors).to(tensor.dtype)
     return results
-
-
-def cap_counts(counts: Tensor) -> Tensor:
-    """Class counts of which none exceeds the median of the clients that have the class.
-
-    Whoever claims to have all of a class would have its way with it otherwise.
-
-    Parameters
-    ----------
-    counts : Tensor
-        (J, ...), from 0 up.
-    """
-    ranked = counts.sort(dim=0).values
-    absent = (counts <= 0).sum(0, keepdim=True)
-    middle = absent + (len(counts) - absent - 1).clamp_min(0) // 2
-    return torch.minimum(counts, ranked.gather(0, middle.clamp_max(len(counts) - 1)))

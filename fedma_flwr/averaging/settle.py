@@ -1,18 +1,21 @@
-"""The server's arithmetic of one stage: match the groups, average what settles. No Flower here."""
+"""The server's arithmetic of one stage: match the groups, average what settles."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fedma_flwr import statistics
+from fedma_flwr.averaging.averages import Averaging
+from fedma_flwr.averaging.client_update import ClientUpdate
+from fedma_flwr.averaging.head import class_weights
+from fedma_flwr.averaging.holders import holding_mask
+from fedma_flwr.averaging.robust import scale_down
+from fedma_flwr.averaging.running_statistics import from_pooled, to_poolable
+from fedma_flwr.averaging.server_step import RoundStart, take_step
 from fedma_flwr.matching import Matcher, Matching
-from fedma_flwr.robust import Averaging, cap_counts, scale_down
 from fedma_flwr.structure import (
     PermutationSpec,
     PlannedStage,
@@ -22,26 +25,6 @@ from fedma_flwr.structure import (
 )
 
 PLAIN = Averaging()
-
-
-@dataclass(frozen=True)
-class ClientUpdate:
-    """What one client sent at the end of a stage.
-
-    Parameters
-    ----------
-    tensors : mapping of str to Tensor
-        The stage's uploads: at the global widths along groups matched in earlier stages, at the
-        client's own widths along the groups of this stage.
-    examples : float
-        The client's weight in sample-weighted means (its number of training examples).
-    class_counts : Tensor, optional
-        (outputs,) training examples of each class.
-    """
-
-    tensors: Mapping[str, Tensor]
-    examples: float
-    class_counts: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +52,17 @@ class StageOutcome:
     head_by_class: bool = False
 
 
+@dataclass
+class _Matched:
+    """The clients' tensors while the groups of a stage are matched one after the other."""
+
+    wide: list[dict[str, Tensor]]  # at the global widths of all groups matched so far
+    assignments: tuple[dict[str, Tensor], ...]
+    widths: dict[str, int] = field(default_factory=dict)
+    matchings: dict[str, Matching] = field(default_factory=dict)
+    signatures: dict[str, tuple[str, ...]] = field(default_factory=dict)  # tensors, by group
+
+
 def settle_stage(
     spec: PermutationSpec,
     stage: PlannedStage,
@@ -80,7 +74,9 @@ def settle_stage(
     weighted: bool = False,
     averaging: Averaging = PLAIN,
     seed: int = 0,
-    known: Mapping[str, Matcher] | None = None,
+    saved: Mapping[str, Matcher] | None = None,
+    start: RoundStart | None = None,
+    server_learning_rate: float = 1.0,
 ) -> StageOutcome:
     """Match the groups of a stage across clients and average the tensors that settle.
 
@@ -100,7 +96,7 @@ def settle_stage(
     matched : frozenset of str
         Groups matched in earlier stages of the round.
     matcher : Matcher
-        Finds the assignments of one group: a dataclass with a field `max_width`.
+        Finds the assignments of one group.
     max_widths : mapping of str to int
         The most units that each group may have.
     weighted : bool (default: False)
@@ -109,8 +105,13 @@ def settle_stage(
         How the clients' values of an entry become one; the weights are the same for all kinds.
     seed : int (default: 0)
         Seed of the matcher's client orders.
-    known : mapping of str to Matcher, optional
-        What takes the matcher's place in single groups: matchings that are known already.
+    saved : mapping of str to Matcher, optional
+        What takes the matcher's place in single groups: matchings of an earlier run.
+    start : RoundStart, optional
+        What the clients have started from, as far as the server knows it: without it there is no
+        server step and no row of an absent class is kept.
+    server_learning_rate : float (default: 1.0)
+        How far to go from the start to the clients' mean; see `take_step`.
 
     Returns
     -------
@@ -118,128 +119,80 @@ def settle_stage(
         Settled tensors in the dtype of the uploads.
     """
     like = updates[0].tensors
-    updates = [replace(u, tensors=statistics.to_moments(spec, u.tensors)) for u in updates]
-    wide = [dict(update.tensors) for update in updates]
-    if averaging.robust:
-        wide = scale_down(wide, [n for n in like if _is_weight(spec, n, like[n])])
-    assignments: list[dict[str, Tensor]] = [{} for _ in updates]
-    widths: dict[str, int] = {}
-    matchings: dict[str, Matching] = {}
-    rows: dict[str, tuple[str, ...]] = {}
+    updates = [replace(u, tensors=to_poolable(spec, u.tensors)) for u in updates]
     weights = [update.examples if weighted else 1.0 for update in updates]
+    found = _Matched(_usual_sizes(spec, updates, like, averaging), tuple({} for _ in updates))
     for number, group in enumerate(stage.groups):
-        rows[group] = signature_tensors(spec, group, matched | widths.keys())
-        units = [signature(spec, group, rows[group], tensors).numpy() for tensors in wide]
-        chosen = (known or {}).get(group, matcher)
-        limited: Matcher = replace(cast(Any, chosen), max_width=max_widths[group])
-        matching = limited.match(units, weights=weights if weighted else None, seed=seed + number)
-        widths[group], matchings[group] = len(matching.units), matching
-        for client, assignment in enumerate(matching.assignments):
-            assignments[client][group] = torch.as_tensor(assignment, dtype=torch.int64)
-            wide[client] = _expand_group(spec, group, wide[client], assignments[client], widths)
-    settled = {
-        name: _average_units(
-            spec,
-            name,
-            wide=wide,
-            assignments=assignments,
-            widths=widths,
-            weights=weights,
-            averaging=averaging,
+        chosen = (saved or {}).get(group, matcher)
+        found.signatures[group] = signature_tensors(spec, group, matched | found.widths.keys())
+        units = [signature(spec, group, found.signatures[group], t).numpy() for t in found.wide]
+        matching = chosen.match(
+            units,
+            weights=weights if weighted else None,
+            max_width=max_widths[group],
+            seed=seed + number,
         )
-        for name in stage.settles
-        if spec.tensor_groups(name) & widths.keys() and name not in spec.head
-    }
-    by_class = _average_rest(spec, stage, updates, wide, settled, averaging=averaging)
-    settled = statistics.from_moments(spec, settled, like)
-    if getattr(matcher, "output", "mean") == "posterior":
-        for group, matching in matchings.items():
-            names = [name for name in rows[group] if name in settled]
-            if tuple(names) == rows[group]:
-                set_signature(spec, group, names, settled, torch.as_tensor(matching.units))
-    return StageOutcome(settled, tuple(assignments), widths, matchings, by_class)
+        _take(spec, group, matching, found)
+    settled = _average_units(spec, stage, found, weights, averaging)
+    by_class = _average_rest(spec, stage, updates, found.wide, settled, averaging)
+    settled = from_pooled(spec, settled, like)
+    if matcher.output == "posterior":
+        _set_posterior_means(spec, found, settled)
+    if start is not None:
+        start = start.after_matching(found.assignments, found.widths)
+        settled = take_step(spec, settled, start, updates, server_learning_rate)
+    return StageOutcome(settled, found.assignments, found.widths, found.matchings, by_class)
 
 
-def _is_weight(spec: PermutationSpec, name: str, tensor: Tensor) -> bool:
-    return tensor.dtype.is_floating_point and name not in spec.statistics
-
-
-def _expand_group(
+def _usual_sizes(
     spec: PermutationSpec,
-    group: str,
-    tensors: Mapping[str, Tensor],
-    assignments: Mapping[str, Tensor],
-    widths: Mapping[str, int],
-) -> dict[str, Tensor]:
-    touched = {name: t for name, t in tensors.items() if group in spec.tensor_groups(name)}
-    return {**tensors, **spec.expand(touched, {group: assignments[group]}, widths)}
+    updates: Sequence[ClientUpdate],
+    like: Mapping[str, Tensor],
+    averaging: Averaging,
+) -> list[dict[str, Tensor]]:
+    """The clients' tensors; for a robust average without units that are larger than usual."""
+    tensors = [dict(update.tensors) for update in updates]
+    if not averaging.robust:
+        return tensors
+    weights = [n for n, t in like.items() if t.is_floating_point() and n not in spec.statistics]
+    return scale_down(tensors, weights)
+
+
+def _take(spec: PermutationSpec, group: str, matching: Matching, found: _Matched) -> None:
+    """Put every client's units of a group where the matching says."""
+    found.widths[group], found.matchings[group] = len(matching.units), matching
+    for client, assignment in enumerate(matching.assignments):
+        units = torch.as_tensor(assignment, dtype=torch.int64)
+        found.assignments[client][group] = units
+        tensors = found.wide[client]
+        touched = {name: t for name, t in tensors.items() if group in spec.tensor_groups(name)}
+        tensors.update(spec.expand(touched, {group: units}, found.widths))
 
 
 def _average_units(
     spec: PermutationSpec,
-    name: str,
-    *,
-    wide: Sequence[Mapping[str, Tensor]],
-    assignments: Sequence[Mapping[str, Tensor]],
-    widths: Mapping[str, int],
+    stage: PlannedStage,
+    found: _Matched,
     weights: Sequence[float],
     averaging: Averaging,
-) -> Tensor:
-    """Average of one tensor over the clients that hold each entry; 0 where nobody does."""
-    like = wide[0][name]
-    # One tensor need not tell the widths of two groups that share an axis (heads x units).
-    known = {**spec.sizes, **spec.widths({name: like}), **widths}
-    masks = (holding_mask(spec, name, held, known) for held in assignments)
-    held = [mask * weight for mask, weight in zip(masks, weights, strict=True)]
-    holders = torch.zeros(like.shape, dtype=torch.float64)
-    for mask in held:
-        holders += mask
-    if averaging.robust:
-        mean = averaging.combine([tensors[name] for tensors in wide], held, sum(weights))
-    else:
-        total = torch.zeros(like.shape, dtype=torch.float64)
-        for tensors, mask in zip(wide, held, strict=True):
-            total += tensors[name].to(torch.float64) * mask
-        mean = total / holders.clamp_min(torch.finfo(torch.float64).tiny)
-    mean = torch.where(holders > 0, mean, torch.full_like(mean, spec.padding(name)))
-    return _as_dtype(mean, like.dtype)
-
-
-def holding_mask(
-    spec: PermutationSpec,
-    name: str,
-    assignment: Mapping[str, Tensor],
-    widths: Mapping[str, int],
-) -> Tensor:
-    """1 where a client holds the unit or the pair of units.
-
-    Only groups in `assignment`, those matched in this stage, count: along groups matched earlier
-    the client has trained every unit of the global width, its own or not.
-
-    Parameters
-    ----------
-    spec : PermutationSpec
-        The model's spec.
-    name : str
-        The tensor.
-    assignment : mapping of str to Tensor
-        The (n,) global unit of each of the client's units, by group.
-    widths : mapping of str to int
-        The global width of every group of the tensor.
-
-    Returns
-    -------
-    Tensor
-        Float64, of a shape that broadcasts to the tensor's.
-    """
-    axes = spec.axes[name]
-    mask = torch.ones([1] * len(axes), dtype=torch.float64)
-    for dim, axis in enumerate(axes):
-        if axis.groups & assignment.keys():
-            held = torch.zeros(axis.size(widths), dtype=torch.float64)
-            held[axis.positions(assignment, widths)] = 1.0
-            mask = mask * held.reshape([-1 if d == dim else 1 for d in range(len(axes))])
-    return mask
+) -> dict[str, Tensor]:
+    """Averages of what has an axis matched in this stage, over the clients that hold each entry."""
+    settled = {}
+    for name in stage.settles:
+        if name in spec.head or not spec.tensor_groups(name) & found.widths.keys():
+            continue
+        like = found.wide[0][name]
+        # One tensor need not tell the widths of two groups that share an axis (heads x units).
+        widths = {**spec.sizes, **spec.widths({name: like}), **found.widths}
+        held = [
+            holding_mask(spec, name, units, widths) * weight
+            for units, weight in zip(found.assignments, weights, strict=True)
+        ]
+        mean = averaging.combine([tensors[name] for tensors in found.wide], held, sum(weights))
+        # Where nobody holds a pair of units, there is nothing to average.
+        mean = torch.where(torch.stack(held).sum(0) > 0, mean, spec.padding(name))
+        settled[name] = _as_dtype(mean, like.dtype)
+    return settled
 
 
 def _average_rest(
@@ -248,7 +201,6 @@ def _average_rest(
     updates: Sequence[ClientUpdate],
     wide: Sequence[Mapping[str, Tensor]],
     settled: dict[str, Tensor],
-    *,
     averaging: Averaging,
 ) -> bool:
     """Average the head and what has no axis matched in this stage; whether by class counts.
@@ -257,48 +209,27 @@ def _average_rest(
     what the unit adds to the outputs is averaged over all clients, as the outputs are.
     """
     by_class = False
-    examples = torch.tensor([update.examples for update in updates], dtype=torch.float64)
     for name in stage.settles:
         if name in settled:
             continue
-        tensors = [client[name] for client in wide]
-        weights = examples.reshape([-1] + [1] * tensors[0].dim())
-        counts = _class_weights(spec, name, updates) if name in spec.head else None
-        if counts is not None and averaging.robust:
-            counts = cap_counts(counts)
-        if counts is not None:
-            weights, by_class = counts, True
-        if averaging.robust:
-            mean = averaging.combine(tensors, list(weights))
-        else:
-            stacked = torch.stack([tensor.to(torch.float64) for tensor in tensors])
-            mean = (stacked * (weights / weights.sum(0))).sum(0)
-        settled[name] = _as_dtype(mean, tensors[0].dtype)
+        values = [tensors[name] for tensors in wide]
+        weights = [torch.full((), update.examples, dtype=torch.float64) for update in updates]
+        if name in spec.head:
+            counts = class_weights(spec, name, updates, capped=averaging.robust)
+            weights, by_class = (weights, by_class) if counts is None else (list(counts), True)
+        settled[name] = _as_dtype(averaging.combine(values, weights), values[0].dtype)
     return by_class
 
 
-def _class_weights(
-    spec: PermutationSpec, name: str, updates: Sequence[ClientUpdate]
-) -> Tensor | None:
-    """Class counts, (J, 1.., outputs, ..1); None unless every client has fitting ones."""
-    shape = updates[0].tensors[name].shape
-    if not shape:
-        return None
-    dim = spec.output_axis(name)
-    counts = [update.class_counts for update in updates if update.class_counts is not None]
-    if len(counts) < len(updates) or any(len(count) != shape[dim] for count in counts):
-        return None
-    stacked = torch.stack([count.to(torch.float64) for count in counts])  # (J, outputs)
-    total = stacked.sum(0)
-    # A class that nobody has seen says nothing about whom to trust: all clients alike.
-    weights = torch.where(total > 0, stacked, torch.ones_like(stacked))
-    return weights.reshape([-1, *(shape[d] if d == dim else 1 for d in range(len(shape)))])
+def _set_posterior_means(
+    spec: PermutationSpec, found: _Matched, settled: dict[str, Tensor]
+) -> None:
+    """Put the matcher's posterior means where all tensors of a signature settle."""
+    for group, matching in found.matchings.items():
+        names = found.signatures[group]
+        if all(name in settled for name in names):
+            set_signature(spec, group, names, settled, torch.as_tensor(matching.units))
 
 
 def _as_dtype(mean: Tensor, dtype: torch.dtype) -> Tensor:
     return mean.to(dtype) if dtype.is_floating_point else mean.round().to(dtype)
-
-
-def max_width(size: int, growable: bool, max_growth: float) -> int:
-    """The most units that a group of the given initial size may have."""
-    return max(size, math.floor(size * max_growth + 1e-9)) if growable else size

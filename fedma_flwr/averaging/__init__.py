@@ -1,0 +1,30 @@
+"""Uploads in, settled tensors and head out: pure functions that know no Flower and no network."""
+
+from fedma_flwr.averaging.averages import AVERAGES, MEAN, MEDIAN, TRIMMED_MEAN, Averaging
+from fedma_flwr.averaging.client_update import ClientUpdate
+from fedma_flwr.averaging.limits import (
+    LARGEST,
+    LARGEST_INTEGER,
+    Limits,
+    bound_weights,
+    oversized,
+)
+from fedma_flwr.averaging.server_step import RoundStart
+from fedma_flwr.averaging.settle import StageOutcome, settle_stage
+
+__all__ = [
+    "AVERAGES",
+    "LARGEST",
+    "LARGEST_INTEGER",
+    "MEAN",
+    "MEDIAN",
+    "TRIMMED_MEAN",
+    "Averaging",
+    "ClientUpdate",
+    "Limits",
+    "RoundStart",
+    "StageOutcome",
+    "bound_weights",
+    "oversized",
+    "settle_stage",
+]

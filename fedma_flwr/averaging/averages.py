@@ -1,0 +1,89 @@
+"""How the clients' values of one entry become one: mean, median or trimmed mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedma_flwr.averaging.robust import near_the_median, trimmed_means
+
+MEAN, MEDIAN, TRIMMED_MEAN = "mean", "median", "trimmed_mean"
+AVERAGES = (MEAN, MEDIAN, TRIMMED_MEAN)
+_TINY = torch.finfo(torch.float64).tiny
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """How the clients' values of one entry become one.
+
+    Parameters
+    ----------
+    kind : {"mean", "median", "trimmed_mean"} (default: "mean")
+        The (weighted) mean, median, or mean of what is left between the two tails.
+    trimmed_share : float (default: 0.2)
+        ``trimmed_mean``: the share of the cohort's weight that is cut off at either end, from 0
+        to below 0.5; where few clients hold an entry, at most all but its median.
+    """
+
+    kind: str = MEAN
+    trimmed_share: float = 0.2
+
+    @property
+    def robust(self) -> bool:
+        """Whether this is more than a mean."""
+        return self.kind != MEAN
+
+    def combine(
+        self,
+        values: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        cohort_weight: float | None = None,
+    ) -> Tensor:
+        """The average of J tensors, entry by entry.
+
+        Parameters
+        ----------
+        values : sequence of J tensors
+            All of one shape.
+        weights : sequence of J tensors
+            Weight of each client's entries, 0 where it does not hold them; broadcast to the shape
+            of the values.
+        cohort_weight : float, optional
+            Of which `trimmed_share` is taken. None: entry by entry, that of its holders.
+
+        Returns
+        -------
+        Tensor
+            In float64; 0 where nobody holds an entry.
+        """
+        if not self.robust:
+            return _mean(values, weights)
+        shape = values[0].shape or torch.Size([1])
+        tensors = [value.reshape(shape) for value in values]
+        wide = [weight.to(torch.float64).expand(shape) for weight in weights]
+        total = torch.stack(wide).sum(0)
+        near = near_the_median(tensors, wide)
+        alone = (
+            torch.stack([w * is_near for w, is_near in zip(wide, near, strict=True)]).sum(0) == 0
+        )
+        # Where only clients that are far hold an entry, they are all there is.
+        say = [w if is_near else w * alone for w, is_near in zip(wide, near, strict=True)]
+        cut = total
+        if self.kind == TRIMMED_MEAN:  # who has no say is cut off already
+            cohort = total if cohort_weight is None else torch.full_like(total, cohort_weight)
+            silent = total - torch.stack(say).sum(0)
+            cut = (self.trimmed_share * cohort - silent).clamp_min(0.0)
+        return trimmed_means(tensors, say, cut).reshape(values[0].shape)
+
+
+def _mean(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """The weighted mean as running sums: one client's tensor in float64 at a time."""
+    total = torch.zeros(values[0].shape, dtype=torch.float64)
+    mass = torch.zeros(values[0].shape, dtype=torch.float64)
+    for value, weight in zip(values, weights, strict=True):
+        total += value.to(torch.float64) * weight
+        mass += weight
+    return total / mass.clamp_min(_TINY)

@@ -1,0 +1,28 @@
+"""What one client sent in a stage, once it has been checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What one client sent at the end of a stage.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        The stage's uploads: at the global widths along groups matched in earlier stages, at the
+        client's own widths along the groups of this stage.
+    examples : float
+        The client's weight in sample-weighted means (its number of training examples).
+    class_counts : Tensor, optional
+        (outputs,) training examples of each class.
+    """
+
+    tensors: Mapping[str, Tensor]
+    examples: float
+    class_counts: Tensor | None = None

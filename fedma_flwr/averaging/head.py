@@ -1,0 +1,111 @@
+"""The head of the paper: rows averaged by class counts (Wang et al., 2020, section 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedma_flwr.averaging.client_update import ClientUpdate
+from fedma_flwr.structure import PermutationSpec
+
+
+def class_weights(
+    spec: PermutationSpec, name: str, updates: Sequence[ClientUpdate], *, capped: bool
+) -> Tensor | None:
+    """What each client's rows of the head weigh: its examples of each class.
+
+    Parameters
+    ----------
+    spec : PermutationSpec
+        The model's spec.
+    name : str
+        A tensor of the head.
+    updates : sequence of J ClientUpdate
+        What the clients sent.
+    capped : bool
+        Whether none may count more examples of a class than is usual; see `cap_counts`.
+
+    Returns
+    -------
+    Tensor or None
+        (J, 1.., outputs, ..1), to be broadcast to the tensor; None unless every client has class
+        counts that fit it.
+    """
+    shape = updates[0].tensors[name].shape
+    counts = fitting_counts(updates, shape[spec.output_axis(name)]) if shape else None
+    if counts is None:
+        return None
+    # A class that nobody has seen says nothing about whom to trust: all clients alike.
+    weights = torch.where(counts.sum(0) > 0, counts, torch.ones_like(counts))
+    weights = weights.reshape([len(counts), *_along_outputs(spec, name, len(shape))])
+    return cap_counts(weights) if capped else weights
+
+
+def fitting_counts(updates: Sequence[ClientUpdate], outputs: int) -> Tensor | None:
+    """Class counts of all clients, (J, outputs); None if one has none, or of another length."""
+    counts = [update.class_counts for update in updates if update.class_counts is not None]
+    if len(counts) < len(updates) or any(len(count) != outputs for count in counts):
+        return None
+    return torch.stack([count.to(torch.float64) for count in counts])
+
+
+def keep_absent_rows(
+    spec: PermutationSpec,
+    name: str,
+    mean: Tensor,
+    before: Tensor,
+    known: Tensor,
+    updates: Sequence[ClientUpdate],
+) -> Tensor:
+    """Keep the head's rows of classes of which no client of the cohort has an example.
+
+    Whoever lacks a class only learns to deny it. Without class counts from every client nothing
+    is known about classes, and the mean stays what it is.
+
+    Parameters
+    ----------
+    spec : PermutationSpec
+        The model's spec.
+    name : str
+        A tensor of the head.
+    mean : Tensor
+        What the cohort's clients average to.
+    before, known : Tensor
+        The tensor of the last global model in the new units, and where it is known; of the shape
+        of `mean`.
+    updates : sequence of ClientUpdate
+        What the cohort's clients sent.
+
+    Returns
+    -------
+    Tensor
+        In the dtype of `mean`.
+    """
+    counts = fitting_counts(updates, mean.shape[spec.output_axis(name)])
+    if counts is None:
+        return mean
+    absent = (counts.sum(0) == 0).reshape(_along_outputs(spec, name, mean.dim()))
+    return torch.where(absent & known, before.to(mean.dtype), mean)
+
+
+def _along_outputs(spec: PermutationSpec, name: str, dims: int) -> list[int]:
+    """The shape that lays one number an output along a tensor's output axis."""
+    return [-1 if dim == spec.output_axis(name) else 1 for dim in range(dims)]
+
+
+def cap_counts(counts: Tensor) -> Tensor:
+    """Class counts of which none exceeds the median of the clients that have the class.
+
+    Whoever claims to have all of a class would have its way with it otherwise.
+
+    Parameters
+    ----------
+    counts : Tensor
+        (J, ...), from 0 up.
+    """
+    ranked = counts.sort(dim=0).values
+    absent = (counts <= 0).sum(0, keepdim=True)
+    middle = absent + (len(counts) - absent - 1).clamp_min(0) // 2
+    return torch.minimum(counts, ranked.gather(0, middle.clamp_max(len(counts) - 1)))
