@@ -2,7 +2,7 @@
 
 from .bbp_map import BBPMAP
 from .identity import IdentityMatching
-from .result import Matcher, Matching
+from .result import Matcher, Matching, check_matcher
 from .saved import SavedMatching
 
-__all__ = ["BBPMAP", "IdentityMatching", "Matcher", "Matching", "SavedMatching"]
+__all__ = ["BBPMAP", "IdentityMatching", "Matcher", "Matching", "SavedMatching", "check_matcher"]

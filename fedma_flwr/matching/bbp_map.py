@@ -21,10 +21,8 @@ from . import validate
 from .assignment import Backend, check_backend
 from .calibrate import calibrate
 from .model import Model, Rules
-from .result import Floats, Integers, Matching, mean_row
+from .result import Floats, Integers, Matching, Output, mean_row
 from .search import Search
-
-Output = Literal["mean", "posterior"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ class BBPMAP:
     sweeps : int (default: 5)
         At most so many sweeps over the clients after the first pass.
     max_width : int or None (default: None)
-        The largest global width; the widest client's for groups that cannot grow.
+        The largest global width of whatever is matched; ``match`` takes one as well.
     output : {"mean", "posterior"} (default: "mean")
         What a global unit is: its members' (weighted) mean, or the posterior mean, which is
         shrunk towards the prior mean.
@@ -96,8 +94,7 @@ class BBPMAP:
 
     Notes
     -----
-    ``dataclasses.replace(matcher, max_width=n)`` gives the same matcher for a group that cannot
-    grow. Torch does the products, in float64, on the GPU where there is one.
+    Torch does the products, in float64, on the GPU where there is one.
 
     Examples
     --------
@@ -236,21 +233,21 @@ class BBPMAP:
         weights: Sequence[float] | Floats | None = None,
         orders: Sequence[Sequence[int]] | Integers | None = None,
         seed: int = 0,
+        *,
+        max_width: int | None = None,
     ) -> Matching:
         """Match the units of J clients.
 
         Parameters
         ----------
-        units : sequence of J float arrays, shapes (L_j, D)
-            One signature a row; widths may differ.
+        units, weights, seed
+            Those of :meth:`Matcher.match`.
         prior_mean : float, float array of shape (D,), or None
             The mean of the global units; None: see ``default_prior_mean``.
-        weights : array-like, shape (J,), or None
-            One weight a client for the members' mean; None: all equal. The assignments do not
-            depend on it.
         orders : int array-like, shape (sweeps, J), or None
             The clients' order in every sweep; None: drawn from ``seed``.
-        seed : int
+        max_width : int or None
+            The largest global width; the matcher's own holds where it is smaller.
 
         Returns
         -------
@@ -275,13 +272,13 @@ class BBPMAP:
         [[1.15, 0.0, 0.0], [0.0, 1.15, 0.0], [0.0, 0.0, 1.15]]
         """
         arrays = validate.check_units(units)
-        validate.check_max_width(self.max_width, arrays)
+        limit = validate.check_max_width(arrays, self.max_width, max_width)
         mass = validate.check_weights(weights, len(arrays))
         if mass is not None and self.output == "posterior":
             raise ValueError('weights: only output="mean" is weighted, output is "posterior"')
         visits = validate.check_orders(orders, self.sweeps, len(arrays), seed)
         mean = self._prior_mean(arrays, prior_mean)
-        search = Search(arrays, *self._model_and_rules(arrays, mean), self.fit)
+        search = Search(arrays, *self._model_and_rules(arrays, mean, limit), self.fit)
         sweeps = search.run(visits)
         return search.result(arrays, sweeps, mass, self.output == "posterior")
 
@@ -293,14 +290,16 @@ class BBPMAP:
             return np.zeros(size)
         return mean_row(units)
 
-    def _model_and_rules(self, units: Sequence[Floats], mean: Floats) -> tuple[Model, Rules]:
+    def _model_and_rules(
+        self, units: Sequence[Floats], mean: Floats, max_width: int | None
+    ) -> tuple[Model, Rules]:
         rules = Rules(
             gamma=self.gamma,
             log_determinant=self.log_determinant,
             popularity_weight=self.popularity_weight,
             popularity_cap=self.popularity_cap,
             soft_width=self.soft_width,
-            max_width=self.max_width,
+            max_width=max_width,
             backend=self.backend,
         )
         if self.local_variance is not None and self.prior_variance is not None:

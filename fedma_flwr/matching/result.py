@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 Integers = NDArray[np.int64]
+Output = Literal["mean", "posterior"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,18 +59,82 @@ class Matching:
 
 
 class Matcher(Protocol):
-    """Anything that maps the units of several clients to global units."""
+    """Anything that maps the units of several clients to global units.
+
+    Any class with this method and this attribute will do; nothing else is asked of it.
+    """
+
+    @property
+    def output(self) -> str:
+        """What a global unit is: its members' "mean", or the "posterior" mean.
+
+        Posterior means weigh all clients alike, and assignments alone do not tell them.
+        """
+        ...
 
     def match(
         self,
         units: Sequence[Floats],
-        prior_mean: float | Floats | None = None,
+        *,
         weights: Sequence[float] | Floats | None = None,
-        orders: Sequence[Sequence[int]] | Integers | None = None,
+        max_width: int | None = None,
         seed: int = 0,
     ) -> Matching:
-        """Match J arrays of shape (L_j, D); see :meth:`BBPMAP.match`."""
+        """Match the units of J clients.
+
+        Parameters
+        ----------
+        units : sequence of J float arrays, shapes (L_j, D)
+            One signature a row; widths may differ.
+        weights : array-like, shape (J,), or None
+            One weight a client for the members' mean; None: all equal. The assignments do not
+            depend on it.
+        max_width : int or None
+            The largest global width, the widest client's or more; None: any.
+        seed : int
+            Of whatever is drawn at random.
+
+        Returns
+        -------
+        Matching
+            Global units of shape (L, D), and for every client where its units went.
+
+        Raises
+        ------
+        ValueError
+            It names the argument.
+        """
         ...
+
+
+def check_matcher(matcher: object) -> None:
+    """Refuse what is no :class:`Matcher`, before anything is matched.
+
+    Raises
+    ------
+    ValueError
+        It names `matcher`, and what it lacks: a class in place of an instance, no method
+        ``match``, one that cannot be called as it will be, or no ``output``.
+    """
+    if isinstance(matcher, type):
+        name = matcher.__name__
+        raise ValueError(f"matcher was the class {name}; it must be an instance: {name}(...).")
+    match = getattr(matcher, "match", None)
+    if not callable(match):
+        raise ValueError(f"matcher was {matcher!r}, which has no method `match`.")
+    try:
+        inspect.signature(match).bind([], weights=None, max_width=None, seed=0)
+    except TypeError as error:
+        raise ValueError(
+            f"matcher was {matcher!r}, whose `match` must take (units, *, weights, max_width, "
+            f"seed): {error}."
+        ) from error
+    output = getattr(matcher, "output", None)
+    if output not in get_args(Output):
+        raise ValueError(
+            f"matcher was {matcher!r}, whose `output` is {output!r}; it must be 'mean', or "
+            "'posterior' for posterior means."
+        )
 
 
 def average_members(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from .result import Floats, Integers, Matching, average_members
+from .result import Floats, Integers, Matching, Output, average_members
 from .validate import check_max_width, check_units, check_weights
 
 
@@ -15,7 +16,7 @@ from .validate import check_max_width, check_units, check_weights
 class SavedMatching:
     """A matching that was found earlier: nothing is searched.
 
-    It has the interface of :class:`BBPMAP`, so that it can be put in its place.
+    It is a :class:`Matcher`, so that it can be put in another's place.
 
     Parameters
     ----------
@@ -49,6 +50,7 @@ class SavedMatching:
     objective: float | None = None
     sweeps: int = 0
     max_width: int | None = None
+    output: ClassVar[Output] = "mean"
 
     def __post_init__(self) -> None:
         check_assignments(self.assignments)
@@ -61,25 +63,12 @@ class SavedMatching:
     def match(
         self,
         units: Sequence[Floats],
-        prior_mean: float | Floats | None = None,
+        *,
         weights: Sequence[float] | Floats | None = None,
-        orders: Sequence[Sequence[int]] | Integers | None = None,
+        max_width: int | None = None,
         seed: int = 0,
     ) -> Matching:
-        """Average the units as the assignments say.
-
-        Parameters
-        ----------
-        units : sequence of J float arrays, shapes (L_j, D)
-        weights : array-like, shape (J,), or None
-            One weight a client for the mean; None: all equal.
-        prior_mean, orders, seed
-            Ignored; they belong to the interface.
-
-        Returns
-        -------
-        Matching
-            Global units are their members' (weighted) means.
+        """Average the units as the assignments say; see :meth:`Matcher.match`.
 
         Raises
         ------
@@ -88,22 +77,37 @@ class SavedMatching:
             `assignments`, or more global units than `max_width`.
         """
         arrays = check_units(units)
-        check_max_width(self.max_width, arrays)
+        limit = check_max_width(arrays, self.max_width, max_width)
         mass = check_weights(weights, len(arrays))
         ours, theirs = ([len(rows) for rows in group] for group in (arrays, self.assignments))
         if ours != theirs:
             raise ValueError(f"units: the clients have {ours} units, the saved matching {theirs}")
-        if self.max_width is not None and self.width > self.max_width:
+        if limit is not None and self.width > limit:
             raise ValueError(
-                f"max_width: {self.max_width}, the saved matching has {self.width} global units"
+                f"max_width: {limit}, the saved matching has {self.width} global units"
             )
-        popularity = np.bincount(np.concatenate(self.assignments))
-        mean = average_members(arrays, self.assignments, self.width, mass)
-        objective = self.objective
-        if objective is None:
-            plain = average_members(arrays, self.assignments, self.width)
-            objective = float((popularity**2 / (1 + popularity) * (plain**2).sum(1)).sum())
-        return Matching(self.assignments, mean, popularity, objective, self.sweeps)
+        return matching_of(arrays, self.assignments, mass, self.objective, self.sweeps)
+
+
+def matching_of(
+    units: Sequence[Floats],
+    assignments: tuple[Integers, ...],
+    weights: Floats | None,
+    objective: float | None = None,
+    sweeps: int = 0,
+) -> Matching:
+    """Return the matching of some assignments: global units are their members' (weighted) means.
+
+    Without an objective it is the one at zero prior mean and unit variances,
+    ``sum_i |sum of members|^2 / (1 + popularity)``.
+    """
+    popularity = np.bincount(np.concatenate(assignments))
+    width = len(popularity)
+    mean = average_members(units, assignments, width, weights)
+    if objective is None:
+        plain = mean if weights is None else average_members(units, assignments, width)
+        objective = float((popularity**2 / (1 + popularity) * (plain**2).sum(1)).sum())
+    return Matching(assignments, mean, popularity, objective, sweeps)
 
 
 def check_assignments(assignments: Sequence[Integers]) -> None:

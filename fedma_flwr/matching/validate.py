@@ -108,11 +108,19 @@ def check_orders(orders: Any, sweeps: int, clients: int, seed: int) -> Integers:
     return array.astype(np.int64)
 
 
-def check_max_width(max_width: int | None, units: Sequence[Floats]) -> None:
-    """Refuse a ``max_width`` below the widest client."""
+def check_max_width(units: Sequence[Floats], *limits: int | None) -> int | None:
+    """Return the smallest of some limits on the width, None where there is none.
+
+    Raises
+    ------
+    ValueError
+        It is below the widest client.
+    """
+    max_width = min((limit for limit in limits if limit is not None), default=None)
     widest = max(range(len(units)), key=lambda client: len(units[client]))
     if max_width is not None and max_width < len(units[widest]):
         raise ValueError(
             f"max_width: {max_width} is below client {widest}, which has shape "
             f"{units[widest].shape}"
         )
+    return max_width
