@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from fedma_flwr.structure import PermutationSpec, UnsupportedModelError, prove_spec
-from fedma_flwr.structure.derive import propose_spec
+from fedma_flwr.structure.deriving.propose import propose_spec
 
 # Small images keep the proofs short. Models that need others:
 _SIZES = {"inception_v3": 299, "maxvit_t": 224}

@@ -2,13 +2,13 @@
 
 from fedma_flwr.structure.axes import AxisExpression, SpecError, UnsupportedModelError
 from fedma_flwr.structure.derive import derive_spec
-from fedma_flwr.structure.prove import SpecProof, prove_spec
-from fedma_flwr.structure.resize import resize
+from fedma_flwr.structure.proving.prove import SpecProof, prove_spec
+from fedma_flwr.structure.resizing import resize
 from fedma_flwr.structure.sequential import sequential_spec
-from fedma_flwr.structure.signature import set_signature, signature, signature_tensors
+from fedma_flwr.structure.signatures import set_signature, signature, signature_tensors
 from fedma_flwr.structure.spec import PermutationSpec, StateDict
-from fedma_flwr.structure.spec_parts import UnitGroup
 from fedma_flwr.structure.stages import GroupsPerStage, PlannedStage, StagePlan
+from fedma_flwr.structure.unit_groups import UnitGroup
 
 __all__ = [
     "AxisExpression",

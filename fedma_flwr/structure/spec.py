@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedma_flwr.structure import spec_text
 from fedma_flwr.structure.axes import AxisExpression, SpecError
-from fedma_flwr.structure.spec_parts import UnitGroup, as_axes, as_group, check_parts
+from fedma_flwr.structure.unit_groups import UnitGroup, as_axes, as_group, check_parts
 from fedma_flwr.structure.widths import check_units, solve_widths
 
 StateDict = Mapping[str, Tensor]

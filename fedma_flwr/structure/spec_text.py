@@ -9,7 +9,7 @@ from fedma_flwr.structure.axes import SpecError
 
 if TYPE_CHECKING:
     from fedma_flwr.structure.spec import PermutationSpec
-    from fedma_flwr.structure.spec_parts import UnitGroup
+    from fedma_flwr.structure.unit_groups import UnitGroup
 
 
 def to_json(spec: PermutationSpec) -> str:

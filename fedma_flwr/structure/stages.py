@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedma_flwr.structure.signature import signature_tensors
+from fedma_flwr.structure.signatures import signature_tensors
 from fedma_flwr.structure.spec import PermutationSpec
 
 GroupsPerStage = int | Literal["all"]

@@ -161,7 +161,7 @@ def test_inputs_in_a_dictionary_and_outputs_of_any_kind():
 def test_a_model_whose_proof_does_not_fit_into_memory_is_refused(monkeypatch):
     model = Net(lambda n, x: n.b(n.a(x).relu()), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
     count = (6 + 1) * 8 + (8 + 1) * 3
-    memory = "fedma_flwr.structure.prove._physical_memory"
+    memory = "fedma_flwr.structure.proving.prove._physical_memory"
     monkeypatch.setattr(memory, lambda: 42 * count - 1)
     with pytest.raises(UnsupportedModelError, match="GB of memory and this machine has"):
         derive_spec(model, (VECTOR,))

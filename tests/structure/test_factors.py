@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedma_flwr.structure.factors import (
+from fedma_flwr.structure.deriving.factors import (
     Factor,
     SizeMismatchError,
     all_pinned,
@@ -19,7 +19,7 @@ from fedma_flwr.structure.factors import (
     split,
     unify,
 )
-from fedma_flwr.structure.reshaping import concat, divide, product, reshape
+from fedma_flwr.structure.deriving.reshaping import concat, divide, product, reshape
 
 
 def positions(axis, orders):

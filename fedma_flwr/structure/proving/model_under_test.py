@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.capture import cpu_inputs, first_line, private_copy, quiet
-from fedma_flwr.structure.precision import InDouble
+from fedma_flwr.structure.model_copies import cpu_inputs, private_copy, quiet
+from fedma_flwr.structure.proving.double_precision import InDouble
+from fedma_flwr.structure.proving.training_mode_runs import training_mode
+from fedma_flwr.structure.refusals import first_line
 from fedma_flwr.structure.spec import PermutationSpec
-from fedma_flwr.structure.training import training_mode
 
 Outputs = list[Tensor]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import fx
 
-from fedma_flwr.structure.factors import Axes, Axis, free, pin, size, unify
-from fedma_flwr.structure.reshaping import concat
-from fedma_flwr.structure.rules.call import Call, Stack, broadcast, rule
+from fedma_flwr.structure.deriving.factors import Axes, Axis, free, pin, size, unify
+from fedma_flwr.structure.deriving.reshaping import concat
+from fedma_flwr.structure.deriving.rules.call import Call, Stack, broadcast, rule
 
 _ZEROS = ("zeros", "zeros_like", "new_zeros")
 _LAYERS = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedma_flwr.structure.factors import Axes, size, unify
-from fedma_flwr.structure.reshaping import divide
-from fedma_flwr.structure.rules.call import Call, rule
+from fedma_flwr.structure.deriving.factors import Axes, size, unify
+from fedma_flwr.structure.deriving.reshaping import divide
+from fedma_flwr.structure.deriving.rules.call import Call, rule
 
 
 @rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")

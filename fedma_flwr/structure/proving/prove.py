@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fedma_flwr.structure.axes import AxisExpression, SpecError
-from fedma_flwr.structure.capture import quiet
-from fedma_flwr.structure.diagnose import diagnose
-from fedma_flwr.structure.growth import why_not_growable
-from fedma_flwr.structure.redraw import ATTEMPTS, redraw, with_another_batch
-from fedma_flwr.structure.sensitivity import Pair, all_pairs, sensitive_pairs
+from fedma_flwr.structure.model_copies import quiet
+from fedma_flwr.structure.proving.diagnosis import diagnose
+from fedma_flwr.structure.proving.drawing import ATTEMPTS, redraw, with_another_batch
+from fedma_flwr.structure.proving.growability import why_not_growable
+from fedma_flwr.structure.proving.model_under_test import Subject, relative_change
+from fedma_flwr.structure.proving.sensitivity import Pair, all_pairs, sensitive_pairs
 from fedma_flwr.structure.spec import PermutationSpec
-from fedma_flwr.structure.spec_parts import UnitGroup
-from fedma_flwr.structure.subject import Subject, relative_change
+from fedma_flwr.structure.unit_groups import UnitGroup
 
 # Largest relative change of the output, in float64, that counts as none.
 TOLERANCE = 1e-9

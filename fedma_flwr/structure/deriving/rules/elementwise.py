@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fedma_flwr.structure.factors import Axes, free, split, unify
-from fedma_flwr.structure.reshaping import concat
-from fedma_flwr.structure.rules.call import Call, broadcast, rule
+from fedma_flwr.structure.deriving.factors import Axes, free, split, unify
+from fedma_flwr.structure.deriving.reshaping import concat
+from fedma_flwr.structure.deriving.rules.call import Call, broadcast, rule
 
 _UNARY = """
     abs acos acosh alias alpha_dropout angle asin asinh atan atanh bernoulli bitwise_not ceil celu

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fedma_flwr.structure.factors import (
+from fedma_flwr.structure.deriving.factors import (
     MAX_TERMS,
     Axes,
     Axis,

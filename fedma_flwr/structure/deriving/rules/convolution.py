@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fedma_flwr.structure.factors import Axes, Axis, pin, size, unify
-from fedma_flwr.structure.reshaping import divide, product
-from fedma_flwr.structure.rules.call import Call, fixed_like, rule
+from fedma_flwr.structure.deriving.factors import Axes, Axis, pin, size, unify
+from fedma_flwr.structure.deriving.reshaping import divide, product
+from fedma_flwr.structure.deriving.rules.call import Call, fixed_like, rule
 
 
 def _spatial(x: Axes, w: Axes) -> int:

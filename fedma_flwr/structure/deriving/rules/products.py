@@ -7,8 +7,8 @@ from typing import cast
 
 from torch import fx
 
-from fedma_flwr.structure.factors import Axes, Axis, size, unify
-from fedma_flwr.structure.rules.call import Call, broadcast, fixed_like, rule
+from fedma_flwr.structure.deriving.factors import Axes, Axis, size, unify
+from fedma_flwr.structure.deriving.rules.call import Call, broadcast, fixed_like, rule
 
 
 @rule("linear")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fedma_flwr.structure.factors import Axes, Axis, free, size, split, unify
-from fedma_flwr.structure.reshaping import concat, divide, product, reshape
-from fedma_flwr.structure.rules.call import Call, fixed_like, rule
+from fedma_flwr.structure.deriving.factors import Axes, Axis, free, size, split, unify
+from fedma_flwr.structure.deriving.reshaping import concat, divide, product, reshape
+from fedma_flwr.structure.deriving.rules.call import Call, fixed_like, rule
 
 
 @rule("view", "reshape", "flatten", "unflatten", "_unsafe_view", "view_as", "reshape_as", "ravel")

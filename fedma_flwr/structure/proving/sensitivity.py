@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.norm_statistics import DifferentiableStatistics
-from fedma_flwr.structure.subject import Outputs, Subject, relative_change
+from fedma_flwr.structure.proving.model_under_test import Outputs, Subject, relative_change
+from fedma_flwr.structure.proving.running_statistics import DifferentiableStatistics
 
 Pair = tuple[str, str]  # group, tensor
 # Relative change that counts as one: far above what `TOLERANCE` would let pass as none.

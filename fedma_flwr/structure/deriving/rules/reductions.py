@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from fedma_flwr.structure.factors import Axes, pin
-from fedma_flwr.structure.rules.call import Call, fixed_like, rule
+from fedma_flwr.structure.deriving.factors import Axes, pin
+from fedma_flwr.structure.deriving.rules.call import Call, fixed_like, rule
 
 _SYMMETRIC = """
 sum mean amax amin prod logsumexp norm linalg_vector_norm frobenius_norm nansum nanmean var std all

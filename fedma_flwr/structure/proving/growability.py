@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from fedma_flwr.structure.capture import first_line
-from fedma_flwr.structure.resize import resize
-from fedma_flwr.structure.subject import Subject, relative_change
+from fedma_flwr.structure.proving.model_under_test import Subject, relative_change
+from fedma_flwr.structure.refusals import first_line
+from fedma_flwr.structure.resizing import resize
 
 
 def why_not_growable(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedma_flwr.structure.factors import Axes, pin, size, unify
-from fedma_flwr.structure.rules.call import Call, broadcast, fixed_like, rule
+from fedma_flwr.structure.deriving.factors import Axes, pin, size, unify
+from fedma_flwr.structure.deriving.rules.call import Call, broadcast, fixed_like, rule
 
 
 @rule("scaled_dot_product_attention")

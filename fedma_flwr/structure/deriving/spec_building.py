@@ -10,9 +10,18 @@ from itertools import groupby
 
 from fedma_flwr.structure.axes import AxisExpression
 from fedma_flwr.structure.axes import Factor as NamedFactor
-from fedma_flwr.structure.factors import Axes, Axis, Factor, Term, expand, leaves, pin, size
+from fedma_flwr.structure.deriving.factors import (
+    Axes,
+    Axis,
+    Factor,
+    Term,
+    expand,
+    leaves,
+    pin,
+    size,
+)
 from fedma_flwr.structure.spec import PermutationSpec
-from fedma_flwr.structure.spec_parts import UnitGroup
+from fedma_flwr.structure.unit_groups import UnitGroup
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from fedma_flwr.structure.axes import AxisExpression
-from fedma_flwr.structure.subject import Outputs, Subject
+from fedma_flwr.structure.proving.model_under_test import Outputs, Subject
 
 # Other readings of axes that are tried before giving up on naming a single tensor.
 _MAX_READINGS = 200

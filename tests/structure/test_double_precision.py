@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedma_flwr.structure import derive_spec, prove_spec
-from fedma_flwr.structure.precision import InDouble
+from fedma_flwr.structure.proving.double_precision import InDouble
 from tests.structure.networks import mlp
 
 

@@ -4,7 +4,7 @@ Importing this package fills the table `RULES`, by operator name. A rule may onl
 pin axes; whatever it returns must be permuted exactly as the operator would permute it.
 """
 
-from fedma_flwr.structure.rules import (
+from fedma_flwr.structure.deriving.rules import (
     attention,
     convolution,
     elementwise,
@@ -15,7 +15,7 @@ from fedma_flwr.structure.rules import (
     reductions,
     shapes,
 )
-from fedma_flwr.structure.rules.call import RULES, Call, Stack
+from fedma_flwr.structure.deriving.rules.call import RULES, Call, Stack
 
 __all__ = [
     "RULES",
