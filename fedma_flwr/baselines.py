@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable
 from logging import INFO
 from typing import Any
@@ -15,10 +14,12 @@ from flwr.serverapp.strategy import Result
 from flwr.supercore import log
 
 from fedma_flwr import protocol
-from fedma_flwr.cohort import TRAIN_STREAM, error_reason, sent_to
-from fedma_flwr.records import ExchangeRecord, mean_epochs
-from fedma_flwr.resuming import ResumableCohort
-from fedma_flwr.round import GlobalModel
+from fedma_flwr.server.arguments import check_arguments
+from fedma_flwr.server.cohort import TRAIN_STREAM
+from fedma_flwr.server.global_model import GlobalModel
+from fedma_flwr.server.history import ExchangeRecord, all_failed, mean_epochs
+from fedma_flwr.server.messages import error_reason, sent_to
+from fedma_flwr.server.resuming import ResumableCohort
 
 
 class FedAvg(ResumableCohort):
@@ -30,9 +31,13 @@ class FedAvg(ResumableCohort):
         Those of `ResumableCohort`, `SeededCohort` and of Flower's FedAvg.
     """
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._sent: list[Message] = []
+
     def _begin(self, timeout: float) -> None:
         super()._begin(timeout)
-        self._sent: list[Message] = []
+        self._sent = []
 
     def start(
         self,
@@ -44,7 +49,7 @@ class FedAvg(ResumableCohort):
         **kwargs: Any,
     ) -> Result:
         """Run the strategy; see Flower's ``Strategy.start``."""
-        check_rounds(num_rounds)
+        check_arguments({"num_rounds": num_rounds})
         self._begin(timeout)
         self._model = GlobalModel(protocol.to_tensors(initial_arrays))
         return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
@@ -56,7 +61,7 @@ class FedAvg(ResumableCohort):
         if self.fraction_train == 0.0 or server_round <= self._done:
             return []
         nodes = self._sample(grid, server_round, TRAIN_STREAM)
-        config["server-round"] = server_round
+        config[protocol.SERVER_ROUND_KEY] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         self._sent = self._construct_messages(record, nodes, MessageType.TRAIN)
         self._sent_at = time.monotonic()
@@ -117,9 +122,8 @@ class FedProx(FedAvg):
     """
 
     def __init__(self, *, proximal_mu: float = 0.001, **options: Any) -> None:
+        check_arguments({"proximal_mu": proximal_mu})
         super().__init__(**options)
-        if not 0.0 <= proximal_mu < float("inf"):
-            raise ValueError(f"proximal_mu was {proximal_mu}; it must be 0 or more.")
         self.proximal_mu = proximal_mu
 
     def summary(self) -> None:
@@ -137,20 +141,3 @@ class FedProx(FedAvg):
         """Send the global model and mu to the round's cohort."""
         config[protocol.PROXIMAL_MU_KEY] = self.proximal_mu
         return super().configure_train(server_round, arrays, config, grid)
-
-
-def check_rounds(num_rounds: int) -> None:
-    """Refuse fewer than one round."""
-    if num_rounds < 1:
-        raise ValueError(f"num_rounds was {num_rounds}; it must be at least 1.")
-
-
-def all_failed(server_round: int, stage: str, dropped: dict[str, str]) -> str:
-    """The reason that most clients of a failed stage gave."""
-    if not dropped:
-        return f"Round {server_round}: no client replied in the {stage} stage."
-    reason, count = Counter(dropped.values()).most_common(1)[0]
-    return (
-        f"Round {server_round}: every client failed in the {stage} stage. "
-        f"{count} of {len(dropped)} said: {reason}"
-    )

@@ -11,16 +11,11 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor, nn
 
 from fedma_flwr import protocol
+from fedma_flwr.client_statistics import estimate_statistics
 from fedma_flwr.protocol import ClientError, Instruction
-from fedma_flwr.statistics import estimate_statistics
 from fedma_flwr.structure import resize
 
 Source = Message | ArrayRecord | Mapping[str, Tensor]
-
-MISSING_MOD = (
-    "This message is a stage of FedMA, but fedma_mod has not prepared it: "
-    "write ClientApp(mods=[fedma_mod]), with `from fedma_flwr import fedma_mod`."
-)
 
 
 @dataclass(frozen=True)
@@ -59,9 +54,9 @@ class Stage:
         instruction = protocol.find_instruction(message.content) or Instruction("", stages=1)
         config = _merged_config(message)
         arrays = next(iter(message.content.array_records.values()), ArrayRecord())
-        epochs, lr = config.get("local-epochs"), config.get("lr")
+        epochs, lr = config.get(protocol.EPOCHS_CONFIG_KEY), config.get(protocol.LEARNING_RATE_KEY)
         return cls(
-            round=instruction.round or int(config.get("server-round", 0)),
+            round=instruction.round or int(config.get(protocol.SERVER_ROUND_KEY, 0)),
             index=instruction.stage,
             count=instruction.stages,
             name=instruction.name,
@@ -133,7 +128,9 @@ def load_model(model: nn.Module, source: Source) -> nn.Module:
 def _read_message(message: Message) -> tuple[Instruction, dict[str, Tensor] | None]:
     instruction = protocol.find_instruction(message.content)
     if instruction is not None and not instruction.merged:
-        raise ClientError(MISSING_MOD)
+        raise ClientError(
+            f"fedma_mod has not prepared this message, a stage of FedMA: {protocol.ADD_THE_MOD}."
+        )
     arrays = list(message.content.array_records.values())
     if instruction is not None and not arrays:
         return instruction, None

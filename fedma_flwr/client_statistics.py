@@ -1,8 +1,7 @@
-"""Running statistics of normalisation layers: pooled on the server, estimated anew by clients.
+"""Running statistics on the client: estimated anew where the averaged weights see data.
 
 Averaged units vary less than the units that they are made of, so the statistics that clients
-kept for their own units are wrong for the averaged ones (Jordan et al., "REPAIR", 2022). Clients
-therefore estimate them anew where the averaged weights see data.
+kept for their own units are wrong for the averaged ones (Jordan et al., "REPAIR", 2022).
 """
 
 from __future__ import annotations
@@ -12,76 +11,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fedma_flwr.structure import PermutationSpec
-
-MEAN, VARIANCE = "running_mean", "running_var"
+MEAN, VARIANCE = "running_mean", "running_var"  # buffers of torch's batch norms
 
 
-def pairs(spec: PermutationSpec) -> dict[str, str]:
-    """For every running variance of a spec, the running mean that belongs to it."""
-    found = {}
-    for name in spec.statistics:
-        mean = name.removesuffix(VARIANCE) + MEAN
-        if name.endswith(VARIANCE) and mean in spec.statistics:
-            found[name] = mean
-    return found
-
-
-def to_moments(spec: PermutationSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors with second moments about 0 in place of running variances, ready to be averaged.
-
-    Parameters
-    ----------
-    spec : PermutationSpec
-        The model's spec.
-    tensors : mapping of str to Tensor
-        What one client has sent.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Running means and second moments in float64; all else as it was.
-    """
-    result = dict(tensors)
-    for variance, mean in pairs(spec).items():
-        if variance in tensors and mean in tensors:
-            result[mean] = tensors[mean].to(torch.float64)
-            result[variance] = tensors[variance].to(torch.float64) + result[mean] ** 2
-    return result
-
-
-def from_moments(
-    spec: PermutationSpec, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Undo `to_moments`: the law of total variance turns averaged moments into pooled variances.
-
-    Parameters
-    ----------
-    spec : PermutationSpec
-        The model's spec.
-    tensors : mapping of str to Tensor
-        Averages of what `to_moments` gave.
-    like : mapping of str to Tensor
-        Tensors with the dtypes that the result shall have.
-
-    Returns
-    -------
-    dict of str to Tensor
-        With finite statistics and variances from 0 up: the statistics of all examples together.
-    """
-    result = dict(tensors)
-    for variance, mean in pairs(spec).items():
-        if variance in tensors and mean in tensors:
-            dtype = like[variance].dtype
-            pooled = tensors[variance] - tensors[mean] ** 2
-            # A mean near the dtype's limit must not make an infinite variance.
-            result[variance] = pooled.clamp(0.0, torch.finfo(dtype).max).to(dtype)
-            result[mean] = tensors[mean].to(like[mean].dtype)
-    return result
-
-
-class MomentsHook:
-    """Forward hook of a batch norm that writes the moments of its inputs to its buffers.
+class StatisticsHook:
+    """Forward hook of a batch norm that writes the statistics of its inputs to its buffers.
 
     ``running_mean`` and ``running_var`` become the mean and the (unbiased) variance, channel by
     channel, of everything that the layer has seen in training mode since the hook was made,
@@ -132,4 +66,4 @@ def estimate_statistics(model: nn.Module, names: Sequence[str]) -> None:
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{dot}{MEAN}" in names:
-            module.register_forward_hook(MomentsHook(), with_kwargs=True)
+            module.register_forward_hook(StatisticsHook(), with_kwargs=True)

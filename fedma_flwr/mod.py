@@ -179,7 +179,7 @@ def _check_trained(
 
 
 def _client_key(context: Context) -> str:
-    for key in ("client-key", "partition-id"):
+    for key in (protocol.CLIENT_KEY, protocol.PARTITION_KEY):
         if key in context.node_config:
             return str(context.node_config[key])
     return str(context.node_id)

@@ -25,11 +25,17 @@ FEDMA_KEY = "fedma"  # the instruction in a message, the report in a reply
 ARRAYS_KEY, METRICS_KEY = "arrays", "metrics"  # what fedma_mod calls the records of its reply
 KEPT_ARRAYS_KEY, KEPT_STATE_KEY = "fedma.arrays", "fedma.state"  # in Context.state
 CLASS_COUNTS_KEY, EPOCHS_KEY = "class-counts", "epochs"  # optional metrics of a train function
-PROXIMAL_MU_KEY = "proximal-mu"
+SERVER_ROUND_KEY, PROXIMAL_MU_KEY = "server-round", "proximal-mu"  # config of a message
+EPOCHS_CONFIG_KEY, LEARNING_RATE_KEY = "local-epochs", "lr"  # what `Stage` reads of it
+CLIENT_KEY, PARTITION_KEY = "client-key", "partition-id"  # of a node's config, the first one wins
 
 HELLO, UPDATE, FULL = "hello", "update", "full"  # kinds of instruction
 DONE, LOST = "done", "lost"  # statuses of a report
 LOCAL, RETRAIN, HEAD = "local", "retrain", "head"  # names of stages
+
+ADD_THE_MOD = (
+    "make the ClientApp with `ClientApp(mods=[fedma_mod])` (from fedma_flwr import fedma_mod)"
+)
 
 Assignments = dict[str, Tensor]
 to_arrays, to_tensors = wire.to_arrays, wire.to_tensors
@@ -165,7 +171,7 @@ class Report:
             "version": self.version,
             "status": self.status,
             "holds": self.holds,
-            "client-key": self.client_key,
+            CLIENT_KEY: self.client_key,
         }
         return ConfigRecord({key: value for key, value in values.items() if value != ""})
 
@@ -175,7 +181,7 @@ class Report:
         return cls(
             status=str(record.get("status", "")),
             holds=str(record.get("holds", "")),
-            client_key=str(record.get("client-key", "")),
+            client_key=str(record.get(CLIENT_KEY, "")),
             version=int(cast(int, record.get("version", 0))),
         )
 
@@ -211,6 +217,21 @@ class KeptState:
         """Decode what `to_record` made."""
         assignments, widths = _read_assignments(record)
         return cls(str(record["token"]), str(record["spec"]), assignments, widths)
+
+
+def stage_content(
+    instruction: Instruction,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    configrecord_key: str,
+) -> RecordDict:
+    """The content of a stage's message; without tensors it has no ArrayRecord."""
+    records: dict[str, Any] = {FEDMA_KEY: instruction.to_record()}
+    records[configrecord_key] = ConfigRecord(dict(config))
+    if tensors:
+        records[instruction.arrays_key] = to_arrays(tensors, instruction.wire_dtype)
+    return RecordDict(records)
 
 
 def find_instruction(content: RecordDict) -> Instruction | None:

@@ -10,10 +10,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedma_flwr.baselines import FedAvg, FedProx
 from fedma_flwr.client import load_model
-from fedma_flwr.cohort import SeededCohort
 from fedma_flwr.matching import BBPMAP, IdentityMatching, Matcher
-from fedma_flwr.recorder import RunRecorder
-from fedma_flwr.settings import COMMON, OWN
+from fedma_flwr.server.arguments import COMMON, OWN
+from fedma_flwr.server.cohort import SeededCohort
+from fedma_flwr.server.output_folder import OutputFolder
 from fedma_flwr.strategy import FedMA
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec, derive_spec
 from fedma_flwr.tasks import RunConfig, get_task
@@ -32,7 +32,7 @@ def main(grid: Grid, context: Context) -> None:
     run(grid, context.run_config)
 
 
-def run(grid: Grid, config: RunConfig, spec: PermutationSpec | None = None) -> RunRecorder:
+def run(grid: Grid, config: RunConfig, spec: PermutationSpec | None = None) -> OutputFolder:
     """Run the strategy that the run config names, on any grid.
 
     Parameters
@@ -46,7 +46,7 @@ def run(grid: Grid, config: RunConfig, spec: PermutationSpec | None = None) -> R
 
     Returns
     -------
-    RunRecorder
+    OutputFolder
         With the rounds' accuracies and counters.
 
     Raises
@@ -93,7 +93,7 @@ def run(grid: Grid, config: RunConfig, spec: PermutationSpec | None = None) -> R
     return recorder
 
 
-def make_recorder(config: RunConfig, spec: PermutationSpec | None) -> RunRecorder:
+def make_recorder(config: RunConfig, spec: PermutationSpec | None) -> OutputFolder:
     """The recorder of a run."""
     about = {
         "strategy": config["strategy"],
@@ -101,7 +101,7 @@ def make_recorder(config: RunConfig, spec: PermutationSpec | None) -> RunRecorde
         "seed": config["seed"],
         "config": {key: config[key] for key in sorted(config) if key not in FOLDERS},
     }
-    return RunRecorder(_folder(config, "output-dir"), spec, about, resume=flag(config, "resume"))
+    return OutputFolder(_folder(config, "output-dir"), spec, about, resume=flag(config, "resume"))
 
 
 def _folder(config: RunConfig, key: str) -> Path | None:
@@ -116,7 +116,7 @@ def _folder(config: RunConfig, key: str) -> Path | None:
 
 
 def make_strategy(
-    config: RunConfig, spec: PermutationSpec | None, recorder: RunRecorder
+    config: RunConfig, spec: PermutationSpec | None, recorder: OutputFolder
 ) -> SeededCohort:
     """The strategy that the run config names.
 

@@ -9,34 +9,30 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
-from logging import INFO
 from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Result
-from flwr.supercore import log
 from torch import nn
 
 from fedma_flwr import protocol
-from fedma_flwr.baselines import all_failed, check_rounds
-from fedma_flwr.bounds import Limits
-from fedma_flwr.cohort import TRAIN_STREAM
-from fedma_flwr.exchange import Exchange, count_parameters
+from fedma_flwr.averaging import MEAN, Averaging, Limits
 from fedma_flwr.matching import BBPMAP, Matcher
-from fedma_flwr.metrics import consistent_metrics
-from fedma_flwr.planning import make_averaging, make_plan, make_spec
-from fedma_flwr.replies import StageReply
-from fedma_flwr.resuming import ResumableCohort
-from fedma_flwr.robust import MEAN
-from fedma_flwr.round import CommunicationRound, GlobalModel, Member
-from fedma_flwr.saved_matchings import open_folder
-from fedma_flwr.settings import COMMON, RoundSettings, check_settings, check_weighted, log_settings
+from fedma_flwr.server.arguments import COMMON, check_arguments, check_output
+from fedma_flwr.server.cohort import TRAIN_STREAM
+from fedma_flwr.server.exchange import Exchange
+from fedma_flwr.server.global_model import GlobalModel, count_parameters
+from fedma_flwr.server.replies import StageReply
+from fedma_flwr.server.reply_metrics import consistent_metrics
+from fedma_flwr.server.resuming import ResumableCohort
+from fedma_flwr.server.round import CommunicationRound, Member
+from fedma_flwr.server.saved_matchings import MatchingsFolder, SavedRound
+from fedma_flwr.server.settings import RoundSettings, log_settings, make_plan, make_spec
+from fedma_flwr.server.stage_end import end_stage
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec
-from fedma_flwr.wire import FLOAT32, check_wire_dtype
+from fedma_flwr.wire import FLOAT32
 
 DEFAULT_MATCHER = BBPMAP(gamma=1.0, local_variance=1.0, prior_variance=1.0)
 
@@ -146,14 +142,22 @@ class FedMA(ResumableCohort):
         matchings: str | Path | None = None,
         **fedavg: Any,
     ) -> None:
-        super().__init__(**fedavg)
-        check_settings(initialisation, max_growth, server_learning_rate)
-        check_wire_dtype(wire_dtype)
         matcher = DEFAULT_MATCHER if matcher is None else matcher
-        check_weighted(weighted_units, matcher)
-        averaging_rule = make_averaging(averaging, trimmed_share, matcher)
-        limits = Limits.of(max_norm_ratio, max_weight_ratio, robust=averaging_rule.robust)
+        same: dict[str, Any] = {
+            "initialisation": initialisation,
+            "max_growth": max_growth,
+            "server_learning_rate": server_learning_rate,
+            "wire_dtype": wire_dtype,
+        }
+        rule = Averaging(averaging, trimmed_share)
+        ratios = {"max_norm_ratio": max_norm_ratio, "max_weight_ratio": max_weight_ratio}
+        check_arguments({**same, **ratios, "averaging": averaging, "trimmed_share": trimmed_share})
+        check_output(
+            matcher, weighted_units=weighted_units, averaging=averaging, matchings=matchings
+        )
+        super().__init__(**fedavg)
         spec = make_spec(model, example_inputs, spec)
+        later_configs = {"retrain_config": retrain_config, "head_config": head_config}
         self.settings = RoundSettings(
             spec=spec,
             plan=make_plan(
@@ -161,16 +165,12 @@ class FedMA(ResumableCohort):
                 one_shot=one_shot,
                 groups_per_stage=groups_per_stage,
                 reestimate_statistics=reestimate_statistics,
-                later_configs={"retrain_config": retrain_config, "head_config": head_config},
+                later_configs=later_configs,
             ),
             matcher=matcher,
-            initialisation=initialisation,
-            max_growth=max_growth,
             weighted_units=weighted_units,
-            server_learning_rate=server_learning_rate,
-            averaging=averaging_rule,
-            limits=limits,
-            wire_dtype=wire_dtype,
+            averaging=rule,
+            limits=Limits.of(max_norm_ratio, max_weight_ratio, robust=rule.robust),
             weighted_by_key=self.weighted_by_key,
             arrayrecord_key=self.arrayrecord_key,
             configrecord_key=self.configrecord_key,
@@ -179,9 +179,12 @@ class FedMA(ResumableCohort):
                 protocol.RETRAIN: dict(retrain_config or {}),
                 protocol.HEAD: dict(head_config or {}),
             },
+            **same,
         )
-
-        self._matchings = open_folder(matchings, self.settings.matcher, self.settings.max_widths)
+        widths = self.settings.max_widths
+        self._matchings = None if matchings is None else MatchingsFolder(Path(matchings), widths)
+        self._tokens: dict[int, str] = {}
+        self._exchange: Exchange | None = None
 
     def summary(self) -> None:
         """Log the configuration as a tree."""
@@ -189,8 +192,7 @@ class FedMA(ResumableCohort):
         super().summary()
 
     def _fingerprint(self) -> dict[str, str]:
-        settings = {f.name: str(getattr(self.settings, f.name)) for f in fields(self.settings)}
-        return {**super()._fingerprint(), **settings, "spec": self.settings.spec.to_json()}
+        return {**super()._fingerprint(), **self.settings.fingerprint()}
 
     # ------------------------------------------------------------------ life cycle
 
@@ -217,7 +219,7 @@ class FedMA(ResumableCohort):
         ValueError
             If a saved matching is damaged, or is not of this model and these clients.
         """
-        check_rounds(num_rounds)
+        check_arguments({"num_rounds": num_rounds})
         if self._matchings is not None:
             self._matchings.check(range(1, num_rounds + 1))
         tensors = protocol.to_tensors(initial_arrays)
@@ -231,8 +233,8 @@ class FedMA(ResumableCohort):
         super()._begin(timeout)
         # Random, so that what a client of an earlier run kept can never be taken for this run's.
         self._nonce = secrets.token_hex(4)
-        self._tokens: dict[int, str] = {}
-        self._exchange: Exchange | None = None
+        self._tokens = {}
+        self._exchange = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -244,6 +246,7 @@ class FedMA(ResumableCohort):
         members = [self._member(node) for node in self._sample(grid, server_round, TRAIN_STREAM)]
         if not members:
             return []
+        keys = [member.key for member in members]
         current = CommunicationRound(
             settings=self.settings,
             model=self._model,
@@ -251,13 +254,13 @@ class FedMA(ResumableCohort):
             members=members,
             config=config,
             nonce=self._nonce,
-            matchings=self._matchings,
+            saved=SavedRound(self._matchings, server_round, keys),
         )
         last = len(self.settings.plan) - 1
         for stage in range(last):
             exchange = Exchange(current, stage, self._timeout, self._tokens)
-            replies = list(grid.send_and_receive(exchange.messages(), timeout=self._timeout))
-            if self._conclude(exchange, replies) is None:
+            replies = grid.send_and_receive(exchange.messages(), timeout=self._timeout)
+            if self._end(exchange, replies) is None:
                 return []
         self._exchange = Exchange(current, last, self._timeout, self._tokens)
         return self._exchange.messages()
@@ -268,22 +271,15 @@ class FedMA(ResumableCohort):
         """Finish the last stage; the unchanged arrays if the round was given up."""
         if server_round <= self._done:
             return self._restored(server_round)
-        exchange = self._exchange
-        received = None if exchange is None else self._conclude(exchange, list(replies))
+        exchange, self._exchange = self._exchange, None
+        received = None if exchange is None else self._end(exchange, replies)
         if exchange is None or received is None:
             self._finish(server_round, None, self._model)
             return self._arrays, None
-        self._exchange = None
-        if exchange.current.identity and exchange.current.widths:
-            log(
-                INFO,
-                "Round %s: every assignment was the identity, so this round was layer-wise FedAvg "
-                "(what a common initialisation usually gives).",
-                server_round,
-            )
-        contents = consistent_metrics([reply.content for reply in received.values()])
+        self.history.conclude(server_round)
+        contents = consistent_metrics(reply.metrics for reply in received.values())
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-        exchange.current.save_matching()
+        exchange.current.saved.save(exchange.current.matched)
         self._finish(server_round, metrics, exchange.current.committed())
         return protocol.to_arrays(self._model.tensors), metrics
 
@@ -295,33 +291,14 @@ class FedMA(ResumableCohort):
             for name, group in groups.items()
             if self._model.token or self.settings.initialisation == COMMON
         }
-        return Member(node, key, self._tokens.get(node, ""), widths)
+        return Member(node, key, widths)
 
-    def _conclude(self, exchange: Exchange, replies: list[Message]) -> dict[int, StageReply] | None:
-        """Read the replies of a stage, and match and average them.
-
-        Returns
-        -------
-        dict of int to StageReply, or None
-            By node, in the order of the client keys; None if the round is given up.
-        """
-        received = exchange.receive(replies, self._grid)
-        if len(received) < max(self.min_train_nodes, 1):
-            self.history.add(exchange.record)
-            self._give_up(exchange, len(received))
-            return None
-        exchange.settle(received, self._model, self._initial_parameters)
-        self.history.add(exchange.record)
-        return received
-
-    def _give_up(self, exchange: Exchange, answered: int) -> None:
-        self._exchange = None
-        record = exchange.record
-        name = f"{record.name} stage (stage {record.stage})"
-        # A mistake in the clients' code shows in the first round; later on, failures are weather.
-        if answered == 0 and exchange.all_failed and not self._model.token:
-            raise AggregationError(all_failed(record.round, name, record.dropped))
-        self.history.give_up(
-            record.round,
-            f"{answered} clients remain in the {name}, min_train_nodes is {self.min_train_nodes}",
+    def _end(self, exchange: Exchange, replies: Iterable[Message]) -> dict[int, StageReply] | None:
+        return end_stage(
+            exchange,
+            list(replies),
+            self._grid,
+            self.history,
+            min_train_nodes=self.min_train_nodes,
+            initial_parameters=self._initial_parameters,
         )

@@ -55,9 +55,10 @@ def keep_absent_rows(
     spec: PermutationSpec,
     name: str,
     mean: Tensor,
+    updates: Sequence[ClientUpdate],
+    *,
     before: Tensor,
     known: Tensor,
-    updates: Sequence[ClientUpdate],
 ) -> Tensor:
     """Keep the head's rows of classes of which no client of the cohort has an example.
 
@@ -72,11 +73,11 @@ def keep_absent_rows(
         A tensor of the head.
     mean : Tensor
         What the cohort's clients average to.
+    updates : sequence of ClientUpdate
+        What the cohort's clients sent.
     before, known : Tensor
         The tensor of the last global model in the new units, and where it is known; of the shape
         of `mean`.
-    updates : sequence of ClientUpdate
-        What the cohort's clients sent.
 
     Returns
     -------

@@ -139,5 +139,7 @@ def take_step(
         before, known = start.in_new_units(spec, name)
         if server_learning_rate != 1:
             mean = step_towards(mean, before, known, server_learning_rate)
-        result[name] = keep_absent_rows(spec, name, mean, before, known, updates) if head else mean
+        if head:
+            mean = keep_absent_rows(spec, name, mean, updates, before=before, known=known)
+        result[name] = mean
     return result

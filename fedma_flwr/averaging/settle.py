@@ -51,6 +51,27 @@ class StageOutcome:
     matchings: dict[str, Matching] = field(default_factory=dict)
     head_by_class: bool = False
 
+    @property
+    def identity_shares(self) -> dict[str, float]:
+        """Share of clients whose unit ``i`` is global unit ``i``, by group."""
+        return {
+            group: sum(is_identity(own[group]) for own in self.assignments) / len(self.assignments)
+            for group in self.matchings
+        }
+
+    @property
+    def identity_share(self) -> float | None:
+        """Share of clients for which that holds in all groups; None if nothing was matched."""
+        if not self.matchings:
+            return None
+        alike = [all(map(is_identity, own.values())) for own in self.assignments]
+        return sum(alike) / len(alike)
+
+
+def is_identity(units: Tensor) -> bool:
+    """Whether an assignment sends unit ``i`` to global unit ``i``."""
+    return torch.equal(units, torch.arange(len(units)))
+
 
 @dataclass
 class _Matched:
@@ -134,7 +155,7 @@ def settle_stage(
         )
         _take(spec, group, matching, found)
     settled = _average_units(spec, stage, found, weights, averaging)
-    by_class = _average_rest(spec, stage, updates, found.wide, settled, averaging)
+    by_class = _average_rest(spec, stage, updates, found.wide, settled, averaging=averaging)
     settled = from_pooled(spec, settled, like)
     if matcher.output == "posterior":
         _set_posterior_means(spec, found, settled)
@@ -201,6 +222,7 @@ def _average_rest(
     updates: Sequence[ClientUpdate],
     wide: Sequence[Mapping[str, Tensor]],
     settled: dict[str, Tensor],
+    *,
     averaging: Averaging,
 ) -> bool:
     """Average the head and what has no axis matched in this stage; whether by class counts.

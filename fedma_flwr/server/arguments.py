@@ -1,39 +1,145 @@
-"""What `FedMA` makes of its arguments before anything is sent: the spec and the stages."""
+"""Every argument of the strategies is checked here, before anything is derived or sent.
+
+What is refused is a ``ValueError`` that names the argument, what it was and what is allowed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from fedma_flwr.averaging import AVERAGES, MEAN
+from fedma_flwr.matching import Matcher, check_matcher
+from fedma_flwr.structure import PermutationSpec, SpecError
+from fedma_flwr.wire import WIRE_DTYPES
 
-from fedma_flwr.matching import Matcher
-from fedma_flwr.robust import Averaging
-from fedma_flwr.structure import (
-    GroupsPerStage,
-    PermutationSpec,
-    SpecError,
-    StagePlan,
-    derive_spec,
-    prove_spec,
-)
+COMMON, OWN = "common", "own"  # initialisations
+
+_Rule = tuple[Callable[[Any], bool], str]  # what is allowed, and in words
+
+_SHARE: _Rule = (lambda value: 0.0 <= value <= 1.0, "it must lie between 0 and 1")
+_CLIENTS: _Rule = (lambda value: value >= 1, "at least one client is needed")
+_SECONDS: _Rule = (lambda value: value > 0, "it must be a number of seconds above 0")
+_RATIO: _Rule = (lambda value: value >= 1.0, "it must be 1 or more")
+_RULES: dict[str, _Rule] = {
+    "fraction_train": _SHARE,
+    "fraction_evaluate": _SHARE,
+    "min_train_nodes": _CLIENTS,
+    "min_evaluate_nodes": _CLIENTS,
+    "min_available_nodes": _CLIENTS,
+    "num_rounds": (lambda value: value >= 1, "it must be at least 1"),
+    "seed": (lambda value: value >= 0, "it must not be negative"),
+    "node_timeout": _SECONDS,
+    "stage_timeout": (lambda value: value is None or value > 0, _SECONDS[1]),
+    "proximal_mu": (lambda value: 0.0 <= value < float("inf"), "it must be 0 or more"),
+    "initialisation": (
+        lambda value: value in (COMMON, OWN),
+        f"it must be {COMMON!r} or {OWN!r}",
+    ),
+    "max_growth": (lambda value: 1.0 <= value < float("inf"), "it must be 1 or more"),
+    "server_learning_rate": (lambda value: 0.0 < value <= 1.0, "it must be above 0, at most 1"),
+    "averaging": (lambda value: value in AVERAGES, f"it must be one of {AVERAGES}"),
+    "trimmed_share": (lambda value: 0.0 <= value < 0.5, "it must be from 0 to below 0.5"),
+    "max_norm_ratio": _RATIO,
+    "max_weight_ratio": (lambda value: value is None or value >= 1.0, _RATIO[1]),
+    "wire_dtype": (lambda value: value in WIRE_DTYPES, f"it must be one of {WIRE_DTYPES}"),
+}
 
 
-def make_spec(
-    model: nn.Module | None,
-    example_inputs: tuple[Any, ...] | None,
-    spec: PermutationSpec | None,
-) -> PermutationSpec:
-    """Derive the spec, or prove the one that was given; a spec alone is taken at its word."""
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse single arguments that are out of range.
+
+    Parameters
+    ----------
+    arguments : mapping of str to value
+        By name, of any strategy; names without a rule are passed over.
+
+    Raises
+    ------
+    ValueError
+        It names the first argument that is out of range, or of a type that has none.
+    """
+    for name, value in arguments.items():
+        if name not in _RULES:
+            continue
+        allowed, words = _RULES[name]
+        try:
+            fits = allowed(value)
+        except TypeError:  # text where a number belongs
+            fits = False
+        if not fits:
+            raise ValueError(f"{name} was {value!r}; {words}.")
+
+
+def check_resuming(checkpoint_dir: object, resume: bool) -> None:
+    """Refuse to go on from checkpoints without a folder of them.
+
+    Raises
+    ------
+    ValueError
+        It names the arguments.
+    """
+    if resume and checkpoint_dir is None:
+        raise ValueError("resume was True without checkpoint_dir: say where checkpoints are.")
+
+
+def check_output(
+    matcher: Matcher, *, weighted_units: bool, averaging: str, matchings: object
+) -> None:
+    """Refuse a matcher, and what does not go with posterior means.
+
+    They are sums over all members alike, and assignments do not tell their variances.
+
+    Raises
+    ------
+    ValueError
+        It names the arguments.
+    """
+    check_matcher(matcher)
+    if matcher.output == "mean":
+        return
+    if weighted_units:
+        raise ValueError(
+            'weighted_units was True, but the matcher gives posterior means (output="posterior"), '
+            'which weigh all clients alike: set weighted_units=False, or output="mean".'
+        )
+    if averaging != MEAN:
+        raise ValueError(
+            f"averaging was {averaging!r}, but the matcher's output is 'posterior', which is made "
+            "of all members' sum: give the matcher output='mean'."
+        )
+    if matchings is not None:
+        raise ValueError(
+            f"matchings was {str(matchings)!r} with a matcher whose output is {matcher.output!r}: "
+            'a saved matching has no variances; make the matcher with output="mean".'
+        )
+
+
+def check_model(model: object, example_inputs: object) -> None:
+    """Refuse a model without inputs, and inputs without a model.
+
+    Raises
+    ------
+    ValueError
+        It names the arguments.
+    """
     if (model is None) != (example_inputs is None):
         raise ValueError(
             "`model` and `example_inputs` go together: FedMA(model=Net(), example_inputs=(x,)), "
             "where Net()(x) works."
         )
-    if model is not None and example_inputs is not None:
-        if spec is None:
-            spec = derive_spec(model, example_inputs)
-        else:
-            spec = prove_spec(spec, model, example_inputs).spec
+
+
+def check_spec(spec: PermutationSpec | None) -> PermutationSpec:
+    """The spec, if there is one and it has something to match.
+
+    Raises
+    ------
+    ValueError
+        If neither a spec nor a model was given.
+    SpecError
+        If the spec has no groups.
+    """
     if spec is None:
         raise ValueError("FedMA needs `model` and `example_inputs`, or `spec`.")
     if not spec.groups:
@@ -41,47 +147,21 @@ def make_spec(
     return spec
 
 
-def make_averaging(kind: str, trimmed_share: float, matcher: Matcher) -> Averaging:
-    """The averaging of a run; a robust one excludes posterior means, which are sums."""
-    averaging = Averaging(kind, trimmed_share)
-    if averaging.robust and getattr(matcher, "output", "mean") == "posterior":
-        raise ValueError(
-            f"averaging was {kind!r}, but the matcher's output is 'posterior', which is made of "
-            "all members' sum: give the matcher output='mean'."
-        )
-    return averaging
-
-
-def make_plan(
-    spec: PermutationSpec,
-    *,
-    one_shot: bool,
-    groups_per_stage: GroupsPerStage,
-    reestimate_statistics: bool,
-    later_configs: dict[str, Any],
-) -> StagePlan:
-    """Plan the stages of a round.
+def check_one_shot(later: Mapping[str, object]) -> None:
+    """Refuse arguments that are about stages which one-shot matching does not have.
 
     Parameters
     ----------
-    spec : PermutationSpec
-        The model's spec.
-    one_shot, groups_per_stage, reestimate_statistics
-        Those of `FedMA`.
-    later_configs : dict of str to mapping or None
-        The arguments that are about stages which one-shot matching does not have, by name.
+    later : mapping of str to value
+        The arguments by name; what is true was given.
 
     Raises
     ------
     ValueError
-        If an argument is out of range, or has no meaning with `one_shot`.
+        It names them.
     """
-    if not one_shot:
-        return StagePlan.build(spec, groups_per_stage, reestimate_statistics=reestimate_statistics)
-    later = {"groups_per_stage": groups_per_stage != 1, **later_configs}
     if given := [name for name, value in later.items() if value]:
         raise ValueError(
             f"one_shot=True has one exchange and no later stage, so that {', '.join(given)} would "
             "have no effect: leave it out, or leave out one_shot."
         )
-    return StagePlan.one_shot(spec)

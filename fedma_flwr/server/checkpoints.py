@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedma_flwr.records import ExchangeRecord
-from fedma_flwr.round import GlobalModel
+from fedma_flwr.server.global_model import GlobalModel
+from fedma_flwr.server.history import ExchangeRecord
+from fedma_flwr.server.whole_files import written_whole
 
 FORMAT = 1
 KEPT = 2  # the last one may turn out to be damaged
@@ -93,15 +93,11 @@ class CheckpointFolder:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint so that a crash at any moment leaves the ones before it intact."""
-        self.path.mkdir(parents=True, exist_ok=True)
         tensors, content = _encode(checkpoint)
         text = json.dumps({"format": FORMAT, "fingerprint": self.fingerprint, **content})
         final = self.path / f"round-{checkpoint.round:06d}.safetensors"
-        partial = final.with_suffix(".partial")
-        save_file(tensors, partial, {_CONTENT: text, _DIGEST: _digest(text, tensors)})
-        _sync(partial)
-        os.replace(partial, final)
-        _sync(self.path)  # the new name, too, must survive a power cut
+        with written_whole(final) as partial:
+            save_file(tensors, partial, {_CONTENT: text, _DIGEST: _digest(text, tensors)})
         for old in self.files()[KEPT:]:
             old.unlink()
 
@@ -220,17 +216,6 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have the operating system write a file or a folder to the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _short(value: str | None) -> str:

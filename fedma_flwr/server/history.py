@@ -1,15 +1,19 @@
-"""What every run records: one JSON object an exchange, and the running totals."""
+"""What every run records and logs: one JSON object an exchange, and the running totals."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from logging import WARNING
+from logging import INFO, WARNING
 from typing import Any
 
+import torch
 from flwr.supercore import log
 
 from fedma_flwr import protocol
+from fedma_flwr.averaging import StageOutcome
+from fedma_flwr.structure import PermutationSpec
 
 HELLO = protocol.HELLO
 
@@ -43,7 +47,8 @@ class ExchangeRecord:
     growth : float
         Parameters of the global model / parameters of the initial model (of the last round).
     identity : float or None
-        Share of clients whose assignments are all the identity; None if nothing was matched.
+        Share of clients whose assignments of this exchange are all the identity; None if nothing
+        was matched.
     popularity : dict of str to list of int
         For each matched group, how many units 1, 2, ... J clients hold.
     objective : dict of str to float
@@ -69,6 +74,45 @@ class ExchangeRecord:
     identity: float | None = None
     popularity: dict[str, list[int]] = field(default_factory=dict)
     objective: dict[str, float] = field(default_factory=dict)
+
+    def drop(self, client_key: str, node: int, reason: str) -> None:
+        """Take note of a client whose reply cannot be used, and say it in the log."""
+        self.dropped[client_key] = reason
+        log(
+            WARNING,
+            "\tRound %s, stage %s: client %s (node %s) is dropped for the rest of the round: %s",
+            self.round,
+            self.stage,
+            client_key,
+            node,
+            reason,
+        )
+
+    def resend(self, client_keys: Iterable[str]) -> None:
+        """Take note of clients that are sent everything and asked again."""
+        self.resent = tuple(client_keys)
+        log(INFO, "\tClients %s have lost their state: sending everything", self.resent)
+
+    def describe(self, outcome: StageOutcome, spec: PermutationSpec, weighted_by_key: str) -> None:
+        """Take note of what was matched, and say it and how the head was averaged in the log."""
+        self.identity = outcome.identity_share
+        for group, matching in outcome.matchings.items():
+            held = torch.as_tensor(matching.popularity)
+            self.popularity[group] = torch.bincount(held, minlength=self.cohort + 1)[1:].tolist()
+            self.objective[group] = float(matching.objective)
+            log(
+                INFO,
+                "\tRound %s, stage %s: %s matched, %s -> %s units, identity for %.0f %% of clients",
+                self.round,
+                self.stage,
+                group,
+                spec.groups[group].size,
+                len(matching.popularity),
+                100 * outcome.identity_shares[group],
+            )
+        if self.stage == self.stages - 1:
+            how = "class counts" if outcome.head_by_class else repr(weighted_by_key)
+            log(INFO, "\tRound %s: the head was averaged by %s", self.round, how)
 
     def to_json(self) -> dict[str, Any]:
         """The record as an object of plain JSON types."""
@@ -118,6 +162,18 @@ class History:
             reason,
         )
 
+    def conclude(self, server_round: int) -> None:
+        """Say in the log if a round's matching has found nothing but the identity."""
+        shares = [record.identity for record in self if record.round == server_round]
+        matched = [share for share in shares if share is not None]
+        if matched and min(matched) == 1.0:
+            log(
+                INFO,
+                "Round %s: every assignment was the identity, so this round was layer-wise FedAvg "
+                "(what a common initialisation usually gives).",
+                server_round,
+            )
+
     def __iter__(self) -> Iterator[ExchangeRecord]:
         return iter(self.exchanges)
 
@@ -136,3 +192,14 @@ def mean_epochs(metrics: Iterable[Mapping[str, Any]]) -> float:
     epochs = [entry.get(protocol.EPOCHS_KEY) for entry in metrics]
     known = [float(e) for e in epochs if isinstance(e, (int, float)) and 0 <= e < float("inf")]
     return sum(known) / len(known) if known else 0.0
+
+
+def all_failed(server_round: int, stage: str, dropped: dict[str, str]) -> str:
+    """The reason that most clients of a failed stage gave."""
+    if not dropped:
+        return f"Round {server_round}: no client replied in the {stage} stage."
+    reason, count = Counter(dropped.values()).most_common(1)[0]
+    return (
+        f"Round {server_round}: every client failed in the {stage} stage. "
+        f"{count} of {len(dropped)} said: {reason}"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +12,14 @@ import safetensors.torch
 from flwr.app import ArrayRecord
 
 from fedma_flwr import protocol
-from fedma_flwr.records import ExchangeRecord, History
+from fedma_flwr.server.history import ExchangeRecord, History
+from fedma_flwr.server.whole_files import written_whole
 from fedma_flwr.structure import PermutationSpec
 
 EXCHANGES, RESULT, MODEL = "exchanges.jsonl", "result.json", "model.safetensors"
 
 
-class RunRecorder:
+class OutputFolder:
     """Collect what a run does, and write it to a folder while it goes on.
 
     Parameters
@@ -128,6 +128,5 @@ class RunRecorder:
     def _write(self, name: str, data: bytes) -> None:
         if self.folder is None:
             return
-        partial = self.folder / f".{name}.partial"
-        partial.write_bytes(data)
-        os.replace(partial, self.folder / name)  # a reader sees the old file or the new one
+        with written_whole(self.folder / name) as partial:
+            partial.write_bytes(data)

@@ -9,23 +9,23 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from fedma_flwr import protocol, wire
-from fedma_flwr.averaging import ClientUpdate
-from fedma_flwr.bounds import LARGEST, LARGEST_INTEGER
-from fedma_flwr.cohort import error_reason
-from fedma_flwr.metrics import MAX_COUNT, FailedError, ReplyError, read_metrics, read_weight
-from fedma_flwr.statistics import VARIANCE
+from fedma_flwr.averaging import LARGEST, LARGEST_INTEGER, ClientUpdate
+from fedma_flwr.server.messages import error_reason
+from fedma_flwr.server.reply_metrics import (
+    MAX_COUNT,
+    FailedError,
+    ReplyError,
+    read_metrics,
+    read_weight,
+)
 from fedma_flwr.structure import PermutationSpec, SpecError
 
 _NPY = "numpy.ndarray"
 _NPY_HEADER_BYTES = 4096  # more than numpy ever writes before the data
-_MISSING_MOD = (
-    "the reply lacks FedMA's record: make the ClientApp with `ClientApp(mods=[fedma_mod])` "
-    "(from fedma_flwr import fedma_mod)"
-)
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,20 @@ class StageReply:
         None if the client has lost its state and must be sent everything.
     widths : dict of str to int
         The client's widths, as far as they are known now.
-    content : RecordDict
-        The reply's arrays-free content: one MetricRecord, for the metrics aggregation.
+    metrics : MetricRecord
+        The user's metrics, for their aggregation.
     """
 
     update: ClientUpdate | None
     widths: dict[str, int]
-    content: RecordDict
+    metrics: MetricRecord
 
     def weighing(self, update: ClientUpdate, weighted_by_key: str) -> StageReply:
         """The reply with an update of other weights; the same weight for its metrics."""
-        metrics = self.content.metric_records[protocol.METRICS_KEY]
+        metrics = self.metrics
         if update.examples < float(cast(float, metrics[weighted_by_key])):
             metrics = MetricRecord({**metrics, weighted_by_key: update.examples})
-        return replace(self, update=update, content=RecordDict({protocol.METRICS_KEY: metrics}))
+        return replace(self, update=update, metrics=metrics)
 
 
 def read_reply(reply: Message, expected: Expected) -> StageReply:
@@ -112,14 +112,14 @@ def read_reply(reply: Message, expected: Expected) -> StageReply:
         raise FailedError(error_reason(reply))
     report = protocol.find_report(reply.content)
     if report is None:
-        raise FailedError(_MISSING_MOD)
+        raise FailedError(f"the reply lacks FedMA's record: {protocol.ADD_THE_MOD}")
     if report.version != protocol.VERSION:
         raise FailedError(
             f"the client speaks version {report.version} of FedMA's stage protocol, the server "
             f"{protocol.VERSION}: install the same version of fedma-flwr on both"
         )
     if report.status == protocol.LOST:
-        return StageReply(None, {}, RecordDict())
+        return StageReply(None, {}, MetricRecord())
     if report.status != protocol.DONE or report.holds != expected.token:
         raise ReplyError(f"the reply is for another stage (status {report.status!r})")
     metrics = read_metrics(reply.content)
@@ -130,7 +130,7 @@ def read_reply(reply: Message, expected: Expected) -> StageReply:
     update = ClientUpdate(
         tensors, read_weight(metrics, expected.weighted_by_key), _read_counts(metrics)
     )
-    return StageReply(update, widths, RecordDict({protocol.METRICS_KEY: metrics}))
+    return StageReply(update, widths, metrics)
 
 
 def _read_counts(metrics: MetricRecord) -> Tensor | None:
@@ -200,7 +200,7 @@ def _check_values(name: str, tensor: Tensor, spec: PermutationSpec) -> None:
     if not bool(torch.isfinite(tensor).all()):
         raise ReplyError(f"tensor {name!r} is not finite (NaN or infinity)")
     if name in spec.statistics and tensor.dtype.is_floating_point:
-        if name.endswith(VARIANCE) and bool((tensor < 0).any()):
+        if name in spec.variances and bool((tensor < 0).any()):
             raise ReplyError(f"tensor {name!r} has negative variances")
         return
     largest = LARGEST if tensor.dtype.is_floating_point else LARGEST_INTEGER

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import MetricRecord, RecordDict
@@ -92,20 +92,18 @@ def alike(entries: Sequence[Mapping[str, Any]]) -> list[bool]:
     return [kind == usual for kind in kinds]
 
 
-def consistent_metrics(contents: Sequence[RecordDict]) -> list[RecordDict]:
+def consistent_metrics(metrics: Iterable[MetricRecord]) -> list[RecordDict]:
     """Contents whose metrics have the names and types that most have, without class counts.
 
     A client that sends other metrics than the rest must not break their aggregation. If any
     client's metrics are finite, only theirs count.
     """
-    metrics = [
-        {k: v for k, v in record.items() if k != protocol.CLASS_COUNTS_KEY}
-        for content in contents
-        for record in content.metric_records.values()
+    entries = [
+        {k: v for k, v in record.items() if k != protocol.CLASS_COUNTS_KEY} for record in metrics
     ]
-    metrics = [entry for entry in metrics if is_finite(entry)] or metrics
+    entries = [entry for entry in entries if is_finite(entry)] or entries
     return [
         RecordDict({protocol.METRICS_KEY: MetricRecord(entry)})
-        for entry, usual in zip(metrics, alike(metrics), strict=True)
+        for entry, usual in zip(entries, alike(entries), strict=True)
         if usual
     ]

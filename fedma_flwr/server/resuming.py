@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from logging import INFO
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from flwr.serverapp.strategy import Result
 from flwr.supercore import log
 
 from fedma_flwr import protocol
-from fedma_flwr.checkpoints import Checkpoint, CheckpointError, CheckpointFolder, describe
-from fedma_flwr.cohort import SeededCohort
-from fedma_flwr.round import GlobalModel
+from fedma_flwr.server.arguments import check_resuming
+from fedma_flwr.server.checkpoints import Checkpoint, CheckpointError, CheckpointFolder, describe
+from fedma_flwr.server.cohort import SeededCohort
+from fedma_flwr.server.global_model import GlobalModel
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -48,20 +50,27 @@ class ResumableCohort(SeededCohort):
     def __init__(
         self, *, checkpoint_dir: str | Path | None = None, resume: bool = False, **cohort: Any
     ) -> None:
+        check_resuming(checkpoint_dir, resume)
         super().__init__(**cohort)
-        if resume and checkpoint_dir is None:
-            raise ValueError("resume was True without checkpoint_dir: say where checkpoints are.")
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
         self.resume = resume
+        self._folder: CheckpointFolder | None = None
+        self._progress = Checkpoint(0, GlobalModel({}))
+        self._done = 0  # rounds that an earlier run has done
 
     def _begin(self, timeout: float) -> None:
         super()._begin(timeout)
-        self._folder: CheckpointFolder | None = None
-        self._model = GlobalModel({})
-        self._train_metrics: dict[int, MetricRecord] = {}
-        self._evaluate_metrics: dict[int, MetricRecord] = {}
-        self._server_metrics: dict[int, MetricRecord] = {}
-        self._done = 0  # rounds that an earlier run has done
+        self._folder = None
+        self._progress = Checkpoint(0, GlobalModel({}))
+        self._done = 0
+
+    @property
+    def _model(self) -> GlobalModel:
+        return self._progress.model
+
+    @_model.setter
+    def _model(self, model: GlobalModel) -> None:
+        self._progress = replace(self._progress, model=model)
 
     def _fingerprint(self) -> dict[str, str]:
         """What must be the same in a resumed run, by name."""
@@ -132,22 +141,19 @@ class ResumableCohort(SeededCohort):
         if checkpoint is None:
             log(INFO, "No checkpoint in %s: beginning with round 1.", self.checkpoint_dir)
             return
-        self._done, self._model = checkpoint.round, checkpoint.model
+        self._done, self._progress = checkpoint.round, checkpoint
         self.history.exchanges = checkpoint.exchanges
         self.history.given_up = checkpoint.given_up
-        self._train_metrics = checkpoint.train_metrics
-        self._evaluate_metrics = checkpoint.evaluate_metrics
-        self._server_metrics = checkpoint.server_metrics
 
     def _remembering(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
         """An ``evaluate_fn`` that is not asked again about rounds that were evaluated."""
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             if 0 < server_round < self._done:
-                return self._server_metrics.get(server_round)
+                return self._progress.server_metrics.get(server_round)
             metrics = evaluate_fn(server_round, arrays)
             if metrics is not None:
-                self._server_metrics[server_round] = metrics
+                self._progress.server_metrics[server_round] = metrics
             return metrics
 
         return evaluate
@@ -158,25 +164,21 @@ class ResumableCohort(SeededCohort):
         """What a round that is done has given; the arrays are those after the last of them."""
         last = server_round == self._done
         arrays = protocol.to_arrays(self._model.tensors) if last else None
-        return arrays, self._train_metrics.get(server_round)
+        return arrays, self._progress.train_metrics.get(server_round)
 
     def _finish(self, server_round: int, metrics: MetricRecord | None, model: GlobalModel) -> None:
         """Take note of a round's outcome, and write the checkpoint if one is wanted."""
-        self._model = model
         if metrics is not None:
-            self._train_metrics[server_round] = metrics
-        if self._folder is None:
-            return
-        checkpoint = Checkpoint(
-            server_round,
-            model,
-            self.history.exchanges,
-            self.history.given_up,
-            self._train_metrics,
-            self._evaluate_metrics,
-            self._server_metrics,
+            self._progress.train_metrics[server_round] = metrics
+        self._progress = replace(
+            self._progress,
+            round=server_round,
+            model=model,
+            exchanges=self.history.exchanges,
+            given_up=self.history.given_up,
         )
-        self._folder.save(checkpoint)
+        if self._folder is not None:
+            self._folder.save(self._progress)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -191,8 +193,8 @@ class ResumableCohort(SeededCohort):
     ) -> MetricRecord | None:
         """Aggregate the replies in the order of the client keys."""
         if server_round < self._done:
-            return self._evaluate_metrics.get(server_round)
+            return self._progress.evaluate_metrics.get(server_round)
         metrics = super().aggregate_evaluate(server_round, replies)
         if metrics is not None:
-            self._evaluate_metrics[server_round] = metrics
+            self._progress.evaluate_metrics[server_round] = metrics
         return metrics

@@ -1,4 +1,7 @@
-"""One communication round on the server: what each client holds, gets, and has sent."""
+"""One communication round on the server: what a client holds, is sent, and must reply.
+
+No Flower messages here: `exchange` makes and reads them.
+"""
 
 from __future__ import annotations
 
@@ -6,52 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedma_flwr import previous, protocol, wire
-from fedma_flwr.averaging import ClientUpdate, StageOutcome, settle_stage
-from fedma_flwr.matching import SavedMatching
+from fedma_flwr import protocol, wire
+from fedma_flwr.averaging import ClientUpdate, RoundStart, StageOutcome, settle_stage
 from fedma_flwr.protocol import Assignments, Instruction
-from fedma_flwr.replies import Expected
-from fedma_flwr.saved_matchings import GroupMatching, MatchingsFolder, RoundMatching
-from fedma_flwr.settings import OWN, RoundSettings
-
-
-@dataclass
-class GlobalModel:
-    """What the last complete round has left.
-
-    Parameters
-    ----------
-    tensors : dict of str to Tensor
-        The global model.
-    token : str
-        State token of the clients that hold all of it but the averaged head; empty before the
-        first complete round.
-    assignments : dict of str to dict of str to Tensor
-        The global units of each client of the last round, by client key and group.
-    popularity : dict of str to Tensor
-        (L,) how many clients hold each global unit, by group.
-    """
-
-    tensors: dict[str, Tensor]
-    token: str = ""
-    assignments: dict[str, Assignments] = field(default_factory=dict)
-    popularity: dict[str, Tensor] = field(default_factory=dict)
-
-    def selection(self, client_key: str, group: str, size: int) -> Tensor:
-        """The global units that make up a client's local model.
-
-        Its own of the last round; for a new or returning client the most popular ones.
-        """
-        if client_key in self.assignments:
-            return self.assignments[client_key][group]
-        if group not in self.popularity:
-            return torch.arange(size)
-        order = torch.argsort(self.popularity[group], descending=True, stable=True)
-        return order[:size].sort().values
+from fedma_flwr.server.arguments import OWN
+from fedma_flwr.server.global_model import GlobalModel
+from fedma_flwr.server.replies import Expected
+from fedma_flwr.server.saved_matchings import GroupMatching, SavedRound
+from fedma_flwr.server.settings import RoundSettings
 
 
 @dataclass
@@ -64,8 +31,6 @@ class Member:
         Its Flower node.
     key : str
         Its client key.
-    token : str
-        The state token that it last said it holds.
     widths : dict of str to int
         Its own width of each group, as far as known.
     assignments : dict of str to Tensor
@@ -74,9 +39,17 @@ class Member:
 
     node_id: int
     key: str
-    token: str
     widths: dict[str, int]
     assignments: Assignments = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """What one client is sent in a stage: instruction, config and tensors."""
+
+    instruction: Instruction
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
 
 
 class CommunicationRound:
@@ -96,13 +69,8 @@ class CommunicationRound:
         The user's train config.
     nonce : str
         Random text that makes the round's state tokens its own.
-    matchings : MatchingsFolder, optional
-        Where matchings are saved; the round's own is used if it is there.
-
-    Raises
-    ------
-    ValueError
-        If the saved matching is not of this model and these members.
+    saved : SavedRound, optional
+        The round's saved matching, which takes the matcher's place if there is one.
     """
 
     def __init__(
@@ -114,7 +82,7 @@ class CommunicationRound:
         members: Sequence[Member],
         config: Mapping[str, Any],
         nonce: str,
-        matchings: MatchingsFolder | None = None,
+        saved: SavedRound | None = None,
     ) -> None:
         self.settings = settings
         self.model = model
@@ -125,64 +93,86 @@ class CommunicationRound:
         self.nonce = nonce
         self.settled: dict[str, Tensor] = {}
         self.widths: dict[str, int] = {}
-        self.identity = True
-        self._popularity: dict[str, Tensor] = {}
-        self._folder = matchings
-        self._matched: RoundMatching = {}
-        keys = [member.key for member in members]
-        self._saved = {} if matchings is None else matchings.read(number, keys)
+        self.matched: dict[str, GroupMatching] = {}
+        self.saved = saved or SavedRound(None, number, [])
 
-    # ------------------------------------------------------------------ messages
+    # ------------------------------------------------------------------ what a client holds
 
     def token(self, stage: int) -> str:
         """State token of the clients that have done a stage of this round."""
         return f"{self.nonce}.{self.number}.{stage}"
 
-    def content(self, member: Member, stage: int, resend: bool = False) -> RecordDict:
-        """The message of a stage to one client: an update if it holds the state, else all."""
-        holds = self.model.token if stage == 0 else self.token(stage - 1)
-        if resend or not holds or member.token != holds:
-            kind, tensors = protocol.FULL, self._full(member, stage)
-        else:
-            kind, tensors = protocol.UPDATE, self._update(stage)
-        plan = self.settings.plan
-        matched = (group for past in plan.stages[:stage] for group in past.groups)
-        groups = plan[stage - 1].groups if kind == protocol.UPDATE and stage else tuple(matched)
+    def _needed(self, stage: int) -> str:
+        """State token that a client must hold to understand an update; empty if there is none."""
+        return self.model.token if stage == 0 else self.token(stage - 1)
+
+    @property
+    def _begins_anew(self) -> bool:
+        """Whether clients have started from weights that the server does not know."""
+        return self.settings.initialisation == OWN and not self.model.token
+
+    def _selection(self, member: Member) -> dict[str, Tensor]:
+        """The units of the last global model that a client has begun the round with, by group."""
+        return {
+            name: self.model.selection(member.key, name, member.widths.get(name, group.size))
+            for name, group in self.settings.spec.groups.items()
+        }
+
+    # ------------------------------------------------------------------ what it is sent
+
+    def outgoing(self, member: Member, stage: int, held: str) -> Outgoing:
+        """What a client is sent in a stage.
+
+        Parameters
+        ----------
+        member : Member
+            The client.
+        stage : int
+            Number of the stage.
+        held : str
+            State token that it is believed to hold; an update builds on that state. Everything is
+            sent if it is another one, or empty.
+        """
+        needed, plan = self._needed(stage), self.settings.plan
+        update = needed != "" and held == needed
+        groups = self._groups_before(stage, last_only=update)
         instruction = Instruction(
-            kind=kind,
+            kind=protocol.UPDATE if update else protocol.FULL,
             round=self.number,
             stage=stage,
             stages=len(plan),
             name=plan[stage].name,
-            needs=holds if kind == protocol.UPDATE else "",
+            needs=needed if update else "",
             gives=self.token(stage),
             settled=plan.settled_before(stage),
             uploads=plan[stage].uploads,
             estimates=plan[stage].estimates,
             assignments={group: member.assignments[group] for group in groups},
             widths={group: self.widths[group] for group in groups},
-            spec=self.settings.spec.to_json() if kind == protocol.FULL else "",
+            spec="" if update else self.settings.spec.to_json(),
             arrays_key=self.settings.arrayrecord_key,
             wire_dtype=self.settings.wire_dtype,
         )
-        records: dict[str, Any] = {protocol.FEDMA_KEY: instruction.to_record()}
-        records[self.settings.configrecord_key] = self._config(stage)
-        if tensors:
-            arrays = protocol.to_arrays(tensors, self.settings.wire_dtype)
-            records[self.settings.arrayrecord_key] = arrays
-        return RecordDict(records)
+        tensors = self._news(stage) if update else self._everything(member, stage)
+        return Outgoing(instruction, self._config(stage), tensors)
 
-    def _config(self, stage: int) -> ConfigRecord:
+    def _groups_before(self, stage: int, *, last_only: bool) -> tuple[str, ...]:
+        """Groups matched before a stage: in all stages of the round, or in the last one."""
+        first = max(stage - 1, 0) if last_only else 0
+        stages = self.settings.plan.stages[first:stage]
+        return tuple(group for past in stages for group in past.groups)
+
+    def _config(self, stage: int) -> dict[str, Any]:
         overrides = self.settings.config_overrides.get(self.settings.plan[stage].name, {})
-        return ConfigRecord({**self.config, **overrides, "server-round": self.number})
+        return {**self.config, **overrides, protocol.SERVER_ROUND_KEY: self.number}
 
-    def _update(self, stage: int) -> dict[str, Tensor]:
+    def _news(self, stage: int) -> dict[str, Tensor]:
         """What has become known since the stage before; at the start, last round's head."""
         settles = self.settings.plan[stage - 1].settles  # stage 0: those of the last stage
         source = self.settled if stage else self.model.tensors
         return {name: source[name] for name in settles}
 
-    def _full(self, member: Member, stage: int) -> dict[str, Tensor]:
+    def _everything(self, member: Member, stage: int) -> dict[str, Tensor]:
         """The client's whole model at the widths of this stage.
 
         What is not settled comes from the last global model, not from what the client had lost.
@@ -190,17 +180,11 @@ class CommunicationRound:
         spec = self.settings.spec
         if stage == 0 and self._begins_anew:
             return {}
-        selection = {group: self._selection(member, group) for group in spec.groups}
-        local = spec.select(self.model.tensors, selection)
+        local = spec.select(self.model.tensors, self._selection(member))
         own = {name: tensor for name, tensor in local.items() if name not in self.settled}
         return {**spec.expand(own, member.assignments, self.widths), **self.settled}
 
-    def _selection(self, member: Member, group: str) -> Tensor:
-        """The units of the last global model that a client has begun the round with."""
-        size = member.widths.get(group, self.settings.spec.groups[group].size)
-        return self.model.selection(member.key, group, size)
-
-    # ------------------------------------------------------------------ replies
+    # ------------------------------------------------------------------ what it must reply
 
     def expected(self, member: Member, stage: int) -> Expected:
         """What a client's reply to a stage must look like."""
@@ -215,14 +199,17 @@ class CommunicationRound:
             wire_dtype=self.settings.wire_dtype,
         )
 
+    # ------------------------------------------------------------------ what comes of it
+
     def settle(self, stage: int, updates: Mapping[int, ClientUpdate]) -> StageOutcome:
         """Match and average what the clients sent; clients without an update are dropped."""
         self.members = {node: m for node, m in self.members.items() if node in updates}
-        plan, settings = self.settings.plan, self.settings
+        settings, planned = self.settings, self.settings.plan[stage]
         keys = [member.key for member in self.members.values()]
+        own = [member.widths for member in self.members.values()]
         outcome = settle_stage(
             settings.spec,
-            plan[stage],
+            planned,
             [updates[node] for node in self.members],
             matched=frozenset(self.widths),
             matcher=settings.matcher,
@@ -230,79 +217,39 @@ class CommunicationRound:
             weighted=settings.weighted_units,
             averaging=settings.averaging,
             seed=settings.seed + 1000 * self.number + stage,
-            known=self._known(plan[stage].groups, keys),
+            saved=self.saved.matchers(planned.groups, keys, own),
+            start=self._start(),
+            server_learning_rate=settings.server_learning_rate,
         )
         for member, assignments in zip(self.members.values(), outcome.assignments, strict=True):
             member.assignments.update(assignments)
         self.widths.update(outcome.widths)
-        settled = self._with_previous(outcome.tensors, updates)
         # Server and clients must hold the same numbers, or a resumed run would differ.
-        self.settled.update(wire.rounded(settled, settings.wire_dtype))
+        self.settled.update(wire.rounded(outcome.tensors, settings.wire_dtype))
         for group, matching in outcome.matchings.items():
-            self._popularity[group] = torch.as_tensor(matching.popularity)
-            self.identity = self.identity and identity_share(matching.assignments) == 1.0
-            found = dict(zip(keys, matching.assignments, strict=True))
-            self._matched[group] = GroupMatching(found, matching.objective, matching.sweeps)
+            self.matched[group] = GroupMatching.of(keys, matching)
         return outcome
 
-    def _known(self, groups: Sequence[str], keys: Sequence[str]) -> dict[str, SavedMatching]:
-        """The saved matchings of these groups, for the clients that are left."""
-        known = {name: self._saved[name].matcher(keys) for name in groups if name in self._saved}
-        for name, matcher in known.items():
-            own = [member.widths[name] for member in self.members.values()]
-            if self._folder is not None:
-                self._folder.check_widths(self.number, name, matcher, own)
-        return known
-
-    def save_matching(self) -> None:
-        """Save the round's matching, if there is a folder for it and it was found anew."""
-        if self._folder is not None and not self._saved:
-            self._folder.save(self.number, self._matched)
-
-    def _with_previous(
-        self, settled: Mapping[str, Tensor], updates: Mapping[int, ClientUpdate]
-    ) -> dict[str, Tensor]:
-        """Settled tensors after the server's step from the last global model; see `previous`."""
+    def _start(self) -> RoundStart | None:
+        """What the clients have started from; None if the server does not know it."""
         if self._begins_anew:
-            return dict(settled)
-        return previous.take_step(
-            self.settings.spec,
-            settled,
-            before=self._before,
-            server_learning_rate=self.settings.server_learning_rate,
-            updates=list(updates.values()),
+            return None
+        members = list(self.members.values())
+        return RoundStart(
+            self.model.tensors,
+            [self._selection(member) for member in members],
+            [member.assignments for member in members],
+            self.widths,
         )
-
-    @property
-    def _begins_anew(self) -> bool:
-        """Whether clients have started from weights that the server does not know."""
-        return self.settings.initialisation == OWN and not self.model.token
-
-    def _before(self, name: str) -> previous.Known:
-        """A tensor of the last global model in the units of this round's."""
-        spec, tensors = self.settings.spec, {name: self.model.tensors[name]}
-        groups, members = spec.tensor_groups(name), list(self.members.values())
-        starts = [
-            spec.select(tensors, {group: self._selection(member, group) for group in groups})[name]
-            for member in members
-        ]
-        assignments = [member.assignments for member in members]
-        return previous.in_new_units(spec, name, starts, assignments, self.widths)
 
     def committed(self) -> GlobalModel:
         """The global model after the last stage."""
         last = self.settings.plan[len(self.settings.plan) - 1]
         # Clients that do not know their assignments (one-shot) are sent everything next time.
-        known = "" if not last.groups else ".matched"
+        unknown = ".matched" if last.groups else ""
         return GlobalModel(
             tensors={name: self.settled[name] for name in self.model.tensors},
-            token=self.token(last.index) + known,
+            token=self.token(last.index) + unknown,
             assignments={member.key: dict(member.assignments) for member in self.members.values()},
-            popularity=dict(self._popularity),
+            popularity={group: found.popularity for group, found in self.matched.items()},
         )
-
-
-def identity_share(assignments: Sequence[Any]) -> float:
-    """Share of clients whose unit ``i`` is global unit ``i``."""
-    same = [torch.equal(torch.as_tensor(units), torch.arange(len(units))) for units in assignments]
-    return sum(same) / len(same)

@@ -8,17 +8,19 @@ must go.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from fedma_flwr.matching import Matcher, SavedMatching
+from fedma_flwr.matching import Matching, SavedMatching
 from fedma_flwr.matching.result import Integers
 from fedma_flwr.matching.saved import check_assignments
+from fedma_flwr.server.whole_files import written_whole
 
 FORMAT = 1
 
@@ -41,10 +43,22 @@ class GroupMatching:
     objective: float
     sweeps: int
 
+    @classmethod
+    def of(cls, clients: Sequence[str], matching: Matching) -> GroupMatching:
+        """What a matcher has found for the given clients, in their order."""
+        found = dict(zip(clients, matching.assignments, strict=True))
+        return cls(found, float(matching.objective), matching.sweeps)
+
     @property
     def width(self) -> int:
         """The number of global units."""
         return 1 + max(int(assignment.max()) for assignment in self.assignments.values())
+
+    @property
+    def popularity(self) -> Tensor:
+        """(L,) how many clients hold each global unit."""
+        held = np.bincount(np.concatenate(list(self.assignments.values())))
+        return torch.from_numpy(held)
 
     def matcher(self, clients: Sequence[str]) -> SavedMatching:
         """What gives these assignments to the given clients, in their order.
@@ -84,7 +98,6 @@ class MatchingsFolder:
 
     def save(self, number: int, matching: Mapping[str, GroupMatching]) -> None:
         """Write a round's matching, so that a crash leaves a whole file or none."""
-        self.path.mkdir(parents=True, exist_ok=True)
         groups = {
             name: {
                 "objective": group.objective,
@@ -94,9 +107,8 @@ class MatchingsFolder:
             for name, group in matching.items()
         }
         text = json.dumps({"format": FORMAT, "round": number, "groups": groups})
-        partial = self.file(number).with_suffix(".partial")
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, self.file(number))
+        with written_whole(self.file(number)) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
 
     def check(self, rounds: Iterable[int]) -> None:
         """Read the files of these rounds, if they are there.
@@ -185,25 +197,60 @@ class MatchingsFolder:
         )
 
 
-def open_folder(
-    path: str | Path | None, matcher: Matcher, max_widths: Mapping[str, int]
-) -> MatchingsFolder | None:
-    """The folder that the user names, None for None.
+class SavedRound:
+    """A round's saved matching, if there is one; else where the one that is found is saved.
+
+    Parameters
+    ----------
+    folder : MatchingsFolder or None
+        None: nothing is saved, and nothing is taken.
+    number : int
+        The communication round.
+    clients : sequence of str
+        Keys of the clients that take part.
 
     Raises
     ------
     ValueError
-        If the matcher's output is the posterior: assignments do not tell the variances.
+        If the saved matching is not of this model and these clients.
     """
-    if path is None:
-        return None
-    output = getattr(matcher, "output", "mean")
-    if output != "mean":
-        raise ValueError(
-            f"matchings was {str(path)!r} with a matcher whose output is {output!r}: a saved "
-            'matching has no variances; make the matcher with output="mean".'
-        )
-    return MatchingsFolder(Path(path), max_widths)
+
+    def __init__(self, folder: MatchingsFolder | None, number: int, clients: Sequence[str]) -> None:
+        self._folder = folder
+        self._number = number
+        self._groups = {} if folder is None else folder.read(number, clients)
+
+    def matchers(
+        self, groups: Iterable[str], clients: Sequence[str], widths: Sequence[Mapping[str, int]]
+    ) -> dict[str, SavedMatching]:
+        """What takes the matcher's place for these groups, for the clients that are left.
+
+        Parameters
+        ----------
+        groups : iterable of str
+            The groups of a stage.
+        clients : sequence of J str
+            Keys of the clients.
+        widths : sequence of J mapping of str to int
+            Each client's width of each group.
+
+        Raises
+        ------
+        ValueError
+            If a client has another number of units than was saved.
+        """
+        found = {}
+        for name in groups:
+            if self._folder is not None and name in self._groups:
+                found[name] = self._groups[name].matcher(clients)
+                own = [client[name] for client in widths]
+                self._folder.check_widths(self._number, name, found[name], own)
+        return found
+
+    def save(self, matching: RoundMatching) -> None:
+        """Save what was found anew, if there is a folder for it."""
+        if self._folder is not None and not self._groups:
+            self._folder.save(self._number, matching)
 
 
 def _read_group(content: Any) -> GroupMatching:

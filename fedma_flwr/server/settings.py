@@ -1,21 +1,26 @@
-"""What stays the same from round to round."""
+"""What stays the same from round to round: `FedMA`'s arguments, checked and worked out."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from logging import INFO
 from typing import Any
 
 from flwr.supercore import log
+from torch import nn
 
-from fedma_flwr.averaging import max_width
-from fedma_flwr.bounds import Limits
+from fedma_flwr.averaging import Averaging, Limits
 from fedma_flwr.matching import Matcher
-from fedma_flwr.robust import Averaging
-from fedma_flwr.structure import PermutationSpec, StagePlan
-
-COMMON, OWN = "common", "own"
+from fedma_flwr.server.arguments import check_model, check_one_shot, check_spec
+from fedma_flwr.structure import (
+    GroupsPerStage,
+    PermutationSpec,
+    StagePlan,
+    derive_spec,
+    prove_spec,
+)
 
 
 @dataclass(frozen=True)
@@ -46,40 +51,60 @@ class RoundSettings:
             for name, group in self.spec.groups.items()
         }
 
+    def fingerprint(self) -> dict[str, str]:
+        """All settings as text: what must be the same in a resumed run."""
+        texts = {f.name: str(getattr(self, f.name)) for f in fields(self)}
+        return {**texts, "matcher": _as_text(self.matcher), "spec": self.spec.to_json()}
 
-def check_settings(initialisation: str, max_growth: float, server_learning_rate: float) -> None:
-    """Refuse values that are out of range, before anything is derived.
+
+def max_width(size: int, growable: bool, max_growth: float) -> int:
+    """The most units that a group of the given initial size may have."""
+    return max(size, math.floor(size * max_growth + 1e-9)) if growable else size
+
+
+def make_spec(
+    model: nn.Module | None,
+    example_inputs: tuple[Any, ...] | None,
+    spec: PermutationSpec | None,
+) -> PermutationSpec:
+    """Derive the spec, or prove the one that was given; a spec alone is taken at its word."""
+    check_model(model, example_inputs)
+    if model is not None and example_inputs is not None:
+        if spec is None:
+            spec = derive_spec(model, example_inputs)
+        else:
+            spec = prove_spec(spec, model, example_inputs).spec
+    return check_spec(spec)
+
+
+def make_plan(
+    spec: PermutationSpec,
+    *,
+    one_shot: bool,
+    groups_per_stage: GroupsPerStage,
+    reestimate_statistics: bool,
+    later_configs: dict[str, Any],
+) -> StagePlan:
+    """Plan the stages of a round.
+
+    Parameters
+    ----------
+    spec : PermutationSpec
+        The model's spec.
+    one_shot, groups_per_stage, reestimate_statistics
+        Those of `FedMA`.
+    later_configs : dict of str to mapping or None
+        The arguments that are about stages which one-shot matching does not have, by name.
 
     Raises
     ------
     ValueError
-        It names the argument.
+        If an argument is out of range, or has no meaning with `one_shot`.
     """
-    if initialisation not in (COMMON, OWN):
-        raise ValueError(
-            f"initialisation was {initialisation!r}; it must be {COMMON!r} or {OWN!r}."
-        )
-    if not 1.0 <= max_growth < float("inf"):
-        raise ValueError(f"max_growth was {max_growth}; it must be 1 or more.")
-    if not 0.0 < server_learning_rate <= 1.0:
-        raise ValueError(
-            f"server_learning_rate was {server_learning_rate}; it must be above 0, at most 1."
-        )
-
-
-def check_weighted(weighted_units: bool, matcher: Matcher) -> None:
-    """Refuse to weigh posterior means, which weigh all clients alike.
-
-    Raises
-    ------
-    ValueError
-        It names the arguments.
-    """
-    if weighted_units and getattr(matcher, "output", "mean") != "mean":
-        raise ValueError(
-            'weighted_units was True, but the matcher gives posterior means (output="posterior"), '
-            'which weigh all clients alike: set weighted_units=False, or output="mean".'
-        )
+    if not one_shot:
+        return StagePlan.build(spec, groups_per_stage, reestimate_statistics=reestimate_statistics)
+    check_one_shot({"groups_per_stage": groups_per_stage != 1, **later_configs})
+    return StagePlan.one_shot(spec)
 
 
 def log_settings(settings: RoundSettings) -> None:
@@ -94,3 +119,11 @@ def log_settings(settings: RoundSettings) -> None:
     log(INFO, "\t│\t├── Averaging: %s", settings.averaging)
     log(INFO, "\t│\t├── Limits: %s", settings.limits)
     log(INFO, "\t│\t└── Precision on the wire: %s", settings.wire_dtype)
+
+
+def _as_text(matcher: Matcher) -> str:
+    """A matcher as text that is the same in another process: no address of an object."""
+    kind = type(matcher)
+    if kind.__repr__ is not object.__repr__:
+        return str(matcher)
+    return f"{kind.__qualname__}({getattr(matcher, '__dict__', '')})"

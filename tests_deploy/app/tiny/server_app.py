@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import ServerApp
 
 from fedma_flwr import FedMA, load_model
-from fedma_flwr.recorder import RunRecorder
+from fedma_flwr.server.output_folder import OutputFolder
 from tiny.task import evaluate, make_net
 
 app = ServerApp()
@@ -19,7 +19,7 @@ def main(grid, context):
     config = context.run_config
     inputs, folder = config["inputs"], config["checkpoint-dir"]
     net = make_net(inputs)
-    recorder = RunRecorder(Path(config["output-dir"]), None, {}, resume=config["resume"])
+    recorder = OutputFolder(Path(config["output-dir"]), None, {}, resume=config["resume"])
     strategy = FedMA(
         model=net,
         example_inputs=(torch.zeros(2, inputs),),

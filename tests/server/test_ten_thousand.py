@@ -9,7 +9,7 @@ from fedma_flwr import FedMA
 from fedma_flwr.matching import BBPMAP, IdentityMatching
 from fedma_flwr.protocol import Report
 from fedma_flwr.testing import FIRST_NODE_ID, InProcessGrid
-from tests.test_adversary import COUNTS, REFUSED, metric, pick, quiet
+from tests.server.test_adversary import COUNTS, REFUSED, metric, pick, quiet
 from tests.toy import SPEC, initial_arrays, make_app
 
 HONEST, HOSTILE, ROUNDS, RUNS, WANTED = 3, 140, 4, 21, 10_000

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedma_flwr.averaging import ClientUpdate, max_width, settle_stage
+from fedma_flwr.averaging import ClientUpdate, settle_stage
 from fedma_flwr.matching import BBPMAP, IdentityMatching, Matching
+from fedma_flwr.server.settings import max_width
 from fedma_flwr.structure import PermutationSpec, StagePlan, resize, sequential_spec
 
 SPEC = PermutationSpec(
@@ -22,13 +23,11 @@ def tensors(**values):
 
 def fixed(*assignments, width):
     """A matcher that returns these assignments, whatever the units."""
-    from dataclasses import dataclass
 
-    @dataclass(frozen=True)
     class Fixed:
-        max_width: int | None = None
+        output = "mean"
 
-        def match(self, units, prior_mean=None, weights=None, orders=None, seed=0):
+        def match(self, units, *, weights=None, max_width=None, seed=0):
             arrays = tuple(np.array(a) for a in assignments)
             popularity = np.bincount(np.concatenate(arrays), minlength=width)
             return Matching(arrays, np.zeros((width, units[0].shape[1])), popularity, 0.0, 0)

@@ -6,10 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedma_flwr import FedMA, robust
-from fedma_flwr.averaging import ClientUpdate, settle_stage
+from fedma_flwr import FedMA
+from fedma_flwr.averaging import Averaging, ClientUpdate, head, robust, settle_stage
 from fedma_flwr.matching import BBPMAP, IdentityMatching
-from fedma_flwr.robust import Averaging
 from fedma_flwr.structure import PermutationSpec, StagePlan
 from tests.toy import SPEC as TOY
 
@@ -24,7 +23,7 @@ def column(numbers):
 
 
 def trimmed(values, weights, cut):
-    return float(robust._trimmed_means(column(values), column(weights), torch.tensor([float(cut)])))
+    return float(robust.trimmed_means(column(values), column(weights), torch.tensor([float(cut)])))
 
 
 def combine(averaging, values, weights=None, cohort_weight=None):
@@ -252,4 +251,4 @@ def test_a_reference_matcher_with_mean_output_may_be_robust():
 def test_no_count_exceeds_the_median_of_who_has_the_class():
     counts = torch.tensor([[9.0, 0.0, 5.0], [1.0, 0.0, 0.0], [3.0, 0.0, 0.0], [1e9, 0.0, 1e9]])
     capped = [[3.0, 0.0, 5.0], [1.0, 0.0, 0.0], [3.0, 0.0, 0.0], [3.0, 0.0, 5.0]]
-    assert robust.cap_counts(counts).tolist() == capped
+    assert head.cap_counts(counts).tolist() == capped

@@ -1,7 +1,6 @@
 """Matchings that are saved by one run and used by another."""
 
 import json
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from fedma_flwr import FedMA
 from fedma_flwr.matching import BBPMAP, IdentityMatching, Matching, SavedMatching
 from fedma_flwr.protocol import to_tensors
-from fedma_flwr.saved_matchings import GroupMatching
+from fedma_flwr.server.saved_matchings import GroupMatching
 from fedma_flwr.testing import InProcessGrid, SilentError
 from tests.toy import CLIENTS, SPEC, initial_arrays, make_app
 
@@ -17,13 +16,12 @@ ROUNDS = 2
 FIRST = "round-000001.json"
 
 
-@dataclass(frozen=True)
 class NoMatching:
-    """A matcher that must not be asked."""
+    """A matcher that must not be asked, and no dataclass."""
 
-    max_width: int | None = None
+    output = "mean"
 
-    def match(self, units, prior_mean=None, weights=None, orders=None, seed=0) -> Matching:
+    def match(self, units, *, weights=None, max_width=None, seed=0) -> Matching:
         raise AssertionError("it was asked")
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from fedma_flwr import FedMA, Stage, load_model, protocol
 from fedma_flwr.averaging import ClientUpdate, settle_stage
+from fedma_flwr.client_statistics import estimate_statistics
 from fedma_flwr.matching import BBPMAP, IdentityMatching
-from fedma_flwr.statistics import estimate_statistics
 from fedma_flwr.structure import PermutationSpec, StagePlan, derive_spec
 from fedma_flwr.testing import InProcessGrid
 from tests.toy import CLIENTS, data, fit, make_app, reply

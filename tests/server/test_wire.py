@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fedma_flwr import FedMA, fedma_mod, load_model, wire
 from fedma_flwr.protocol import Instruction
 from fedma_flwr.testing import InProcessGrid
-from tests.test_adversary import quiet
+from tests.server.test_adversary import quiet
 from tests.toy import SPEC, Net, fit, initial_arrays, make_app, reply
 
 HALVES = ["float16", "bfloat16"]

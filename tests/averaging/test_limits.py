@@ -6,11 +6,10 @@ import torch
 from flwr.app import Array
 
 from fedma_flwr import FedMA, fedma_mod
-from fedma_flwr.averaging import ClientUpdate
-from fedma_flwr.bounds import LARGEST, bound_weights, oversized
+from fedma_flwr.averaging import LARGEST, ClientUpdate, bound_weights, oversized
 from fedma_flwr.matching import BBPMAP
 from fedma_flwr.testing import InProcessGrid
-from tests.test_adversary import check_sound, quiet
+from tests.server.test_adversary import check_sound, quiet
 from tests.toy import SPEC, initial_arrays, make_app
 
 BIAS = {"a.bias": torch.full((12,), 0.5)}

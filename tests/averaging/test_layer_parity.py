@@ -11,7 +11,7 @@ from fedma_flwr.averaging import ClientUpdate, settle_stage
 from fedma_flwr.matching import BBPMAP
 from fedma_flwr.structure import PermutationSpec, StagePlan
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def load(name):

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord
 
 from fedma_flwr import FedMA, fedma_mod
 from fedma_flwr.testing import InProcessGrid, SilentError
-from tests.test_adversary import quiet
+from tests.server.test_adversary import quiet
 from tests.toy import SPEC, initial_arrays, make_app
 
 ROUNDS, CLIENTS = 200, 4

@@ -4,21 +4,31 @@ import pytest
 import torch
 
 from fedma_flwr import FedMA, load_model
-from fedma_flwr.averaging import ClientUpdate
+from fedma_flwr.averaging import ClientUpdate, RoundStart
+from fedma_flwr.averaging.head import keep_absent_rows
+from fedma_flwr.averaging.server_step import step_towards
 from fedma_flwr.matching import IdentityMatching
-from fedma_flwr.previous import in_new_units, keep_absent_rows, step_towards
 from fedma_flwr.testing import InProcessGrid
 from tests.toy import CLIENTS, SPEC, Net, fit, initial_arrays, make_app, reply
 
 UNITS = [torch.tensor(units) for units in ([0, 1], [1, 2])]
 
 
+def in_new_units(name, tensor, width):
+    """Two clients had units 0, 1 and units 2, 3 of the last model's group b; it is `width` now."""
+    start = RoundStart(
+        tensors={name: tensor},
+        selections=[{"b": torch.tensor([0, 1])}, {"b": torch.tensor([2, 3])}],
+        assignments=[{}, {}],
+        widths={},
+    )
+    matched = start.after_matching([{"b": units} for units in UNITS], {"b": width})
+    return matched.in_new_units(SPEC, name)
+
+
 def test_units_are_found_again_by_the_assignments():
     # b's bias of two clients with two units each; global unit 1 is held by both.
-    starts = [torch.tensor([1.0, 2.0]), torch.tensor([4.0, 8.0])]
-    assignments = [{"b": units} for units in UNITS]
-
-    values, known = in_new_units(SPEC, "b.bias", starts, assignments, {"b": 4})
+    values, known = in_new_units("b.bias", torch.tensor([1.0, 2.0, 4.0, 8.0]), 4)
 
     assert values.tolist() == [1.0, 3.0, 8.0, 0.0]
     assert known.tolist() == [True, True, True, False]
@@ -26,10 +36,8 @@ def test_units_are_found_again_by_the_assignments():
 
 def test_pairs_of_units_are_known_where_a_client_holds_both():
     # c.weight, 2 outputs x b: the fixed axis belongs to everybody.
-    starts = [torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[6.0, 5.0], [8.0, 7.0]])]
-    assignments = [{"b": units} for units in UNITS]
-
-    values, known = in_new_units(SPEC, "c.weight", starts, assignments, {"b": 3})
+    last = torch.tensor([[1.0, 2.0, 6.0, 5.0], [3.0, 4.0, 8.0, 7.0]])
+    values, known = in_new_units("c.weight", last, 3)
 
     assert values.tolist() == [[1.0, 4.0, 5.0], [3.0, 6.0, 7.0]]
     assert known.all()
@@ -38,7 +46,7 @@ def test_pairs_of_units_are_known_where_a_client_holds_both():
 def test_a_step_stops_short_of_the_mean_where_the_past_is_known():
     before = torch.tensor([0.0, 0.0], dtype=torch.float64), torch.tensor([True, False])
 
-    damped = step_towards(torch.tensor([4.0, 4.0]), before, 0.25)
+    damped = step_towards(torch.tensor([4.0, 4.0]), *before, 0.25)
 
     assert damped.tolist() == [1.0, 4.0]
     assert damped.dtype == torch.float32
@@ -52,9 +60,11 @@ def test_rows_of_absent_classes_stay(counts, rows):
     updates = [
         ClientUpdate({}, 1.0, None if each is None else torch.tensor(each)) for each in counts
     ]
-    before = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.bool)
+    before, known = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.bool)
 
-    kept = keep_absent_rows(SPEC, "c.bias", torch.full((2,), 5.0), before, updates)
+    kept = keep_absent_rows(
+        SPEC, "c.bias", torch.full((2,), 5.0), updates, before=before, known=known
+    )
 
     assert kept.tolist() == rows
 

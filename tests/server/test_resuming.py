@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fedma_flwr import FedAvg, FedMA, FedProx, checkpoints
-from fedma_flwr.checkpoints import Checkpoint, CheckpointError, CheckpointFolder
 from fedma_flwr.matching import BBPMAP
-from fedma_flwr.records import ExchangeRecord
-from fedma_flwr.round import GlobalModel
+from fedma_flwr.server.checkpoints import Checkpoint, CheckpointError, CheckpointFolder
+from fedma_flwr.server.global_model import GlobalModel
+from fedma_flwr.server.history import ExchangeRecord
 from fedma_flwr.structure import sequential_spec
 from fedma_flwr.testing import InProcessGrid
 from tests.toy import SPEC, initial_arrays, make_app

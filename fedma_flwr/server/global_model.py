@@ -1,0 +1,51 @@
+"""The global model, and which of its units make up each client's local model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedma_flwr.protocol import Assignments
+
+
+@dataclass
+class GlobalModel:
+    """What the last complete round has left.
+
+    Parameters
+    ----------
+    tensors : dict of str to Tensor
+        The global model.
+    token : str
+        State token of the clients that hold all of it but the averaged head; empty before the
+        first complete round.
+    assignments : dict of str to dict of str to Tensor
+        The global units of each client of the last round, by client key and group.
+    popularity : dict of str to Tensor
+        (L,) how many clients hold each global unit, by group.
+    """
+
+    tensors: dict[str, Tensor]
+    token: str = ""
+    assignments: dict[str, Assignments] = field(default_factory=dict)
+    popularity: dict[str, Tensor] = field(default_factory=dict)
+
+    def selection(self, client_key: str, group: str, size: int) -> Tensor:
+        """The global units that make up a client's local model.
+
+        Its own of the last round; for a new or returning client the most popular ones.
+        """
+        if client_key in self.assignments:
+            return self.assignments[client_key][group]
+        if group not in self.popularity:
+            return torch.arange(size)
+        order = torch.argsort(self.popularity[group], descending=True, stable=True)
+        return order[:size].sort().values
+
+
+def count_parameters(tensors: Mapping[str, Tensor]) -> int:
+    """Numbers in a state dict."""
+    return sum(tensor.numel() for tensor in tensors.values())

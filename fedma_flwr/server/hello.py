@@ -1,0 +1,100 @@
+"""The hello: a small exchange that asks nodes for their client keys."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from logging import INFO
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError
+from flwr.supercore import log
+
+from fedma_flwr import protocol
+from fedma_flwr.protocol import Instruction
+from fedma_flwr.server.client_keys import LONGEST_KEY, ClientKeys
+from fedma_flwr.server.history import ExchangeRecord, History
+from fedma_flwr.server.messages import error_reason, make_message, sent_to
+
+
+def say_hello(
+    grid: Grid,
+    nodes: Sequence[int],
+    server_round: int,
+    keys: ClientKeys,
+    history: History,
+    *,
+    timeout: float,
+    needs_mod: bool,
+) -> None:
+    """Ask the nodes whose client key is not known.
+
+    Parameters
+    ----------
+    grid : Grid
+        Where the nodes are.
+    nodes : sequence of int
+        All that are online.
+    server_round : int
+        Communication round, for the record.
+    keys : ClientKeys
+        Gets what is learned.
+    history : History
+        Gets the exchange's record, if there is anybody to ask.
+    timeout : float
+        Seconds that clients have to answer.
+    needs_mod : bool
+        Whether clients must have `fedma_mod`, which answers.
+
+    Raises
+    ------
+    AggregationError
+        If clients must have `fedma_mod`, none is known to have it, and some say why not.
+    """
+    asked = keys.unknown(nodes)
+    if not asked:
+        return
+    instruction = Instruction(protocol.HELLO, round=server_round).to_record()
+    content = RecordDict({protocol.FEDMA_KEY: instruction})
+    messages = [make_message(content, node, MessageType.TRAIN, timeout) for node in asked]
+    started = time.monotonic()
+    replies = list(grid.send_and_receive(messages, timeout=timeout))
+    problems: Counter[str] = Counter()
+    waiting = sent_to(messages)
+    for reply in replies:
+        report = None if reply.has_error() else protocol.find_report(reply.content)
+        if report is None or not 0 < len(report.client_key) <= LONGEST_KEY:
+            problems[error_reason(reply) or "a reply without FedMA's record"] += 1
+            continue
+        keys.take(waiting[reply.metadata.reply_to_message_id], report.client_key, set(nodes))
+    record = _record(server_round, messages, replies)
+    record.seconds_waiting = time.monotonic() - started
+    history.add(record)
+    if not keys and problems:  # a single newcomer must not end the run
+        _nobody_answered(asked, problems.most_common(1)[0][0], needs_mod)
+
+
+def _record(
+    server_round: int, messages: Sequence[Message], replies: Sequence[Message]
+) -> ExchangeRecord:
+    record = ExchangeRecord(server_round, 0, 1, protocol.HELLO, cohort=len(messages))
+    valid = [reply.content for reply in replies if not reply.has_error()]
+    record.answered = len(valid)
+    record.bytes_down = protocol.count_bytes(message.content for message in messages)
+    record.bytes_up = protocol.count_bytes(valid)
+    return record
+
+
+def _nobody_answered(asked: Sequence[int], reason: str, needs_mod: bool) -> None:
+    if needs_mod:
+        raise AggregationError(
+            f"None of {len(asked)} clients answered FedMA's hello: {protocol.ADD_THE_MOD}. "
+            f"The clients said: {reason}"
+        )
+    log(
+        INFO,
+        "Clients do not use fedma_mod: they are told apart by node id, which changes from run "
+        "to run, so equal seeds may sample other clients.",
+    )

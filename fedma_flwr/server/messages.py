@@ -1,0 +1,47 @@
+"""Flower's messages: making them, whom they went to, and why a reply is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from flwr.app import Message, RecordDict
+
+from fedma_flwr import protocol
+from fedma_flwr.server.reply_metrics import ReplyError
+
+
+def make_message(
+    content: RecordDict, node: int, message_type: str, ttl: float, group_id: str | None = None
+) -> Message:
+    """A message that a slow client answers with an error: without a `ttl` it never answers."""
+    return Message(
+        content=content, dst_node_id=node, message_type=message_type, ttl=ttl, group_id=group_id
+    )
+
+
+def sent_to(messages: Iterable[Message]) -> dict[str, int]:
+    """Node of each sent message by message id (errors that the SuperLink makes name node 1)."""
+    return {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+
+
+def error_reason(reply: Message) -> str:
+    """Why a reply is an error; empty if it is none."""
+    if not reply.has_error():
+        return ""
+    return f"error {reply.error.code}: {(reply.error.reason or 'no reason given').strip()}"
+
+
+def count_reply(reply: Message) -> int:
+    """Bytes of a reply's serialised records; 0 for an error.
+
+    Raises
+    ------
+    ReplyError
+        If they cannot be serialised.
+    """
+    if reply.has_error():
+        return 0
+    try:
+        return protocol.count_bytes([reply.content])
+    except (TypeError, ValueError) as error:
+        raise ReplyError(f"the reply cannot be serialised: {error}") from error

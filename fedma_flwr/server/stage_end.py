@@ -1,0 +1,87 @@
+"""How a stage ends: it is settled, its round is given up, or the run fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError
+
+from fedma_flwr.server.exchange import Exchange
+from fedma_flwr.server.global_model import count_parameters
+from fedma_flwr.server.history import History, all_failed
+from fedma_flwr.server.replies import StageReply
+
+
+def end_stage(
+    exchange: Exchange,
+    replies: Sequence[Message],
+    grid: Grid,
+    history: History,
+    *,
+    min_train_nodes: int,
+    initial_parameters: int,
+) -> dict[int, StageReply] | None:
+    """Read the replies of a stage, and match and average them.
+
+    Parameters
+    ----------
+    exchange : Exchange
+        The stage's.
+    replies : sequence of Message
+        To its messages.
+    grid : Grid
+        Where clients that have lost their state are asked again.
+    history : History
+        Gets the stage's record.
+    min_train_nodes : int
+        With fewer clients the round is given up.
+    initial_parameters : int
+        Numbers in the initial model, for the growth.
+
+    Returns
+    -------
+    dict of int to StageReply, or None
+        By node, in the order of the client keys; None if the round is given up.
+
+    Raises
+    ------
+    AggregationError
+        If every client fails by itself before the first complete round.
+    """
+    received = exchange.receive(replies, grid)
+    if len(received) < max(min_train_nodes, 1):
+        history.add(exchange.record)
+        _give_up(exchange, len(received), history, min_train_nodes)
+        return None
+    _settle(exchange, received, initial_parameters)
+    history.add(exchange.record)
+    return received
+
+
+def _settle(
+    exchange: Exchange, received: Mapping[int, StageReply], initial_parameters: int
+) -> None:
+    record, current, started = exchange.record, exchange.current, time.monotonic()
+    updates = {node: reply.update for node, reply in received.items() if reply.update}
+    outcome = current.settle(exchange.stage, updates)
+    record.seconds_matching = time.monotonic() - started
+    record.widths = dict(current.widths)
+    last = exchange.stage == record.stages - 1
+    parameters = count_parameters(current.settled if last else current.model.tensors)
+    record.growth = parameters / initial_parameters
+    record.describe(outcome, current.settings.spec, current.settings.weighted_by_key)
+
+
+def _give_up(exchange: Exchange, answered: int, history: History, min_train_nodes: int) -> None:
+    record = exchange.record
+    name = f"{record.name} stage (stage {record.stage})"
+    # A mistake in the clients' code shows in the first round; later on, failures are weather.
+    if answered == 0 and exchange.all_failed and not exchange.current.model.token:
+        raise AggregationError(all_failed(record.round, name, record.dropped))
+    history.give_up(
+        record.round,
+        f"{answered} clients remain in the {name}, min_train_nodes is {min_train_nodes}",
+    )
