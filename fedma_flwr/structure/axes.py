@@ -8,7 +8,7 @@ consecutive positions for each unit of ``conv2``. ``"h + h + h + h"`` is the gat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -107,6 +107,13 @@ class AxisExpression:
 
     def __str__(self) -> str:
         return " + ".join(" x ".join(str(factor) for factor in term) for term in self.terms)
+
+
+def as_axes(axes: str | Sequence[AxisExpression]) -> tuple[AxisExpression, ...]:
+    """The axes of a tensor from text such as ``"conv2, conv1, 5, 5"``, or as they are."""
+    if isinstance(axes, str):
+        return tuple(AxisExpression.parse(part.strip()) for part in axes.split(",") if part.strip())
+    return tuple(axes)
 
 
 def _width(factor: Factor, widths: Mapping[str, int]) -> int:

@@ -40,12 +40,12 @@ class _Builder:
 
     def add_batch_norm(self, name: str, layer: nn.Module) -> None:
         """Read a batch norm: it carries the units of the layer before it."""
-        per_unit = {key: value for key, value in layer.state_dict().items() if value.dim() == 1}
+        buffers = dict(layer.named_buffers())
         for key, value in layer.state_dict().items():
             if value.dim() == 1 and len(value) != self.width:
                 raise SpecError(f"Batch norm {name!r} does not follow a layer of its width.")
             self.axes[f"{name}.{key}"] = (self.group or str(self.width)) if value.dim() else ""
-            if key in per_unit and key.startswith("running_"):
+            if key in buffers and value.dim():
                 self.statistics.append(f"{name}.{key}")
 
     def _check_inputs(self, name: str, inputs: int) -> None:

@@ -13,9 +13,12 @@ from types import MappingProxyType
 from torch import Tensor
 
 from fedma_flwr.structure import spec_text
-from fedma_flwr.structure.axes import AxisExpression, SpecError
-from fedma_flwr.structure.unit_groups import UnitGroup, as_axes, as_group, check_parts
-from fedma_flwr.structure.widths import check_units, solve_widths
+from fedma_flwr.structure.axes import AxisExpression, SpecError, as_axes
+from fedma_flwr.structure.spec_checks import check_parts
+from fedma_flwr.structure.state_dict_names import named_variances
+from fedma_flwr.structure.unit_groups import UnitGroup, as_group
+from fedma_flwr.structure.unit_selection import check_units, place_units, take_units
+from fedma_flwr.structure.widths import solve_widths
 
 StateDict = Mapping[str, Tensor]
 
@@ -41,6 +44,9 @@ class PermutationSpec:
         Tensors that carry the model's output. Default: all whose output axis is fixed.
     pinned : mapping of str to str, optional
         For axes that could not be permuted (``"fc.weight[1]"``), why not.
+    variances : mapping of str to str, optional
+        For every running variance among `statistics` the running mean that belongs to it.
+        Default: those that are named as in torch's own layers (`state_dict_names`).
 
     Raises
     ------
@@ -65,6 +71,7 @@ class PermutationSpec:
     statistics: tuple[str, ...]
     head: tuple[str, ...]
     pinned: Mapping[str, str]
+    variances: Mapping[str, str]
 
     def __init__(
         self,
@@ -75,6 +82,7 @@ class PermutationSpec:
         head: Sequence[str] = (),
         *,
         pinned: Mapping[str, str] | None = None,
+        variances: Mapping[str, str] | None = None,
     ) -> None:
         parts = {
             "groups": MappingProxyType({name: as_group(size) for name, size in groups.items()}),
@@ -86,7 +94,9 @@ class PermutationSpec:
         }
         for name, value in parts.items():
             object.__setattr__(self, name, value)
-        check_parts(self.groups, self.axes, self.outputs, self.statistics, self.head)
+        pairs = self.default_variances() if variances is None else dict(variances)
+        object.__setattr__(self, "variances", MappingProxyType(pairs))
+        check_parts(self)
         object.__setattr__(self, "head", self.head or self.default_head())
 
     @property
@@ -97,6 +107,10 @@ class PermutationSpec:
     def default_head(self) -> tuple[str, ...]:
         """The tensors whose output axis is fixed."""
         return tuple(name for name in self.axes if not self.output_groups(name))
+
+    def default_variances(self) -> dict[str, str]:
+        """The running variances, with their means, that torch's own names tell."""
+        return named_variances(self.axes, self.statistics)
 
     def output_axis(self, tensor: str) -> int:
         """Index of the axis along which a tensor's units (or outputs) lie."""
@@ -214,14 +228,7 @@ class PermutationSpec:
         """
         widths = {**self.sizes, **self.widths(state_dict)}
         units = check_units("selection", selection, widths)
-        result = {}
-        for name, tensor in state_dict.items():
-            for dim, axis in enumerate(self.axes[name]):
-                if axis.groups & units.keys():
-                    index = axis.positions(units, widths).to(tensor.device)
-                    tensor = tensor.index_select(dim, index)
-            result[name] = tensor
-        return result
+        return {n: take_units(t, self.axes[n], units, widths) for n, t in state_dict.items()}
 
     def expand(
         self,
@@ -254,20 +261,14 @@ class PermutationSpec:
                     f"assignments[{group!r}] has {len(index)} units; the tensors have "
                     f"{local[group]}."
                 )
-        result = {}
-        for name, tensor in state_dict.items():
-            for dim, axis in enumerate(self.axes[name]):
-                if axis.groups & units.keys():
-                    shape = (*tensor.shape[:dim], axis.size(wide), *tensor.shape[dim + 1 :])
-                    padded = tensor.new_full(shape, self.padding(name))
-                    index = axis.positions(units, wide).to(tensor.device)
-                    tensor = padded.index_copy(dim, index, tensor)
-            result[name] = tensor
-        return result
+        return {
+            name: place_units(tensor, self.axes[name], units, wide, self.padding(name))
+            for name, tensor in state_dict.items()
+        }
 
     def padding(self, tensor: str) -> float:
         """Value of a tensor at units that a client lacks: 1 for running variances, else 0."""
-        return 1.0 if tensor in self.statistics and tensor.endswith("running_var") else 0.0
+        return 1.0 if tensor in self.variances else 0.0
 
     def to_json(self) -> str:
         """The spec as compact JSON."""

@@ -22,7 +22,10 @@ def to_json(spec: PermutationSpec) -> str:
         "head": [] if spec.head == spec.default_head() else list(spec.head),
         "pinned": dict(spec.pinned),
     }
-    return json.dumps({key: value for key, value in record.items() if value}, separators=(",", ":"))
+    entries = {key: value for key, value in record.items() if value}
+    if spec.variances != spec.default_variances():  # none at all may be said as well
+        entries["variances"] = dict(spec.variances)
+    return json.dumps(entries, separators=(",", ":"))
 
 
 def _group_entry(group: UnitGroup) -> int | list[int | str]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from fedma_flwr.structure.signatures import signature_tensors
 from fedma_flwr.structure.spec import PermutationSpec
+from fedma_flwr.structure.state_dict_names import module_of
 
 GroupsPerStage = int | Literal["all"]
 
@@ -167,9 +168,7 @@ def _settling_stages(
     fed: dict[str, int] = {}
     for module, (names, feeders) in _fed_modules(spec).items():
         stage = max(settles[name] for name in feeders or names)
-        counters = [
-            n for n, axes in spec.axes.items() if n.rpartition(".")[0] == module and not axes
-        ]
+        counters = [n for n, axes in spec.axes.items() if module_of(n) == module and not axes]
         fed.update(dict.fromkeys([*names, *counters], stage))
     settles.update(fed)
     return settles, fed
@@ -190,7 +189,7 @@ def _fed_modules(spec: PermutationSpec) -> dict[str, tuple[list[str], list[str]]
             makers.setdefault(units, []).append(name)
     modules: dict[str, tuple[list[str], list[str]]] = {}
     for name, feeder in before.items():
-        names, feeders = modules.setdefault(name.rpartition(".")[0], ([], []))
+        names, feeders = modules.setdefault(module_of(name), ([], []))
         names.append(name)
         feeders.extend(feeder or makers.get(spec.output_groups(name), []))
     return modules

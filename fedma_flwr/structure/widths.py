@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from fedma_flwr.structure.axes import AxisExpression, SpecError
@@ -45,44 +44,6 @@ def solve_widths(
     for name in pending:
         _check_shape(name, axes[name], tensors[name], full)
     return {group: widths[group] for group in sizes if group in widths}
-
-
-def check_units(
-    argument: str, units: Mapping[str, Tensor], widths: Mapping[str, int]
-) -> dict[str, Tensor]:
-    """Refuse unit numbers that do not fit their group.
-
-    Parameters
-    ----------
-    argument : str
-        What the caller calls `units`, for the message.
-    units : mapping of str to Tensor
-        For each group (n,) unit numbers.
-    widths : mapping of str to int
-        The width of every group of the spec.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The unit numbers as int64 on the CPU.
-
-    Raises
-    ------
-    SpecError
-        If a group is unknown, or its numbers are not distinct or not below its width.
-    """
-    checked = {}
-    for group, index in units.items():
-        if group not in widths:
-            raise SpecError(f"{argument} names a group that the spec lacks: {group!r}.")
-        numbers = torch.as_tensor(index).cpu().to(torch.int64)
-        inside = bool(((numbers >= 0) & (numbers < widths[group])).all())
-        if numbers.dim() != 1 or not inside or len(numbers.unique()) != len(numbers):
-            raise SpecError(
-                f"{argument}[{group!r}] must hold distinct unit numbers below {widths[group]}."
-            )
-        checked[group] = numbers
-    return checked
 
 
 def _solve(axes: tuple[AxisExpression, ...], tensor: Tensor, widths: dict[str, int]) -> bool:

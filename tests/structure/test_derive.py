@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as fn
+from torchvision.ops import FrozenBatchNorm2d
 
 from fedma_flwr.structure import (
     PermutationSpec,
@@ -16,7 +18,7 @@ from fedma_flwr.structure import (
     resize,
     sequential_spec,
 )
-from tests.structure.networks import NINE, VGG9, LeNet, Net, ResNet, derived, mlp
+from tests.structure.networks import NINE, VGG9, LeNet, Net, ResNet, convnet, derived, mlp
 
 VECTOR = torch.zeros(4, 6)
 
@@ -143,3 +145,47 @@ def test_groups_that_only_training_uses_are_proven_in_training():
     spec = derive_spec(model, (VECTOR,))
     assert list(spec.groups) == ["a", "c"]
     assert spec.describe("d.weight") == "3, c"
+
+
+def norm_by_own_buffers(net, x):
+    x = net.bn(net.a(x))
+    x = fn.batch_norm(x, net.level, net.spread, training=net.training)
+    return net.b(x.relu() - net.other)
+
+
+def test_which_variance_belongs_to_which_mean_is_read_from_the_operators():
+    # Named against the convention, and in another order than they are read in.
+    model = Net(
+        norm_by_own_buffers, a=nn.Linear(6, 8), bn=nn.BatchNorm1d(8), b=nn.Linear(8, 3),
+        other=torch.zeros(8), spread=torch.ones(8), level=torch.zeros(8),
+    )  # fmt: skip
+    spec = derive_spec(model, (VECTOR,))
+    assert spec.variances == {"spread": "level", "bn.running_var": "bn.running_mean"}
+    assert set(spec.statistics) == {*spec.variances, *spec.variances.values(), "other"}
+    assert prove_spec(spec, model, (VECTOR,)).spec.variances == spec.variances
+
+
+def test_a_norm_that_is_written_out_has_torch_s_names_by_default():
+    model = convnet(lambda n, x: n.bn(x).relu(), bn=FrozenBatchNorm2d(8))
+    spec = derive_spec(model, (torch.zeros(2, 2, 6, 6),))
+    assert spec.variances == {"bn.running_var": "bn.running_mean"}
+
+
+def test_a_norm_with_two_names_has_a_mean_under_either():
+    norm = nn.BatchNorm1d(8)
+    model = mlp(lambda n, x: n.two(n.c(n.one(x))), one=norm, two=norm, c=nn.Linear(8, 8))
+    spec = derive_spec(model, (VECTOR,))
+    assert spec.variances == {f"{n}.running_var": f"{n}.running_mean" for n in ("one", "two")}
+    assert "variances" not in spec.to_json()
+
+
+def test_a_group_that_is_dropped_takes_its_variances_along():
+    model = Net(
+        lambda n, x: n.b(n.a(x).relu()) + 0 * fn.batch_norm(n.c(x), n.level, n.spread).sum(),
+        a=nn.Linear(6, 8), b=nn.Linear(8, 3), c=nn.Linear(6, 5),
+        level=torch.zeros(5), spread=torch.ones(5),
+    )  # fmt: skip
+    spec = derive_spec(model, (VECTOR,))
+    assert spec.describe("spread") == "5"
+    assert spec.statistics == ()
+    assert spec.variances == {}

@@ -1,6 +1,7 @@
 """`PermutationSpec`: hand-computed operations, properties, and errors that name the tensor."""
 
 import copy
+import json
 import pickle
 
 import pytest
@@ -194,3 +195,60 @@ def test_parts_that_do_not_fit_are_refused(parts, message):
 def test_json_that_is_no_spec_is_refused(text):
     with pytest.raises(SpecError):
         PermutationSpec.from_json(text)
+
+
+AVERAGES = {"w": "h, 2", "n.mu": "h", "n.sigma": "h", "m.running_mean": "h", "m.running_var": "h"}
+
+
+def averages(**parts):
+    return PermutationSpec({"h": 2}, AVERAGES, statistics=tuple(AVERAGES)[1:], **parts)
+
+
+def test_variances_are_by_default_those_that_torch_names_so():
+    assert averages().variances == {"m.running_var": "m.running_mean"}
+    assert MLP.variances == {}
+    # A mean that is no statistic, or of other units, is not that of the variance.
+    assert PermutationSpec({"h": 2}, AVERAGES, statistics=["m.running_var"]).variances == {}
+    other = {**AVERAGES, "m.running_mean": "2"}
+    assert PermutationSpec({"h": 2}, other, statistics=tuple(AVERAGES)[1:]).variances == {}
+
+
+def test_variances_that_a_spec_names_are_padded_with_one_whatever_their_names():
+    spec = averages(variances={"n.sigma": "n.mu"})
+    assert [spec.padding(name) for name in AVERAGES] == [0, 0, 1, 0, 0]
+    wide = spec.expand({"n.sigma": torch.tensor([3.0, 4.0])}, {"h": torch.tensor([2, 0])}, {"h": 3})
+    assert wide["n.sigma"].tolist() == [4, 1, 3]
+
+
+@pytest.mark.parametrize("variances", [{"n.sigma": "n.mu"}, {}])
+def test_variances_other_than_the_default_are_in_the_json(variances):
+    spec = averages(variances=variances)
+    assert json.loads(spec.to_json())["variances"] == variances
+    twin = PermutationSpec.from_json(spec.to_json())
+    assert twin == spec != averages()
+    assert pickle.loads(pickle.dumps(spec)).variances == variances
+
+
+def test_default_variances_are_not_in_the_json():
+    text = averages().to_json()
+    assert "variances" not in text
+    assert averages(variances={"m.running_var": "m.running_mean"}).to_json() == text
+    assert PermutationSpec.from_json(text) == averages()
+
+
+@pytest.mark.parametrize(
+    ("variances", "message"),
+    [
+        ({"n.sigma": "w"}, r"no `statistics`.*'w'"),
+        ({"v": "n.mu"}, r"no `statistics`.*'v'"),
+    ],
+)
+def test_variances_that_are_no_statistics_are_refused(variances, message):
+    with pytest.raises(SpecError, match=message):
+        averages(variances=variances)
+
+
+def test_a_variance_and_a_mean_of_other_units_are_refused():
+    axes = {"w": "h, 2", "mu": "2", "sigma": "h"}
+    with pytest.raises(SpecError, match=r"variances\['sigma'\] is 'mu'.*: h and 2"):
+        PermutationSpec({"h": 2}, axes, statistics=["mu", "sigma"], variances={"sigma": "mu"})

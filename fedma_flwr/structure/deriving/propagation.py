@@ -133,6 +133,7 @@ class Propagation:
             tensors=tuple(name for name, value in raw.items() if _holds_nodes(value)),
             where=f"{location(node)}, {str(node.target).removeprefix('aten.').partition('.')[0]}",
             contracted=self.trace.contracted,
+            variances=self.trace.variances,
         )
 
     def _wrapped(self, node: fx.Node) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -21,6 +21,7 @@ from fedma_flwr.structure.deriving.factors import (
     size,
 )
 from fedma_flwr.structure.spec import PermutationSpec
+from fedma_flwr.structure.state_dict_names import named_variances
 from fedma_flwr.structure.unit_groups import UnitGroup
 
 
@@ -42,6 +43,8 @@ class Trace:
         The tensors that some operator reads, in that order.
     contracted : list of Axis
         Axes of weights that are summed over or looked up, in that order.
+    variances : list of (Axes, Axes)
+        Tensors that an operator reads as a running variance, and the running mean beside each.
     outputs : list of Axis
         The axes of the model's outputs.
     """
@@ -52,6 +55,7 @@ class Trace:
     placeholders: dict[str, str] = field(default_factory=dict)
     used: dict[str, None] = field(default_factory=dict)
     contracted: list[Axis] = field(default_factory=list)
+    variances: list[tuple[Axes, Axes]] = field(default_factory=list)
     outputs: list[Axis] = field(default_factory=list)
 
     def axes_of(self, name: str) -> Axes:
@@ -78,30 +82,51 @@ def build_spec(trace: Trace) -> PermutationSpec:
     outputs = _output_axes(trace)
     _pin_unmade(trace, outputs)
     groups = _name_groups(trace, outputs)
-    texts = {
-        name: tuple(_named(axis, groups) for axis in axes) for name, axes in trace.state.items()
-    }
-    head_factors = {factor for axis in trace.outputs for factor in leaves(axis)}
-    head = [
+    named = {own: tuple(_named(a, groups) for a in axes) for own, axes in trace.state.items()}
+    axes_of = {name: named[own] for name, own in trace.names.items()}
+    statistics = [
+        n for n, own in axes_of.items() if n in trace.buffers and any(a.groups for a in own)
+    ]
+    head = _head(trace, named, outputs)
+    return PermutationSpec(
+        groups={name: UnitGroup(factor.size) for factor, name in groups.items()},
+        axes=axes_of,
+        outputs={name: outputs[own] for name, own in trace.names.items() if outputs[own]},
+        statistics=statistics,
+        head=[name for name, own in trace.names.items() if own in head],
+        pinned=_reasons(trace),
+        variances=_variances(trace, axes_of, statistics),
+    )
+
+
+def _head(
+    trace: Trace, named: Mapping[str, tuple[AxisExpression, ...]], outputs: Mapping[str, int]
+) -> list[str]:
+    """The tensors whose output axis has no groups and is one of the model's outputs."""
+    at_outputs = {factor for axis in trace.outputs for factor in leaves(axis)}
+    return [
         name
         for name, axes in trace.state.items()
         if axes
-        and not texts[name][outputs[name]].groups
-        and head_factors.intersection(leaves(axes[outputs[name]]))
+        and not named[name][outputs[name]].groups
+        and at_outputs.intersection(leaves(axes[outputs[name]]))
     ]
-    all_names = trace.names.items()
-    return PermutationSpec(
-        groups={name: UnitGroup(factor.size) for factor, name in groups.items()},
-        axes={name: texts[own] for name, own in all_names},
-        outputs={name: outputs[own] for name, own in all_names if outputs[own]},
-        statistics=[
-            name
-            for name, own in all_names
-            if name in trace.buffers and any(axis.groups for axis in texts[own])
-        ],
-        head=[name for name, own in all_names if own in head],
-        pinned=_reasons(trace),
-    )
+
+
+def _variances(
+    trace: Trace, axes: Mapping[str, tuple[AxisExpression, ...]], statistics: Sequence[str]
+) -> dict[str, str]:
+    """Running variances and their means as operators read them; where none does, by their names."""
+    names = {id(own): name for name, own in trace.state.items()}
+    read = {names.get(id(variance)): names.get(id(mean)) for variance, mean in trace.variances}
+    found = named_variances(axes, statistics)
+    for name in statistics:
+        mean, named = read.get(trace.names[name]), found.get(name)
+        if mean is None or mean not in statistics:
+            continue
+        if named is None or trace.names[named] != mean:  # a tied buffer has several names
+            found[name] = mean
+    return found
 
 
 def _pin_squares(axis: Axis) -> None:

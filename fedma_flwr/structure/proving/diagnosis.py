@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedma_flwr.structure.axes import AxisExpression
 from fedma_flwr.structure.proving.model_under_test import Outputs, Subject
+from fedma_flwr.structure.unit_selection import take_units
 
 # Other readings of axes that are tried before giving up on naming a single tensor.
 _MAX_READINGS = 200
@@ -42,23 +43,11 @@ def diagnose(
             f"{change:.1%}, so that the spec is wrong"
         )
         for name, axes, hint in _readings(subject, group):
-            other = _moved(subject.tensors[name], axes, {group: order}, spec.sizes)
+            other = take_units(subject.tensors[name], axes, {group: order}, spec.sizes)
             if subject.change({**moved, name: other}, reference) < tolerance:
                 return f"{message}: tensor {name!r} [{spec.describe(name)}] {hint}."
         return f"{message}; no change to a single tensor's axes would mend it."
     return "Permuting all groups at once changes the output, though none does by itself."
-
-
-def _moved(
-    tensor: Tensor,
-    axes: tuple[AxisExpression, ...],
-    units: dict[str, Tensor],
-    widths: dict[str, int],
-) -> Tensor:
-    for dim, axis in enumerate(axes):
-        if axis.groups & units.keys():
-            tensor = tensor.index_select(dim, axis.positions(units, widths))
-    return tensor
 
 
 def _readings(

@@ -71,7 +71,7 @@ def _draw(subject: Subject, name: str, attempt: int, generator: torch.Generator)
     if attempt == 1:
         step: Tensor = noise() * 0.1 * (float(own.std()) if own.numel() > 1 else 0.1)
         return own + step
-    if name.endswith("running_var"):
+    if name in subject.spec.variances:
         return noise().abs().clamp(0.5, 1.5)
     if own.numel() == max(own.shape, default=1):
         return _draw_vector(own, noise())

@@ -279,13 +279,15 @@ def without_groups(spec: PermutationSpec, groups: Iterable[str], reason: str) ->
         if axis.groups & dropped
     }
     axes = {name: tuple(fix(axis) for axis in own) for name, own in spec.axes.items()}
+    statistics = [n for n in spec.statistics if any(axis.groups for axis in axes[n])]
     return PermutationSpec(
         groups={name: group for name, group in spec.groups.items() if name not in dropped},
         axes=axes,
         outputs=spec.outputs,
-        statistics=[n for n in spec.statistics if any(axis.groups for axis in axes[n])],
+        statistics=statistics,
         head=spec.head,
         pinned={**spec.pinned, **pinned},
+        variances={n: mean for n, mean in spec.variances.items() if n in statistics},
     )
 
 
@@ -295,6 +297,4 @@ def _with_growth(spec: PermutationSpec, reasons: Mapping[str, str]) -> Permutati
         if group.growable and name in reasons:
             group = replace(group, growable=False, reason=reasons[name])
         groups[name] = group
-    return PermutationSpec(
-        groups, spec.axes, spec.outputs, spec.statistics, spec.head, pinned=spec.pinned
-    )
+    return replace(spec, groups=groups)

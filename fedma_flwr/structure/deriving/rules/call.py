@@ -50,6 +50,8 @@ class Call:
     contracted : list of Axis
         Axes that are summed over or indexed by some call: what a weight takes in, not what it
         makes.
+    variances : list of (Axes, Axes)
+        Tensors that some call reads as a running variance, each with the running mean beside it.
     """
 
     node: fx.Node
@@ -57,6 +59,7 @@ class Call:
     tensors: tuple[str, ...]
     where: str
     contracted: list[Axis]
+    variances: list[tuple[Axes, Axes]]
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]

@@ -16,6 +16,8 @@ def batch_norm(call: Call) -> Axes:
     for name in ("weight", "bias", "running_mean", "running_var"):
         if axes := call.optional(name):
             unify(axes[0], x[1])
+    if call.optional("running_var"):  # the schema takes both statistics or none
+        call.variances.append((call.axes("running_var"), call.axes("running_mean")))
     return x
 
 

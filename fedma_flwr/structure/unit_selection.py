@@ -1,0 +1,113 @@
+"""Take units out of tensors, and put them elsewhere, wherever an axis carries their group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedma_flwr.structure.axes import AxisExpression, SpecError
+
+
+def check_units(
+    argument: str, units: Mapping[str, Tensor], widths: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Refuse unit numbers that do not fit their group.
+
+    Parameters
+    ----------
+    argument : str
+        What the caller calls `units`, for the message.
+    units : mapping of str to Tensor
+        For each group (n,) unit numbers.
+    widths : mapping of str to int
+        The width of every group of the spec.
+
+    Returns
+    -------
+    dict of str to Tensor
+        The unit numbers as int64 on the CPU.
+
+    Raises
+    ------
+    SpecError
+        If a group is unknown, or its numbers are not distinct or not below its width.
+    """
+    checked = {}
+    for group, index in units.items():
+        if group not in widths:
+            raise SpecError(f"{argument} names a group that the spec lacks: {group!r}.")
+        numbers = torch.as_tensor(index).cpu().to(torch.int64)
+        inside = bool(((numbers >= 0) & (numbers < widths[group])).all())
+        if numbers.dim() != 1 or not inside or len(numbers.unique()) != len(numbers):
+            raise SpecError(
+                f"{argument}[{group!r}] must hold distinct unit numbers below {widths[group]}."
+            )
+        checked[group] = numbers
+    return checked
+
+
+def take_units(
+    tensor: Tensor,
+    axes: tuple[AxisExpression, ...],
+    units: Mapping[str, Tensor],
+    widths: Mapping[str, int],
+) -> Tensor:
+    """The given units of each group, in the given order, along every axis of one tensor.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        A tensor of the given widths.
+    axes : tuple of AxisExpression
+        What its axes mean.
+    units : mapping of str to Tensor
+        For each group (n,) unit numbers; groups left out keep all units.
+    widths : mapping of str to int
+        The width of every group on the tensor.
+
+    Returns
+    -------
+    Tensor
+        A new one, or the same if it has none of the groups.
+    """
+    for dim, axis in enumerate(axes):
+        if axis.groups & units.keys():
+            tensor = tensor.index_select(dim, axis.positions(units, widths).to(tensor.device))
+    return tensor
+
+
+def place_units(
+    tensor: Tensor,
+    axes: tuple[AxisExpression, ...],
+    units: Mapping[str, Tensor],
+    widths: Mapping[str, int],
+    padding: float,
+) -> Tensor:
+    """The units of one tensor at the given places of a wider one.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        A tensor with as many units as there are places for them.
+    axes : tuple of AxisExpression
+        What its axes mean.
+    units : mapping of str to Tensor
+        For each group (n,) the number that each unit gets; groups left out stay as they are.
+    widths : mapping of str to int
+        The width of every group on the tensor afterwards.
+    padding : float
+        What stands where no unit is put.
+
+    Returns
+    -------
+    Tensor
+        A new one, or the same if it has none of the groups.
+    """
+    for dim, axis in enumerate(axes):
+        if axis.groups & units.keys():
+            shape = (*tensor.shape[:dim], axis.size(widths), *tensor.shape[dim + 1 :])
+            places = axis.positions(units, widths).to(tensor.device)
+            tensor = tensor.new_full(shape, padding).index_copy(dim, places, tensor)
+    return tensor
