@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ import numpy as np
 import safetensors.torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from fedma_flwr.client import Stage, class_counts, load_model, proximal_term
 from fedma_flwr.mod import fedma_mod
 from fedma_flwr.protocol import LOCAL, PROXIMAL_MU_KEY
-from fedma_flwr.tasks import Augment, Task, default_device, get_task
-from fedma_flwr.tasks.config import SEED, integer
+from fedma_flwr.tasks import RunConfig, Task, default_device, get_task
+from fedma_flwr.tasks.config import SEED, integer, number, text
 
 app = ClientApp(mods=[fedma_mod])
 
@@ -25,24 +26,22 @@ app = ClientApp(mods=[fedma_mod])
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train what is not settled, and tell the server what it needs to weigh the result."""
-    task = get_task(str(context.run_config["task"]))
+    task = get_task(text(context.run_config, "task"))
+    config = _config(message, context)
+    options = _training_options(config)
     dataset = _partition(task, context)
     stage = Stage.from_message(message)
-    seed = _client_seed(context, stage.round, stage.index)
     model = load_model(_initial_model(task, context), message)
     saved = _local_model(context, stage)
     if saved is not None and saved.is_file():
         loss, epochs = _take_saved(task, model, saved, dataset), 0
     else:
-        augment = task.augmentation(context.run_config)
-        loss, epochs = _train(
-            task, model, dataset, _config(message, context), seed=seed, augment=augment
-        )
+        options["augment"] = task.augmentation(context.run_config)
+        options["seed"] = _client_seed(context, stage.round, stage.index)
+        penalty = _penalty(config, model)
+        loss, epochs = task.train(model, dataset, penalty=penalty, **options), options["epochs"]
         if saved is not None:
-            saved.parent.mkdir(parents=True, exist_ok=True)
-            # What shares memory cannot be saved: tied weights, an LSTM's on a GPU.
-            tensors = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
-            safetensors.torch.save_file(tensors, saved)
+            _save(model, saved)
     metrics: dict[str, int | float | list[int] | list[float]] = {
         "num-examples": len(dataset),
         "class-counts": class_counts(dataset.tensors[1], task.num_classes),
@@ -57,7 +56,7 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model on this client's share of the test examples."""
-    task = get_task(str(context.run_config["task"]))
+    task = get_task(text(context.run_config, "task"))
     model = load_model(task.build_model(context.run_config, 0), message)
     index, clients = _place(context)
     share = TensorDataset(*(t[index::clients] for t in task.load_test(context.run_config).tensors))
@@ -71,44 +70,36 @@ def _config(message: Message, context: Context) -> dict[str, Any]:
 
     Not the whole run config: it has `proximal-mu` whatever the strategy is.
     """
-    fixed = {key: context.run_config[key] for key in ("momentum", "batch-size")}
+    own = ("momentum", "batch-size")
+    fixed = {key: value for key, value in context.run_config.items() if key in own}
     return {**fixed, **message.content.config_records["config"]}
 
 
-def _train(
-    task: Task,
-    model: nn.Module,
-    dataset: TensorDataset,
-    config: dict[str, Any],
-    *,
-    seed: int,
-    augment: Augment | None,
-) -> tuple[float, int]:
-    """Loss of the last epoch, and number of epochs."""
-    penalty = None
-    if config.get(PROXIMAL_MU_KEY):
-        # Where it is trained: a reference that moves at every step would halt the GPU.
-        model.to(default_device())
-        reference = {name: p.detach().clone() for name, p in model.named_parameters()}
-        penalty = partial(proximal_term, model, config[PROXIMAL_MU_KEY], reference)
-    loss = task.train(
-        model,
-        dataset,
-        epochs=config["local-epochs"],
-        lr=config["lr"],
-        momentum=config["momentum"],
-        weight_decay=config["weight-decay"],
-        batch_size=config["batch-size"],
-        seed=seed,
-        penalty=penalty,
-        augment=augment,
-    )
-    return loss, config["local-epochs"]
+def _training_options(config: RunConfig) -> dict[str, Any]:
+    """Those of `Task.train` that the config decides."""
+    return {
+        "epochs": integer(config, "local-epochs"),
+        "lr": number(config, "lr"),
+        "momentum": number(config, "momentum"),
+        "weight_decay": number(config, "weight-decay"),
+        "batch_size": integer(config, "batch-size"),
+    }
+
+
+def _penalty(config: RunConfig, model: nn.Module) -> Callable[[], Tensor] | None:
+    """FedProx's, with the model as it is for a reference; None for the other strategies."""
+    mu = number(config, PROXIMAL_MU_KEY) if PROXIMAL_MU_KEY in config else 0.0
+    if mu == 0.0:
+        return None
+    # Where it is trained: a reference that moves at every step would halt the GPU.
+    model.to(default_device())
+    reference = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return partial(proximal_term, model, mu, reference)
 
 
 def _initial_model(task: Task, context: Context) -> nn.Module:
     """What a client that gets no model begins with: weights of its own, or the run's."""
-    shared = context.run_config["initialisation"] == SEED
+    shared = text(context.run_config, "initialisation") == SEED
     seed = integer(context.run_config, "seed") if shared else _client_seed(context)
     return task.build_model(context.run_config, seed)
 
@@ -131,13 +122,13 @@ def _partition(task: Task, context: Context) -> TensorDataset:
 
 def _client_seed(context: Context, *place: int) -> int:
     """A seed of this client's own, for its first weights or for one stage of one round."""
-    run_seed = int(context.run_config["seed"])
+    run_seed = integer(context.run_config, "seed")
     return int(np.random.SeedSequence([run_seed, _place(context)[0], *place]).generate_state(1)[0])
 
 
 def _local_model(context: Context, stage: Stage) -> Path | None:
     """Where this client's local model is saved; None but in the first round's local stage."""
-    folder = str(context.run_config["local-models"])
+    folder = text(context.run_config, "local-models")
     if not folder or stage.round != 1 or stage.name != LOCAL:
         return None
     return Path(folder) / f"client-{_place(context)[0]}.safetensors"
@@ -146,3 +137,10 @@ def _local_model(context: Context, stage: Stage) -> Path | None:
 def _take_saved(task: Task, model: nn.Module, path: Path, dataset: TensorDataset) -> float:
     load_model(model, safetensors.torch.load_file(path))
     return task.evaluate(model, dataset)[0]
+
+
+def _save(model: nn.Module, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # What shares memory cannot be saved: tied weights, an LSTM's on a GPU.
+    tensors = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(tensors, path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedma_flwr.server_app import make_matcher
+from fedma_flwr.strategy_from_config import make_matcher
 from fedma_flwr.tasks import get_task
 from simulations.methods import CONFIGS, LABELS, Config, app_defaults
 

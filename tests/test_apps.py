@@ -10,7 +10,8 @@ import safetensors.torch
 from fedma_flwr import load_model
 from fedma_flwr.client_app import app
 from fedma_flwr.matching import BBPMAP
-from fedma_flwr.server_app import MATCHERS, make_matcher, run
+from fedma_flwr.server_app import run
+from fedma_flwr.strategy_from_config import MATCHERS, make_matcher
 from fedma_flwr.tasks import get_task
 from fedma_flwr.testing import InProcessGrid
 

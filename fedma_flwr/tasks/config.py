@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
 
 RunConfig = Mapping[str, bool | float | int | str]
+Reader = Callable[[RunConfig, str], Any]
 SEED = "seed"  # of initialisation: every client draws the same weights, and none are sent
 
 
@@ -33,12 +37,86 @@ def number(run_config: RunConfig, key: str) -> float:
     return float(value)
 
 
+def limit(run_config: RunConfig, key: str) -> float:
+    """Return a number, infinite for no limit; ValueError if it is missing or not one."""
+    value = _value(run_config, key)
+    if isinstance(value, bool | str) or math.isnan(value):
+        raise ValueError(f"{key} must be a number, not {value!r}")
+    return float(value)
+
+
+def count_or_all(run_config: RunConfig, key: str) -> int | Literal["all"]:
+    """Return a count, also if it is written as a string, or "all"; ValueError if it is neither."""
+    value = _value(run_config, key)
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)
+    every: Literal["all"] = "all"
+    if value == every:
+        return every
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{key} must be a number >= 1 or 'all', not {value!r}")
+    return value
+
+
 def flag(run_config: RunConfig, key: str) -> bool:
     """Return a truth value; ValueError if it is missing or none."""
     value = _value(run_config, key)
     if not isinstance(value, bool):
         raise ValueError(f"{key} must be true or false, not {value!r}")
     return value
+
+
+#: How the value of every key of the shipped apps is read.
+READERS: dict[str, Reader] = {
+    **dict.fromkeys(("strategy", "task", "model", "dataset", "partition", "matcher"), text),
+    **dict.fromkeys(("output-dir", "checkpoint-dir", "data-dir", "local-models"), text),
+    **dict.fromkeys(("matchings", "initialisation", "averaging", "wire-dtype", "output"), text),
+    **dict.fromkeys(("num-server-rounds", "seed", "num-partitions"), integer),
+    **dict.fromkeys(("num-roles", "min-characters", "stride", "hidden-size"), integer),
+    **dict.fromkeys(("local-epochs", "retrain-epochs", "batch-size", "sweeps"), integer),
+    **dict.fromkeys(("min-train-nodes", "min-evaluate-nodes", "min-available-nodes"), integer),
+    **dict.fromkeys(("alpha", "validation-share", "grey-share", "test-share"), number),
+    **dict.fromkeys(("lr", "momentum", "weight-decay", "proximal-mu"), number),
+    **dict.fromkeys(("retrain-lr", "retrain-weight-decay"), number),
+    **dict.fromkeys(("head-epochs-factor", "head-lr-factor", "head-weight-decay"), number),
+    **dict.fromkeys(("max-growth", "server-learning-rate", "trimmed-share"), number),
+    **dict.fromkeys(("gamma", "local-variance", "prior-variance"), number),
+    **dict.fromkeys(("fraction-train", "fraction-evaluate"), number),
+    **dict.fromkeys(("max-norm-ratio", "max-weight-ratio"), limit),
+    **dict.fromkeys(("node-timeout", "stage-timeout"), limit),
+    **dict.fromkeys(("augment", "self-balancing", "resume", "one-shot", "weighted-units"), flag),
+    "groups-per-stage": count_or_all,
+}
+
+
+def check_types(run_config: RunConfig) -> None:
+    """Raise ValueError if a value is not of its key's type, whether the run needs it or not."""
+    for key in run_config:
+        if key in READERS:
+            READERS[key](run_config, key)
+
+
+def arguments(run_config: RunConfig, *names: str) -> dict[str, Any]:
+    """Return the values of the arguments `names`, whose keys have hyphens for underscores."""
+    keys = {name: name.replace("_", "-") for name in names}
+    return {name: READERS[key](run_config, key) for name, key in keys.items()}
+
+
+@contextmanager
+def naming_keys(run_config: RunConfig) -> Iterator[None]:
+    """Let a ValueError about an argument name the key that the argument came from."""
+
+    def key_of(name: re.Match[str]) -> str:
+        key = "num-server-rounds" if name[0] == "num_rounds" else name[0].replace("_", "-")
+        return key if key in run_config else name[0]
+
+    try:
+        yield
+    except ValueError as error:
+        said = re.sub(r"\b[a-z]+(_[a-z]+)+\b", key_of, str(error))
+        if said == str(error) or type(error) is not ValueError:  # others say more than their text
+            raise
+        raise ValueError(said) from error
 
 
 def check_choice(run_config: RunConfig, key: str, choices: tuple[str, ...]) -> None:

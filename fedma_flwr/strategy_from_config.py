@@ -1,0 +1,169 @@
+"""The strategy and the matcher that a run config of the shipped apps names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fedma_flwr.baselines import FedAvg, FedProx
+from fedma_flwr.matching import BBPMAP, IdentityMatching, Matcher
+from fedma_flwr.server.arguments import COMMON, OWN
+from fedma_flwr.server.cohort import SeededCohort
+from fedma_flwr.server.output_folder import OutputFolder
+from fedma_flwr.strategy import FedMA
+from fedma_flwr.structure import PermutationSpec
+from fedma_flwr.tasks import RunConfig
+from fedma_flwr.tasks.config import (
+    SEED,
+    arguments,
+    check_choice,
+    integer,
+    naming_keys,
+    number,
+    text,
+)
+
+FEDMA, FEDAVG, FEDPROX = STRATEGIES = ("fedma", "fedavg", "fedprox")
+MATCHERS = ("bbpmap", "reference", "learned", "identity")
+
+
+def make_strategy(
+    config: RunConfig, spec: PermutationSpec | None, recorder: OutputFolder
+) -> SeededCohort:
+    """The strategy that the run config names.
+
+    Parameters
+    ----------
+    config : mapping
+        The run config.
+    spec : PermutationSpec or None
+        Of the config's model; only FedMA needs one.
+    recorder : OutputFolder
+        Takes the exchanges.
+
+    Returns
+    -------
+    SeededCohort
+        FedMA, FedAvg or FedProx.
+
+    Raises
+    ------
+    ValueError
+        If there is no such strategy, or if one of its values is not allowed.
+    """
+    check_choice(config, "strategy", STRATEGIES)
+    options = _cohort_options(config)
+    options["on_exchange"] = recorder.add_exchange
+    with naming_keys(config):
+        if config["strategy"] == FEDAVG:
+            return FedAvg(**options)
+        if config["strategy"] == FEDPROX:
+            return FedProx(**arguments(config, "proximal_mu"), **options)
+        return FedMA(spec=spec, matcher=make_matcher(config), **_fedma_options(config), **options)
+
+
+def folder(config: RunConfig, key: str) -> Path | None:
+    """The folder that a key names; it must be absolute, since a run has no folder of its own."""
+    path = text(config, key)
+    if path and not Path(path).is_absolute():
+        raise ValueError(
+            f"{key} must be an absolute path, not {path!r}: the ServerApp runs in a folder "
+            "of Flower's choosing"
+        )
+    return Path(path) if path else None
+
+
+def _cohort_options(config: RunConfig) -> dict[str, Any]:
+    """What all strategies take."""
+    clients = arguments(config, "min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+    fractions = arguments(config, "fraction_train", "fraction_evaluate")
+    times = arguments(config, "node_timeout", "stage_timeout")
+    run = arguments(config, "seed", "resume")
+    return {
+        **(clients | fractions | times | run),
+        "checkpoint_dir": folder(config, "checkpoint-dir"),
+    }
+
+
+def _fedma_options(config: RunConfig) -> dict[str, Any]:
+    stages = arguments(config, "groups_per_stage", "one_shot")
+    if not stages["one_shot"]:
+        stages |= _later_configs(config)
+    averaging = arguments(config, "averaging", "trimmed_share", "weighted_units")
+    limits = arguments(config, "max_growth", "max_norm_ratio", "max_weight_ratio")
+    others = arguments(config, "server_learning_rate", "wire_dtype")
+    return {
+        **(stages | averaging | limits | others),
+        "averaging": averaging["averaging"].replace("-", "_"),
+        "max_weight_ratio": limits["max_weight_ratio"] or None,
+        "initialisation": _initialisation(config),
+        "matchings": folder(config, "matchings"),
+    }
+
+
+def _initialisation(config: RunConfig) -> str:
+    """How the strategy is told: weights that clients draw from the run's seed are not sent."""
+    value = text(config, "initialisation")
+    if value not in (COMMON, OWN, SEED):
+        raise ValueError(f"initialisation must be {COMMON}, {OWN} or {SEED}, not {value!r}")
+    return OWN if value == SEED else value
+
+
+def _later_configs(config: RunConfig) -> dict[str, Any]:
+    """What overrides the train config in the stages after the first."""
+    epochs, lr = integer(config, "retrain-epochs"), number(config, "retrain-lr")
+    return {
+        "retrain_config": {
+            "local-epochs": epochs,
+            "lr": lr,
+            "weight-decay": number(config, "retrain-weight-decay"),
+        },
+        "head_config": {
+            "local-epochs": max(1, round(epochs * number(config, "head-epochs-factor"))),
+            "lr": lr * number(config, "head-lr-factor"),
+            "weight-decay": number(config, "head-weight-decay"),
+        },
+    }
+
+
+def make_matcher(config: RunConfig) -> Matcher:
+    """The matcher that the run config names.
+
+    Parameters
+    ----------
+    config : mapping
+        The run config.
+
+    Returns
+    -------
+    Matcher
+        With the config's values; `IdentityMatching` has none.
+
+    Raises
+    ------
+    ValueError
+        If there is no such matcher, or if one of its values is not allowed.
+    """
+    check_choice(config, "matcher", MATCHERS)
+    name = config["matcher"]
+    if name == "identity":
+        return IdentityMatching()
+    options = arguments(config, "gamma", "local_variance", "prior_variance", "sweeps", "output")
+    with naming_keys(config):
+        if name == "reference":
+            return BBPMAP.reference(**options)
+        if name == "learned":
+            return BBPMAP.learned(**options)
+        return BBPMAP(**options | _variances(config))
+
+
+def _variances(config: RunConfig) -> dict[str, float | None]:
+    """BBPMAP's variances: None, which calibrates them from the data, where the config has 0."""
+    variances = arguments(config, "local_variance", "prior_variance")
+    local, prior = variances.values()
+    if (local == 0) != (prior == 0):
+        raise ValueError(
+            "local-variance and prior-variance must both be 0 (calibrated from the data) or both "
+            f"be greater than 0, not {local} and {prior}"
+        )
+    return {name: value or None for name, value in variances.items()}
