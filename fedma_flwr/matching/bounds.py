@@ -93,7 +93,7 @@ class Bounds:
     def at(self, client: int) -> Bounded:
         """Return the bounds of a client that is taken out; to be asked at every visit."""
         state = self._state
-        end = state.numbering.max(initial=-1) + 1
+        end = int(state.numbering.max(initial=-1)) + 1
         missing = end - len(self._error[client])
         if missing > 0:
             self._most[client] = np.pad(self._most[client], ((0, 0), (0, missing)))

@@ -235,7 +235,7 @@ def estimate(state: GlobalUnits, centre: Floats) -> Model:
     Both variances are at least 1e-10, as in the reference code.
     """
     popularity = state.popularity[state.numbering][:, None]
-    width, members = len(popularity), popularity.sum()
+    width, members = len(popularity), int(popularity.sum())
     sums = state.sums[state.index(state.numbering)].cpu().numpy()
     squares = sum(
         (state.rows(client) ** 2).sum(0).cpu().numpy() for client in range(len(state.slots))
