@@ -86,7 +86,7 @@ class GainBounds:
     def at(self, client: int) -> ClientBounds:
         """Return the bounds of a client that is taken out; to be asked at every visit."""
         global_units = self._global_units
-        end = global_units.numbering.max(initial=-1) + 1
+        end = int(global_units.numbering.max(initial=-1)) + 1
         missing = end - len(self._error[client])
         if missing > 0:
             self._most[client] = np.pad(self._most[client], ((0, 0), (0, missing)))

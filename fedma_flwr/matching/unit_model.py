@@ -50,7 +50,7 @@ def estimate(global_units: GlobalUnits, centre: Floats, log_determinant: bool) -
     Both variances are at least 1e-10, as in the reference code.
     """
     popularity = global_units.popularity[global_units.numbering][:, None]
-    width, members = len(popularity), popularity.sum()
+    width, members = len(popularity), int(popularity.sum())
     sums = global_units.sums[global_units.index(global_units.numbering)].cpu().numpy()
     clients = range(len(global_units.slots))
     squares = sum((global_units.rows(client) ** 2).sum(0).cpu().numpy() for client in clients)
