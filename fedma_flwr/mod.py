@@ -52,8 +52,7 @@ def fedma_mod(
     if instruction.version != protocol.VERSION:
         return _refuse(message, _version_mismatch(instruction.version))
     if instruction.kind == protocol.HELLO:
-        report = Report(protocol.HELLO, client_key=_client_key(context))
-        return _reply(message, {protocol.FEDMA_KEY: report.to_record()})
+        return _report(message, Report(protocol.HELLO, client_key=_client_key(context)))
     try:
         return _run_stage(message, context, instruction, call_next)
     except ClientError as error:
@@ -71,8 +70,7 @@ def _run_stage(
 ) -> Message:
     kept, tensors = _kept(context)
     if instruction.kind == protocol.UPDATE and (kept is None or kept.token != instruction.needs):
-        report = Report(protocol.LOST, holds=kept.token if kept else "")
-        return _reply(message, {protocol.FEDMA_KEY: report.to_record()})
+        return _report(message, Report(protocol.LOST, holds=kept.token if kept else ""))
     received = message.content.array_records.get(instruction.arrays_key)
     new = protocol.to_tensors(received) if received is not None else {}
     state, merged = merge(instruction, kept, tensors, new)
@@ -89,14 +87,11 @@ def _run_stage(
     context.state[protocol.KEPT_ARRAYS_KEY] = protocol.to_arrays(trained)
     context.state[protocol.KEPT_STATE_KEY] = state.to_record()
     uploads = {name: trained[name] for name in instruction.uploads}
-    return _reply(
-        message,
-        {
-            protocol.ARRAYS_KEY: protocol.to_arrays(uploads, instruction.wire_dtype),
-            protocol.METRICS_KEY: metrics,
-            protocol.FEDMA_KEY: Report(protocol.DONE, holds=state.token).to_record(),
-        },
-    )
+    records = {
+        protocol.ARRAYS_KEY: protocol.to_arrays(uploads, instruction.wire_dtype),
+        protocol.METRICS_KEY: metrics,
+    }
+    return _report(message, Report(protocol.DONE, holds=state.token), records)
 
 
 def merge(
@@ -185,8 +180,9 @@ def _client_key(context: Context) -> str:
     return str(context.node_id)
 
 
-def _reply(message: Message, records: Mapping[str, Any]) -> Message:
-    return Message(RecordDict(dict(records)), reply_to=message)
+def _report(message: Message, report: Report, records: Mapping[str, Any] | None = None) -> Message:
+    content = {**(records or {}), protocol.FEDMA_KEY: report.to_record()}
+    return Message(RecordDict(content), reply_to=message)
 
 
 def _refuse(message: Message, reason: str) -> Message:

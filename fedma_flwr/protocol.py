@@ -219,6 +219,11 @@ class KeptState:
         return cls(str(record["token"]), str(record["spec"]), assignments, widths)
 
 
+def hello_content(server_round: int) -> RecordDict:
+    """The content of a hello."""
+    return RecordDict({FEDMA_KEY: Instruction(HELLO, round=server_round).to_record()})
+
+
 def stage_content(
     instruction: Instruction,
     config: Mapping[str, Any],

@@ -23,13 +23,19 @@ from fedma_flwr.matching import BBPMAP, Matcher
 from fedma_flwr.server.arguments import COMMON, check_arguments, check_output
 from fedma_flwr.server.cohort import TRAIN_STREAM
 from fedma_flwr.server.exchange import Exchange
-from fedma_flwr.server.global_model import GlobalModel, count_parameters
+from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.replies import StageReply
 from fedma_flwr.server.reply_metrics import consistent_metrics
 from fedma_flwr.server.resuming import ResumableCohort
-from fedma_flwr.server.round import CommunicationRound, Member
+from fedma_flwr.server.round import CommunicationRound
 from fedma_flwr.server.saved_matchings import MatchingsFolder, SavedRound
-from fedma_flwr.server.settings import RoundSettings, log_settings, make_plan, make_spec
+from fedma_flwr.server.settings import (
+    RoundSettings,
+    by_stage_name,
+    log_settings,
+    make_plan,
+    make_spec,
+)
 from fedma_flwr.server.stage_end import end_stage
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec
 from fedma_flwr.wire import FLOAT32
@@ -142,6 +148,7 @@ class FedMA(ResumableCohort):
         matchings: str | Path | None = None,
         **fedavg: Any,
     ) -> None:
+        """Check the arguments and keep them. Long because each has a line, twice."""
         matcher = DEFAULT_MATCHER if matcher is None else matcher
         same: dict[str, Any] = {
             "initialisation": initialisation,
@@ -175,10 +182,7 @@ class FedMA(ResumableCohort):
             arrayrecord_key=self.arrayrecord_key,
             configrecord_key=self.configrecord_key,
             seed=self.seed,
-            config_overrides={
-                protocol.RETRAIN: dict(retrain_config or {}),
-                protocol.HEAD: dict(head_config or {}),
-            },
+            config_overrides=by_stage_name(retrain_config, head_config),
             **same,
         )
         widths = self.settings.max_widths
@@ -226,7 +230,6 @@ class FedMA(ResumableCohort):
         self.settings.spec.check(tensors, widths=self.settings.spec.sizes)
         self._begin(timeout)
         self._model = GlobalModel(tensors)
-        self._initial_parameters = count_parameters(tensors)
         return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
 
     def _begin(self, timeout: float) -> None:
@@ -243,15 +246,15 @@ class FedMA(ResumableCohort):
         self._exchange, self._arrays, self._grid = None, arrays, grid
         if self.fraction_train == 0.0 or server_round <= self._done:
             return []
-        members = [self._member(node) for node in self._sample(grid, server_round, TRAIN_STREAM)]
-        if not members:
+        nodes = self._sample(grid, server_round, TRAIN_STREAM)
+        if not nodes:
             return []
-        keys = [member.key for member in members]
+        keys = [self.client_key(node) for node in nodes]
         current = CommunicationRound(
             settings=self.settings,
             model=self._model,
             number=server_round,
-            members=members,
+            members=zip(nodes, keys, strict=True),
             config=config,
             nonce=self._nonce,
             saved=SavedRound(self._matchings, server_round, keys),
@@ -283,16 +286,6 @@ class FedMA(ResumableCohort):
         self._finish(server_round, metrics, exchange.current.committed())
         return protocol.to_arrays(self._model.tensors), metrics
 
-    def _member(self, node: int) -> Member:
-        """A client of the cohort, with the widths of what it is going to be sent."""
-        key, groups = self.client_key(node), self.settings.spec.groups
-        widths = {
-            name: len(self._model.selection(key, name, group.size))
-            for name, group in groups.items()
-            if self._model.token or self.settings.initialisation == COMMON
-        }
-        return Member(node, key, widths)
-
     def _end(self, exchange: Exchange, replies: Iterable[Message]) -> dict[int, StageReply] | None:
         return end_stage(
             exchange,
@@ -300,5 +293,4 @@ class FedMA(ResumableCohort):
             self._grid,
             self.history,
             min_train_nodes=self.min_train_nodes,
-            initial_parameters=self._initial_parameters,
         )

@@ -106,6 +106,8 @@ def settle_stage(
     averaged row by row with weights ``n_jc / sum_j n_jc`` (Wang et al., 2020, section 2.2).
     Running variances are pooled: they include what the clients' means differ.
 
+    Long because a stage is settled by one call, and each line is one step of it.
+
     Parameters
     ----------
     spec : PermutationSpec
@@ -144,14 +146,16 @@ def settle_stage(
     weights = [update.examples if weighted else 1.0 for update in updates]
     found = _Matched(_usual_sizes(spec, updates, like, averaging), tuple({} for _ in updates))
     for number, group in enumerate(stage.groups):
-        chosen = (saved or {}).get(group, matcher)
         found.signatures[group] = signature_tensors(spec, group, matched | found.widths.keys())
-        units = [signature(spec, group, found.signatures[group], t).numpy() for t in found.wide]
-        matching = chosen.match(
-            units,
-            weights=weights if weighted else None,
-            max_width=max_widths[group],
-            seed=seed + number,
+        matching = (
+            (saved or {})
+            .get(group, matcher)
+            .match(
+                [signature(spec, group, found.signatures[group], t).numpy() for t in found.wide],
+                weights=weights if weighted else None,
+                max_width=max_widths[group],
+                seed=seed + number,
+            )
         )
         _take(spec, group, matching, found)
     settled = _average_units(spec, stage, found, weights, averaging)

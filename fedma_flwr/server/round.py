@@ -5,7 +5,7 @@ No Flower messages here: `exchange` makes and reads them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,8 +63,8 @@ class CommunicationRound:
         The global model that the round starts from; it is not changed.
     number : int
         Communication round, from 1.
-    members : sequence of Member
-        The cohort, in the order of the client keys.
+    members : iterable of (int, str)
+        Node and client key of each client of the cohort, in the order of the client keys.
     config : mapping
         The user's train config.
     nonce : str
@@ -79,7 +79,7 @@ class CommunicationRound:
         settings: RoundSettings,
         model: GlobalModel,
         number: int,
-        members: Sequence[Member],
+        members: Iterable[tuple[int, str]],
         config: Mapping[str, Any],
         nonce: str,
         saved: SavedRound | None = None,
@@ -87,8 +87,8 @@ class CommunicationRound:
         self.settings = settings
         self.model = model
         self.number = number
-        self.members = {member.node_id: member for member in members}
-        self.size = len(members)  # of the cohort, before anyone is dropped
+        self.members = {node: self._member(node, key) for node, key in members}
+        self.size = len(self.members)  # of the cohort, before anyone is dropped
         self.config = dict(config)
         self.nonce = nonce
         self.settled: dict[str, Tensor] = {}
@@ -97,6 +97,15 @@ class CommunicationRound:
         self.saved = saved or SavedRound(None, number, [])
 
     # ------------------------------------------------------------------ what a client holds
+
+    def _member(self, node: int, key: str) -> Member:
+        """A client of the cohort, with the widths of what it is going to be sent."""
+        widths = {
+            name: len(self.model.selection(key, name, group.size))
+            for name, group in self.settings.spec.groups.items()
+            if not self._begins_anew
+        }
+        return Member(node, key, widths)
 
     def token(self, stage: int) -> str:
         """State token of the clients that have done a stage of this round."""

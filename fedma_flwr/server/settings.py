@@ -13,6 +13,7 @@ from torch import nn
 
 from fedma_flwr.averaging import Averaging, Limits
 from fedma_flwr.matching import Matcher
+from fedma_flwr.protocol import HEAD, RETRAIN
 from fedma_flwr.server.arguments import check_model, check_one_shot, check_spec
 from fedma_flwr.structure import (
     GroupsPerStage,
@@ -50,6 +51,11 @@ class RoundSettings:
             name: max_width(group.size, group.growable, self.max_growth)
             for name, group in self.spec.groups.items()
         }
+
+    @property
+    def initial_parameters(self) -> int:
+        """Numbers in the initial model."""
+        return sum(math.prod(shape) for shape in self.spec.shapes().values())
 
     def fingerprint(self) -> dict[str, str]:
         """All settings as text: what must be the same in a resumed run."""
@@ -105,6 +111,13 @@ def make_plan(
         return StagePlan.build(spec, groups_per_stage, reestimate_statistics=reestimate_statistics)
     check_one_shot({"groups_per_stage": groups_per_stage != 1, **later_configs})
     return StagePlan.one_shot(spec)
+
+
+def by_stage_name(
+    retrain_config: Mapping[str, Any] | None, head_config: Mapping[str, Any] | None
+) -> dict[str, dict[str, Any]]:
+    """What overrides the train config, by the name of the stage."""
+    return {RETRAIN: dict(retrain_config or {}), HEAD: dict(head_config or {})}
 
 
 def log_settings(settings: RoundSettings) -> None:

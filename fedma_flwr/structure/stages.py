@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,7 +57,7 @@ class StagePlan:
 
     Parameters
     ----------
-    stages : tuple of Stage
+    stages : tuple of PlannedStage
         The stages in order; the last one is the head stage.
     """
 
@@ -131,28 +131,32 @@ def _stages(
         # The head is to be trained on settled statistics: one more stage to estimate them in.
         bundles = [*bundles, ()]
         settles, fed = _settling_stages(spec, bundles)
-    last = len(bundles)
+    estimated: set[str] = set()
     if reestimate:
         settles.update({name: stage + 1 for name, stage in fed.items()})
-    stages = []
-    for index, groups in enumerate([*bundles, ()]):
-        settled = tuple(name for name in spec.axes if settles[name] == index)
-        needed = {*settled, *_matching_tensors(spec, groups, bundles[:index])}
-        stages.append(
-            PlannedStage(
-                index=index,
-                name="local" if index == 0 else "head" if index == last else "retrain",
-                groups=groups,
-                settles=settled,
-                uploads=tuple(name for name in spec.axes if name in needed),
-                estimates=tuple(
-                    name
-                    for name in settled
-                    if reestimate and name in fed and name in spec.statistics
-                ),
-            )
-        )
-    return stages
+        estimated = fed.keys() & set(spec.statistics)
+    bundles = [*bundles, ()]  # nothing is matched in the head stage
+    return [_stage(spec, bundles, i, settles, estimated) for i in range(len(bundles))]
+
+
+def _stage(
+    spec: PermutationSpec,
+    bundles: Sequence[tuple[str, ...]],
+    index: int,
+    settles: Mapping[str, int],
+    estimated: Set[str],
+) -> PlannedStage:
+    settled = tuple(name for name in spec.axes if settles[name] == index)
+    needed = {*settled, *_matching_tensors(spec, bundles[index], bundles[:index])}
+    last = len(bundles) - 1
+    return PlannedStage(
+        index=index,
+        name="local" if index == 0 else "head" if index == last else "retrain",
+        groups=bundles[index],
+        settles=settled,
+        uploads=tuple(name for name in spec.axes if name in needed),
+        estimates=tuple(name for name in settled if name in estimated),
+    )
 
 
 def _settling_stages(
@@ -160,7 +164,8 @@ def _settling_stages(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Stage in which each tensor settles, and in which what feeds the statistics settles.
 
-    The second holds the statistics, and what counts their batches; both settle together.
+    The second holds the statistics, and what counts their batches: the tensors without axes in the
+    same module. Both settle together.
     """
     last = len(bundles)
     matched_in = {group: index for index, bundle in enumerate(bundles) for group in bundle}

@@ -7,7 +7,7 @@ import pytest
 
 from fedma_flwr.matching import BBPMAP
 from fedma_flwr.matching.assignment import assign, improve, reassign, solve
-from fedma_flwr.matching.problem import NEW, Problem
+from fedma_flwr.matching.assignment_problem import NEW, Problem
 
 BACKENDS = ["auto", "scipy"] + (["lapx"] if find_spec("lap") else [])
 

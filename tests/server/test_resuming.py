@@ -10,8 +10,9 @@ from flwr.app import MetricRecord
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fedma_flwr import FedAvg, FedMA, FedProx, checkpoints
+from fedma_flwr import FedAvg, FedMA, FedProx
 from fedma_flwr.matching import BBPMAP
+from fedma_flwr.server import checkpoints, whole_files
 from fedma_flwr.server.checkpoints import Checkpoint, CheckpointError, CheckpointFolder
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.history import ExchangeRecord
@@ -178,10 +179,10 @@ def test_a_kill_between_writing_and_renaming_leaves_the_checkpoint_before(
             raise Killed
         real(source, target)
 
-    monkeypatch.setattr(checkpoints.os, "replace", replace)
+    monkeypatch.setattr(whole_files.os, "replace", replace)
     with pytest.raises(Killed):
         run(FedMA(**GROWING, checkpoint_dir=tmp_path))
-    monkeypatch.setattr(checkpoints.os, "replace", real)
+    monkeypatch.setattr(whole_files.os, "replace", real)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "round-000001.safetensors",
         "round-000002.safetensors",
