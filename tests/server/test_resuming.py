@@ -10,8 +10,9 @@ from flwr.app import MetricRecord
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fedma_flwr import FedAvg, FedMA, FedProx, checkpoints
+from fedma_flwr import FedAvg, FedMA, FedProx
 from fedma_flwr.matching import BBPMAP
+from fedma_flwr.server import checkpoints
 from fedma_flwr.server.checkpoints import Checkpoint, CheckpointError, CheckpointFolder
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.history import ExchangeRecord
