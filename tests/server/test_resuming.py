@@ -179,10 +179,10 @@ def test_a_kill_between_writing_and_renaming_leaves_the_checkpoint_before(
             raise Killed
         real(source, target)
 
-    monkeypatch.setattr(checkpoints.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(Killed):
         run(FedMA(**GROWING, checkpoint_dir=tmp_path))
-    monkeypatch.setattr(checkpoints.os, "replace", real)
+    monkeypatch.setattr(os, "replace", real)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "round-000001.safetensors",
         "round-000002.safetensors",
