@@ -215,6 +215,7 @@ class FedMA(ResumableCohort):
         tensors = protocol.to_tensors(initial_arrays)
         self.settings.spec.check(tensors, widths=self.settings.spec.sizes)
         self._begin(timeout)
+        self.settings = self.settings.beginning_with(tensors)
         self._model = GlobalModel(tensors)
         return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
 

@@ -11,6 +11,7 @@ from fedma_flwr.averaging.limits import (
     bound_weights,
     oversized,
 )
+from fedma_flwr.averaging.moment_limits import contrary_moments, oversized_moments
 from fedma_flwr.averaging.server_step import RoundStart
 from fedma_flwr.averaging.settle import StageOutcome, settle_stage, solve_stage
 
@@ -29,7 +30,9 @@ __all__ = [
     "RoundStart",
     "StageOutcome",
     "bound_weights",
+    "contrary_moments",
     "oversized",
+    "oversized_moments",
     "settle_stage",
     "solve_stage",
 ]

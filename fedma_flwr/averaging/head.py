@@ -21,13 +21,17 @@ class HeadSolver:
     ----------
     head : LinearHead
         The layer.
-    regularisation, scale : float
+    regularisation : float (default: 0.01)
         See `solve_head`.
+    norm : float (default: 0.0)
+        Frobenius norm that its weight is scaled to; 0: it is not scaled. Decisions do not depend
+        on it, but what the next local training does to the layers below: a head that is ten times
+        as large as usual has destroyed them.
     """
 
     head: LinearHead
     regularisation: float = 0.01
-    scale: float = 1.0
+    norm: float = 0.0
 
     def solve(
         self, spec: PermutationSpec, updates: Sequence[ClientUpdate], widths: Mapping[str, int]
@@ -49,12 +53,13 @@ class HeadSolver:
             total,
             bias=self.head.bias is not None,
             regularisation=self.regularisation,
-            scale=self.scale,
         )
+        own = float(weight.norm())
+        scale = self.norm / own if self.norm and own else 1.0
         shape = spec.shapes(widths)[self.head.weight]
-        solved = {self.head.weight: weight.reshape(shape)}
+        solved = {self.head.weight: scale * weight.reshape(shape)}
         if self.head.bias is not None and bias is not None:
-            solved[self.head.bias] = bias
+            solved[self.head.bias] = scale * bias
         return solved
 
 

@@ -135,11 +135,11 @@ def _semidefinite(moments: HeadMoments, squares: Tensor) -> bool:
 
 
 def solve_head(
-    moments: HeadMoments, *, bias: bool, regularisation: float = 0.01, scale: float = 1.0
+    moments: HeadMoments, *, bias: bool, regularisation: float = 0.01
 ) -> tuple[Tensor, Tensor | None]:
     """Ridge regression of the targets on the inputs: the head in closed form.
 
-    ``scale * B (A + regularisation * tr(A) / d I)^-1`` with ``A = sum phi phi^T`` and
+    ``B (A + regularisation * tr(A) / d I)^-1`` with ``A = sum phi phi^T`` and
     ``B = sum y phi^T``; a bias is an input that is always 1 and is not regularised. What is
     computed depends on the sums alone, however the examples are split (Fanì et al., "FED3R", ICML
     2024; He et al., "AFL", CVPR 2025).
@@ -152,8 +152,6 @@ def solve_head(
         Whether the head has a bias.
     regularisation : float (default: 0.01)
         Relative to the inputs' mean square.
-    scale : float (default: 1.0)
-        What the outputs are multiplied by; decisions do not depend on it.
 
     Returns
     -------
@@ -178,5 +176,5 @@ def solve_head(
         strength = max(strength * 10, 1e-12 * step)
         if not math.isfinite(strength):
             raise ValueError("moments: no head can be solved from them")
-    solved = scale * torch.cholesky_solve(cross.T, factor).T
+    solved = torch.cholesky_solve(cross.T, factor).T
     return (solved[:, :d], solved[:, d]) if bias else (solved, None)

@@ -9,7 +9,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedma_flwr import protocol
-from fedma_flwr.averaging import bound_weights, oversized
+from fedma_flwr.averaging import bound_weights, contrary_moments, oversized, oversized_moments
 from fedma_flwr.server.history import ExchangeRecord, mean_epochs
 from fedma_flwr.server.messages import count_reply, make_message, sent_to
 from fedma_flwr.server.replies import StageReply, read_reply
@@ -109,7 +109,11 @@ class Exchange:
         settings, model = self.current.settings, self.current.model.tensors
         updates = {node: reply.update for node, reply in received.items() if reply.update}
         ratio = settings.limits.max_norm_ratio
-        for node, reason in oversized(settings.spec, updates, model, ratio).items():
+        refused = oversized(settings.spec, updates, model, ratio)
+        refused |= oversized_moments(updates, ratio)
+        if settings.averaging.robust:
+            refused |= contrary_moments(updates)
+        for node, reason in refused.items():
             self._drop(node, reason)
             del updates[node]
         updates = bound_weights(updates, settings.limits.max_weight_ratio)

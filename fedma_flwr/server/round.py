@@ -180,8 +180,8 @@ class CommunicationRound:
     def _config(self, stage: int) -> dict[str, Any]:
         overrides = self.settings.config_overrides.get(self.settings.plan[stage].name, {})
         config = {**self.config, **overrides, protocol.SERVER_ROUND_KEY: self.number}
-        if self.settings.plan[stage].solves_head and protocol.EPOCHS_CONFIG_KEY in config:
-            config[protocol.EPOCHS_CONFIG_KEY] = 1  # more would only repeat the sums
+        if self.settings.trains_nothing(stage) and protocol.EPOCHS_CONFIG_KEY in config:
+            config[protocol.EPOCHS_CONFIG_KEY] = 1  # more would only repeat what one pass gives
         return config
 
     def _news(self, stage: int) -> dict[str, Tensor]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from logging import INFO
 from typing import Any
 
 from flwr.supercore import log
-from torch import nn
+from torch import Tensor, nn
 
 from fedma_flwr.averaging import Averaging, HeadSolver, Limits
 from fedma_flwr.matching import Matcher
@@ -59,6 +59,23 @@ class RoundSettings:
         """Numbers in the initial model."""
         return sum(math.prod(shape) for shape in self.spec.shapes().values())
 
+    def beginning_with(self, tensors: Mapping[str, Tensor]) -> RoundSettings:
+        """The settings of a run that begins with this model: solved heads are as large as its."""
+        if self.solver is None:
+            return self
+        norm = HEAD_NORM_FACTOR * float(tensors[self.solver.head.weight].double().norm())
+        return replace(self, solver=replace(self.solver, norm=norm))
+
+    def trains_nothing(self, stage: int) -> bool:
+        """Whether clients only pass over their examples: the head will be solved, all else is set.
+
+        That holds for the moments, and before them for running statistics.
+        """
+        settled = {*self.plan.settled_before(stage), *self.spec.head, *self.spec.statistics}
+        # What has no axes by then counts the batches of a norm.
+        free = [name for name, axes in self.spec.axes.items() if axes and name not in settled]
+        return self.solver is not None and stage > 0 and not free
+
     def fingerprint(self) -> dict[str, str]:
         """All settings as text: what must be the same in a resumed run."""
         texts = {f.name: str(getattr(self, f.name)) for f in fields(self)}
@@ -67,6 +84,9 @@ class RoundSettings:
         return {**texts, "matcher": _as_text(self.matcher), "spec": self.spec.to_json()}
 
 
+#: A solved head is so many times as large as the head that the run began with. The solved heads of
+#: LeNet's first rounds are three times as large as that, and destroy the features if enlarged.
+HEAD_NORM_FACTOR = 2.0
 #: Arguments of `FedMA` that are settings as they are.
 _AS_GIVEN = (
     "matcher",
