@@ -38,6 +38,9 @@ class Stage:
         Config key ``local-epochs`` of the message, which the strategy sets stage by stage.
     lr : float or None
         Config key ``lr`` of the message, likewise.
+    solves_head : bool
+        Whether nothing is trained: the server solves the head from moments of its inputs, which
+        `load_model` sums up while the model is trained as ever.
     """
 
     round: int
@@ -48,6 +51,7 @@ class Stage:
     trainable: tuple[str, ...]
     epochs: int | None
     lr: float | None
+    solves_head: bool = False
 
     @classmethod
     def from_message(cls, message: Message) -> Stage:
@@ -66,6 +70,7 @@ class Stage:
             # Moments need one pass: more would only repeat the sums.
             epochs=1 if instruction.head_module else None if epochs is None else int(epochs),
             lr=None if lr is None else float(lr),
+            solves_head=instruction.head_module != "",
         )
 
 

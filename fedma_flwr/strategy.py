@@ -67,6 +67,9 @@ class FedMA(ResumableCohort):
         How the head is made. ``"trained"``: clients train it, and it is averaged by class counts.
         ``"solved"``: it is computed in closed form from moments of its inputs, which clients send
         after one pass over their examples. For heads that are one linear layer.
+    head_fraction : float (default: 1.0)
+        Share of the clients that are there, cohort included, which a solved head asks for moments.
+        Clients outside the cohort are sent the settled model for it.
     initialisation : {"common", "own"} (default: "common")
         What clients start from in the first round: the initial arrays, or whatever their train
         function's model is (its own random weights, a saved local model, or weights drawn from a
@@ -133,6 +136,7 @@ class FedMA(ResumableCohort):
         one_shot: bool = False,
         reestimate_statistics: bool = True,
         head: str = TRAINED,
+        head_fraction: float = 1.0,
         initialisation: str = COMMON,
         max_growth: float = 2.0,
         weighted_units: bool = False,
@@ -154,6 +158,7 @@ class FedMA(ResumableCohort):
             "one_shot": one_shot,
             "reestimate_statistics": reestimate_statistics,
             "head": head,
+            "head_fraction": head_fraction,
             "initialisation": initialisation,
             "max_growth": max_growth,
             "weighted_units": weighted_units,
@@ -168,6 +173,7 @@ class FedMA(ResumableCohort):
             "matchings": matchings,
         }
         check_fedma(arguments)
+        self.head_fraction = head_fraction
         super().__init__(**fedavg)
         spec = make_spec(model, example_inputs, spec)
         self.settings = make_settings(spec, arguments, cohort=self)
@@ -236,15 +242,18 @@ class FedMA(ResumableCohort):
         nodes = self._sample(grid, server_round, TRAIN_STREAM)
         if not nodes:
             return []
-        keys = [self.client_key(node) for node in nodes]
+        cohort = [(node, self.client_key(node)) for node in nodes]
+        solved = self.settings.solver is not None
+        guests = self._others(nodes, server_round, self.head_fraction) if solved else []
         current = CommunicationRound(
             settings=self.settings,
             model=self._model,
             number=server_round,
-            members=zip(nodes, keys, strict=True),
+            members=cohort,
+            guests=[(node, self.client_key(node)) for node in guests],
             config=config,
             nonce=self._nonce,
-            saved=SavedRound(self._matchings, server_round, keys),
+            saved=SavedRound(self._matchings, server_round, [key for _, key in cohort]),
         )
         last = len(self.settings.plan) - 1
         for stage in range(last):

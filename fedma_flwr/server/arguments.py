@@ -25,6 +25,7 @@ _RATIO: _Rule = (lambda value: value >= 1.0, "it must be 1 or more")
 _RULES: dict[str, _Rule] = {
     "fraction_train": _SHARE,
     "fraction_evaluate": _SHARE,
+    "head_fraction": _SHARE,
     "min_train_nodes": _CLIENTS,
     "min_evaluate_nodes": _CLIENTS,
     "min_available_nodes": _CLIENTS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from logging import INFO, WARNING
 from typing import Any
 
@@ -23,7 +23,7 @@ from fedma_flwr.server.history import History, OnExchange
 from fedma_flwr.server.messages import make_message, sent_to
 
 _POLL_SECONDS = 1.0
-TRAIN_STREAM, EVALUATE_STREAM = 0, 1  # streams of the sampling generator
+TRAIN_STREAM, EVALUATE_STREAM, HEAD_STREAM = 0, 1, 2  # streams of the sampling generator
 
 
 class SeededCohort(FlowerFedAvg):
@@ -70,6 +70,7 @@ class SeededCohort(FlowerFedAvg):
         self.on_exchange = on_exchange
         self.history = History(on_exchange)
         self._keys = ClientKeys()
+        self._online: list[int] = []  # nodes at the last sampling, in the order of the client keys
         self._timeout = stage_timeout or 3600.0
 
     def _begin(self, timeout: float) -> None:
@@ -109,8 +110,16 @@ class SeededCohort(FlowerFedAvg):
         chosen = sorted(generator.choice(len(nodes), size=size, replace=False))
         where = "configure_train" if train else "configure_evaluate"
         log(INFO, "%s: Sampled %s nodes (out of %s)", where, size, len(nodes))
-        nodes = self._keys.in_order(nodes)
-        return [nodes[index] for index in chosen]
+        self._online = self._keys.in_order(nodes)
+        return [self._online[index] for index in chosen]
+
+    def _others(self, cohort: Sequence[int], server_round: int, fraction: float) -> list[int]:
+        """Nodes beside the cohort, so many that all are a fraction of those that are there."""
+        others = [node for node in self._online if node not in set(cohort)]
+        wanted = min(max(round(fraction * len(self._online)) - len(cohort), 0), len(others))
+        generator = np.random.default_rng([self.seed, server_round, HEAD_STREAM])
+        chosen = sorted(generator.choice(len(others), size=wanted, replace=False))
+        return [others[index] for index in chosen]
 
     def _wait_for_nodes(self, grid: Grid, needed: int, server_round: int) -> list[int]:
         deadline = time.monotonic() + self.node_timeout

@@ -44,8 +44,9 @@ class Exchange:
             stages=len(current.settings.plan),
             name=planned.name,
             groups=planned.groups,
-            cohort=len(current.members),
+            cohort=len(current.asked(stage)),
         )
+        self._asked = current.asked(stage)
         self._timeout = timeout
         self._tokens = tokens
         self._started = time.monotonic()
@@ -62,7 +63,7 @@ class Exchange:
 
     def messages(self) -> list[Message]:
         """The messages to the whole cohort."""
-        return self._make(list(self.current.members), self._tokens)
+        return self._make(list(self._asked), self._tokens)
 
     def _make(self, nodes: Sequence[int], held: Mapping[int, str]) -> list[Message]:
         self._sent = [self._message(node, held.get(node, "")) for node in nodes]
@@ -70,7 +71,7 @@ class Exchange:
         return self._sent
 
     def _message(self, node: int, held: str) -> Message:
-        out = self.current.outgoing(self.current.members[node], self.stage, held)
+        out = self.current.outgoing(self._asked[node], self.stage, held)
         return make_message(
             protocol.stage_content(
                 out.instruction,
@@ -97,7 +98,7 @@ class Exchange:
         if lost:
             received = {node: r for node, r in received.items() if r.update is not None}
             received.update(self._ask_again(lost, grid))
-        received = {node: received[node] for node in self.current.members if node in received}
+        received = {node: received[node] for node in self._asked if node in received}
         received = self._bound(received)
         self.record.answered = len(received)
         self.record.seconds_waiting = time.monotonic() - self._started
@@ -121,7 +122,7 @@ class Exchange:
         return {node: received[node].weighing(update, key) for node, update in updates.items()}
 
     def _ask_again(self, lost: Sequence[int], grid: Grid) -> dict[int, StageReply]:
-        self.record.resend(self.current.members[node].key for node in lost)
+        self.record.resend(self._asked[node].key for node in lost)
         messages = self._make(lost, held={})
         answers = self._read(list(grid.send_and_receive(messages, timeout=self._timeout)))
         for node in [node for node, reply in answers.items() if reply.update is None]:
@@ -137,7 +138,7 @@ class Exchange:
             node = waiting.pop(reply.metadata.reply_to_message_id, None)
             if node is None:  # answered twice
                 continue
-            member = self.current.members[node]
+            member = self._asked[node]
             try:
                 self.record.bytes_up += count_reply(reply)
                 received[node] = read_reply(reply, self.current.expected(member, self.stage))
@@ -145,7 +146,8 @@ class Exchange:
                 self._drop(node, str(error), by_itself=isinstance(error, FailedError))
                 continue
             if received[node].update is not None:
-                self._tokens[node] = self.current.token(self.stage)
+                # A guest does not hold its own units, so that it is sent everything next time.
+                self._tokens[node] = "" if member.guest else self.current.token(self.stage)
                 member.widths = {**received[node].widths, **member.widths}
         for node in waiting.values():
             self._drop(node, f"no reply within {self._timeout:g} s", by_itself=True)
@@ -154,4 +156,4 @@ class Exchange:
     def _drop(self, node: int, reason: str, *, by_itself: bool = False) -> None:
         if by_itself:
             self._failed.add(node)
-        self.record.drop(self.current.members[node].key, node, reason)
+        self.record.drop(self._asked[node].key, node, reason)

@@ -35,12 +35,15 @@ class Member:
         Its own width of each group, as far as known.
     assignments : dict of str to Tensor
         Its global units of the groups matched so far in this round.
+    guest : bool (default: False)
+        Whether it is no client of the cohort, and is only asked for moments.
     """
 
     node_id: int
     key: str
     widths: dict[str, int]
     assignments: Assignments = field(default_factory=dict)
+    guest: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class CommunicationRound:
         Node and client key of each client of the cohort, in the order of the client keys.
     config : mapping
         The user's train config.
+    guests : iterable of (int, str), optional
+        The same of clients outside the cohort that are asked for the moments of their head inputs.
     nonce : str
         Random text that makes the round's state tokens its own.
     saved : SavedRound, optional
@@ -80,6 +85,7 @@ class CommunicationRound:
         model: GlobalModel,
         number: int,
         members: Iterable[tuple[int, str]],
+        guests: Iterable[tuple[int, str]] = (),
         config: Mapping[str, Any],
         nonce: str,
         saved: SavedRound | None = None,
@@ -88,6 +94,7 @@ class CommunicationRound:
         self.model = model
         self.number = number
         self.members = {node: self._member(node, key) for node, key in members}
+        self.guests = {node: Member(node, key, {}, guest=True) for node, key in guests}
         self.size = len(self.members)  # of the cohort, before anyone is dropped
         self.config = dict(config)
         self.nonce = nonce
@@ -127,6 +134,11 @@ class CommunicationRound:
             for name, group in self.settings.spec.groups.items()
         }
 
+    def asked(self, stage: int) -> dict[int, Member]:
+        """The clients that a stage asks, by node: the cohort's that are left, then the guests."""
+        guests = self.guests if self.settings.plan[stage].solves_head else {}
+        return {**self.members, **guests}
+
     # ------------------------------------------------------------------ what it is sent
 
     def outgoing(self, member: Member, stage: int, held: str) -> Outgoing:
@@ -143,8 +155,8 @@ class CommunicationRound:
             sent if it is another one, or empty.
         """
         needed, plan = self._needed(stage), self.settings.plan
-        update = needed != "" and held == needed
-        groups = self._groups_before(stage, last_only=update)
+        update = needed != "" and held == needed and not member.guest
+        groups = () if member.guest else self._groups_before(stage, last_only=update)
         instruction = Instruction(
             kind=protocol.UPDATE if update else protocol.FULL,
             round=self.number,
@@ -198,6 +210,10 @@ class CommunicationRound:
         spec = self.settings.spec
         if stage == 0 and self._begins_anew:
             return {}
+        if member.guest:  # the head does not count where its inputs are summed
+            shapes = spec.shapes(self.widths)
+            head = {n: self.model.tensors[n].new_zeros(shapes[n]) for n in spec.head}
+            return {**head, **self.settled}
         local = spec.select(self.model.tensors, self._selection(member))
         own = {name: tensor for name, tensor in local.items() if name not in self.settled}
         return {**spec.expand(own, member.assignments, self.widths), **self.settled}
@@ -230,8 +246,12 @@ class CommunicationRound:
 
     def settle(self, stage: int, updates: Mapping[int, ClientUpdate]) -> StageOutcome:
         """Match and average what the clients sent; clients without an update are dropped."""
+        nodes = [node for node in self.asked(stage) if node in updates]
         self.members = {node: m for node, m in self.members.items() if node in updates}
-        outcome = self._averaged(stage, [updates[node] for node in self.members])
+        outcome = self._averaged(stage, [updates[node] for node in nodes])
+        if outcome.head_solved:
+            self.settled.update(wire.rounded(outcome.tensors, self.settings.wire_dtype))
+            return outcome
         for member, assignments in zip(self.members.values(), outcome.assignments, strict=True):
             member.assignments.update(assignments)
         self.widths.update(outcome.widths)
