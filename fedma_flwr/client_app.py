@@ -12,15 +12,17 @@ import safetensors.torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from fedma_flwr.client import Stage, class_counts, load_model, proximal_term
+from fedma_flwr.client_moments import head_moments
 from fedma_flwr.mod import fedma_mod
 from fedma_flwr.protocol import LOCAL, PROXIMAL_MU_KEY
 from fedma_flwr.tasks import RunConfig, Task, default_device, get_task
 from fedma_flwr.tasks.config import SEED, integer, number, text
 
 app = ClientApp(mods=[fedma_mod])
+_PASS_BATCH = 500  # examples in a forward pass without gradients
 
 
 @app.train()
@@ -33,6 +35,8 @@ def train(message: Message, context: Context) -> Message:
     stage = Stage.from_message(message)
     model = load_model(_initial_model(task, context), message)
     saved = _local_model(context, stage)
+    if stage.solves_head:
+        return _moments(message, model, dataset, task.num_classes)
     if saved is not None and saved.is_file():
         loss, epochs = _take_saved(task, model, saved, dataset), 0
     else:
@@ -42,15 +46,28 @@ def train(message: Message, context: Context) -> Message:
         loss, epochs = task.train(model, dataset, penalty=penalty, **options), options["epochs"]
         if saved is not None:
             _save(model, saved)
-    metrics: dict[str, int | float | list[int] | list[float]] = {
-        "num-examples": len(dataset),
-        "class-counts": class_counts(dataset.tensors[1], task.num_classes),
-        "epochs": epochs,
-        "train-loss": loss,
-    }
+    metrics = {**_counts(dataset, task.num_classes), "epochs": epochs, "train-loss": loss}
     arrays = ArrayRecord(model.cpu().state_dict())
     content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
     return Message(content, reply_to=message)
+
+
+def _moments(
+    message: Message, model: nn.Module, dataset: TensorDataset, num_classes: int
+) -> Message:
+    """One forward pass. Hooks would do as well, but not where steps are replayed on a GPU."""
+    model.to(default_device())
+    batches = DataLoader(dataset, batch_size=_PASS_BATCH)
+    metrics = MetricRecord({**_counts(dataset, num_classes), "epochs": 0})
+    content = RecordDict({"arrays": head_moments(model, batches), "metrics": metrics})
+    return Message(content, reply_to=message)
+
+
+def _counts(dataset: TensorDataset, num_classes: int) -> dict[str, Any]:
+    return {
+        "num-examples": len(dataset),
+        "class-counts": class_counts(dataset.tensors[1], num_classes),
+    }
 
 
 @app.evaluate()

@@ -91,7 +91,7 @@ def _fedma_options(config: RunConfig) -> dict[str, Any]:
         stages |= _later_configs(config)
     averaging = arguments(config, "averaging", "trimmed_share", "weighted_units")
     limits = arguments(config, "max_growth", "max_norm_ratio", "max_weight_ratio")
-    others = arguments(config, "server_learning_rate", "wire_dtype")
+    others = arguments(config, "server_learning_rate", "wire_dtype", "head", "head_fraction")
     return {
         **(stages | averaging | limits | others),
         "averaging": averaging["averaging"].replace("-", "_"),

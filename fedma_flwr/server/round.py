@@ -6,53 +6,19 @@ No Flower messages here: `exchange` makes and reads them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from fedma_flwr import protocol, wire
 from fedma_flwr.averaging import ClientUpdate, RoundStart, StageOutcome, settle_stage, solve_stage
-from fedma_flwr.protocol import Assignments, Instruction
+from fedma_flwr.protocol import Instruction
 from fedma_flwr.server.arguments import OWN
 from fedma_flwr.server.global_model import GlobalModel
+from fedma_flwr.server.members import Member, Outgoing
 from fedma_flwr.server.replies import Expected
 from fedma_flwr.server.saved_matchings import GroupMatching, SavedRound
 from fedma_flwr.server.settings import RoundSettings
-
-
-@dataclass
-class Member:
-    """A client of the round's cohort.
-
-    Parameters
-    ----------
-    node_id : int
-        Its Flower node.
-    key : str
-        Its client key.
-    widths : dict of str to int
-        Its own width of each group, as far as known.
-    assignments : dict of str to Tensor
-        Its global units of the groups matched so far in this round.
-    guest : bool (default: False)
-        Whether it is no client of the cohort, and is only asked for moments.
-    """
-
-    node_id: int
-    key: str
-    widths: dict[str, int]
-    assignments: Assignments = field(default_factory=dict)
-    guest: bool = False
-
-
-@dataclass(frozen=True)
-class Outgoing:
-    """What one client is sent in a stage: instruction, config and tensors."""
-
-    instruction: Instruction
-    config: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
 
 
 class CommunicationRound:
