@@ -1,0 +1,333 @@
+"""FedMA with a solved head, end to end on the in-process grid."""
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.exception import AggregationError
+from torch import nn
+from torch.nn import functional
+
+from fedma_flwr import FedMA, Stage, head_moments, load_model
+from fedma_flwr.averaging import ClientUpdate, contrary_moments, oversized_moments
+from fedma_flwr.protocol import CROSS_KEY, GRAM_KEY
+from fedma_flwr.structure import PermutationSpec, StagePlan, linear_head, sequential_spec
+from fedma_flwr.testing import InProcessGrid
+from tests.averaging.test_head_moments import examples, moments_of
+from tests.toy import CLIENTS, SPEC, Net, data, fit, initial_arrays, make_app, reply
+
+TWO_EXCHANGES = {
+    "spec": SPEC,
+    "head": "solved",
+    "groups_per_stage": "all",
+    "fraction_evaluate": 0.0,
+}
+
+
+def run(app=None, clients=CLIENTS, rounds=2, intercept=None, **options):
+    strategy = FedMA(**{**TWO_EXCHANGES, **options})
+    grid = InProcessGrid(app or make_app(steps=10), clients, intercept=intercept)
+    strategy.result = strategy.start(grid, initial_arrays(), num_rounds=rounds)
+    return strategy
+
+
+def stages(strategy):
+    return [record for record in strategy.history if record.name != "hello"]
+
+
+def accuracy(arrays, clients=CLIENTS):
+    model = load_model(Net(), arrays)
+    right = [(model(x).argmax(1) == y).float().mean() for x, y in map(data, range(clients))]
+    return float(torch.stack(right).mean())
+
+
+def test_a_round_has_two_exchanges_and_its_head_is_that_of_all_examples():
+    strategy = run(rounds=1)
+
+    assert [record.name for record in stages(strategy)] == ["local", "head"]
+    model = load_model(Net(), strategy.result.arrays)
+    phi, y = [], []
+    for x, labels in map(data, range(CLIENTS)):
+        phi.append(torch.relu(model.b(torch.relu(model.a(x)))).detach().double())
+        y.append(labels)
+    phi, targets = torch.cat(phi), functional.one_hot(torch.cat(y), 2).double()
+    wide = torch.cat([phi, torch.ones(len(phi), 1)], 1)
+    regular = torch.diag(torch.tensor([0.01 * float((phi**2).sum()) / 8] * 8 + [0.0]))
+    solved = torch.linalg.solve(wide.T @ wide + regular, wide.T @ targets).T
+    head = torch.cat([model.c.weight, model.c.bias[:, None]], 1).detach().double()
+    scale = float(head.norm() / solved.norm())
+    torch.testing.assert_close(head, scale * solved, rtol=1e-4, atol=1e-4)
+
+
+def test_the_head_stays_as_large_as_the_first_one_times_two():
+    strategy = run(rounds=3)
+
+    first = initial_arrays().to_torch_state_dict()["c.weight"].norm()
+    last = strategy.result.arrays.to_torch_state_dict()["c.weight"].norm()
+    assert float(last) == pytest.approx(2 * float(first), rel=1e-5)
+
+
+def test_bytes_of_the_head_stage_are_those_of_the_moments():
+    local, head = stages(run(rounds=1))
+
+    numbers = 8 * 9 // 2 + 2 * 9
+    assert 4 * numbers * CLIENTS < head.bytes_up < (4 * numbers + 700) * CLIENTS
+    assert head.bytes_up < local.bytes_up
+
+
+def test_clients_know_that_nothing_is_trained():
+    seen = []
+
+    def train(message, context, client):
+        stage = Stage.from_message(message)
+        config = message.content.config_records["config"]
+        seen.append((stage.name, stage.solves_head, stage.epochs, config["local-epochs"]))
+        model = load_model(Net(), message)
+        fit(model, client)
+        return reply(message, model, client)
+
+    strategy = FedMA(**TWO_EXCHANGES)
+    grid = InProcessGrid(make_app(train), 2)
+    strategy.start(
+        grid, initial_arrays(), num_rounds=1, train_config=ConfigRecord({"local-epochs": 7})
+    )
+
+    assert set(seen) == {("local", False, 7, 7), ("head", True, 1, 1)}
+
+
+def test_head_moments_in_a_reply_stand_for_the_model():
+    def train(message, context, client):
+        model = load_model(Net(), message)
+        if not Stage.from_message(message).solves_head:
+            fit(model, client, 10)
+            return reply(message, model, client)
+        records = {
+            "moments": head_moments(model, [data(client)]),
+            "numbers": MetricRecord({"num-examples": 60, "epochs": 0}),
+        }
+        return Message(RecordDict(records), reply_to=message)
+
+    given, hooked = run(make_app(train)), run()
+
+    for name, tensor in given.result.arrays.to_torch_state_dict().items():
+        torch.testing.assert_close(tensor, hooked.result.arrays.to_torch_state_dict()[name])
+
+
+def test_clients_outside_the_cohort_are_asked_for_moments():
+    strategy = run(clients=6, fraction_train=0.5, rounds=3)
+
+    assert [record.cohort for record in stages(strategy)] == [3, 6] * 3
+    assert not any(record.dropped for record in strategy.history)
+    few = run(clients=6, fraction_train=0.5, rounds=1, head_fraction=0.7)
+    assert [record.cohort for record in stages(few)] == [3, 4]
+    none = run(clients=6, fraction_train=0.5, rounds=1, head_fraction=0.0)
+    assert [record.cohort for record in stages(none)] == [3, 3]
+
+
+def test_a_client_that_lost_its_state_is_sent_everything_for_its_moments():
+    def forget(message, context):
+        if context.node_config["partition-id"] == 1 and "fedma.state" in context.state:
+            del context.state["fedma.state"]
+
+    strategy = run(intercept=forget, rounds=1)
+
+    assert stages(strategy)[1].resent == ("1",)
+    assert strategy.history.given_up == {}
+    same = run(rounds=1).result.arrays.to_torch_state_dict()
+    for name, tensor in strategy.result.arrays.to_torch_state_dict().items():
+        assert torch.equal(tensor, same[name])
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
+    whole = run(clients=6, fraction_train=0.5, rounds=4)
+    run(clients=6, fraction_train=0.5, rounds=2, checkpoint_dir=tmp_path)
+    resumed = run(clients=6, fraction_train=0.5, rounds=4, checkpoint_dir=tmp_path, resume=True)
+
+    ours, theirs = (s.result.arrays.to_torch_state_dict() for s in (whole, resumed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+class WithNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(2, 12)
+        self.norm = nn.BatchNorm1d(12)
+        self.c = nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.c(torch.relu(self.norm(self.a(x))))
+
+
+def test_batch_norm_costs_one_exchange_more():
+    def train(message, context, client):
+        model = load_model(WithNorm(), message).train()
+        fit(model, client, 10)
+        return reply(message, model, client)
+
+    strategy = FedMA(
+        model=WithNorm(),
+        example_inputs=(torch.randn(4, 2),),
+        head="solved",
+        groups_per_stage="all",
+        fraction_evaluate=0.0,
+    )
+    initial = ArrayRecord(WithNorm().state_dict())
+    strategy.start(InProcessGrid(make_app(train), CLIENTS), initial, num_rounds=2)
+
+    assert [r.name for r in stages(strategy)] == ["local", "retrain", "head"] * 2
+    assert not any(record.dropped for record in strategy.history)
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"head": "averaged"}, r"head was 'averaged'; it must be 'trained' or 'solved'"),
+        ({"head_fraction": 1.5}, r"head_fraction was 1.5; it must lie between 0 and 1"),
+        ({"one_shot": True, "groups_per_stage": 1}, r"one_shot=True.*head='solved'"),
+    ],
+)
+def test_wrong_arguments_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        FedMA(**{**TWO_EXCHANGES, **options})
+
+
+def test_a_model_whose_head_cannot_be_solved_is_refused_with_the_reason():
+    one_output = sequential_spec(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
+
+    with pytest.raises(ValueError, match=r"cannot be solved: '2.weight' has one output only.*tra"):
+        FedMA(spec=one_output, head="solved")
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        ({"b.weight": "2, a", "c.weight": "3, a"}, "not one layer"),
+        ({"b.weight": "2, a", "b.bias": "2", "b.scale": "2"}, "other tensors"),
+        ({"b.weight": "2, a, 3, 3"}, "1 x 1"),
+    ],
+)
+def test_heads_that_are_not_one_linear_layer(axes, words):
+    spec = PermutationSpec({"a": 4}, {"a.weight": "a, 2", **axes})
+
+    assert words in linear_head(spec)
+
+
+def test_what_would_settle_with_the_head_gets_a_stage_before_it():
+    # b makes units of group a, once more, from those of c: a residual stream.
+    spec = PermutationSpec(
+        {"a": 4, "c": 3},
+        {"in.weight": "a, 2", "c.weight": "c, a", "b.weight": "a, c", "out.weight": "2, a"},
+    )
+    trained, solved = StagePlan.build(spec), StagePlan.build(spec, solved_head=True)
+
+    assert [stage.settles for stage in trained.stages][-1] == ("b.weight", "out.weight")
+    assert [stage.settles for stage in solved.stages][-2:] == [("b.weight",), ("out.weight",)]
+    assert solved.stages[-1].uploads == ()
+
+
+def test_a_loss_that_is_no_cross_entropy_fails_the_run_with_the_way_out():
+    def train(message, context, client):
+        model = load_model(Net(), message)
+        x, y = data(client)
+        functional.mse_loss(model(x), functional.one_hot(y, 2).float()).backward()
+        return reply(message, model, client)
+
+    with pytest.raises(AggregationError, match=r"loss that is none.*head_moments.*trained"):
+        run(make_app(train))
+
+
+def test_a_train_function_that_changes_settled_tensors_is_named():
+    def train(message, context, client):
+        model = load_model(Net(), message)
+        fit(model, client)
+        with torch.no_grad():
+            model.a.bias += Stage.from_message(message).solves_head
+        return reply(message, model, client)
+
+    with pytest.raises(AggregationError, match=r"settled tensor 'a.bias' was changed"):
+        run(make_app(train))
+
+
+def tampered(change):
+    """An interceptor that lets client 0 change the moments in its reply."""
+    app = make_app(steps=10)
+
+    def intercept(message, context):
+        answer = app(message, context)
+        if answer.has_error() or context.node_config["partition-id"] != 0:
+            return answer
+        arrays = answer.content.array_records.get("arrays")
+        if arrays is not None and GRAM_KEY in arrays:
+            tensors = arrays.to_torch_state_dict()
+            answer.content["arrays"] = ArrayRecord(change(dict(tensors)))
+        return answer
+
+    return intercept
+
+
+def broken(name, value):
+    return lambda tensors: {**tensors, name: value(tensors[name])}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (broken(GRAM_KEY, lambda t: t * float("nan")), "not finite"),
+        (broken(GRAM_KEY, lambda t: -t), "negative squares"),
+        (broken(GRAM_KEY, lambda t: t[:-1]), "cannot be decoded"),
+        (broken(CROSS_KEY, lambda t: t.double()), "was expected"),
+        (broken(CROSS_KEY, lambda t: t * 1e3), "class sums"),
+        (lambda t: {GRAM_KEY: t[GRAM_KEY]}, "instead of the moments"),
+        (
+            lambda t: {
+                GRAM_KEY: t[GRAM_KEY] * 900,
+                CROSS_KEY: torch.cat([t[CROSS_KEY][:, :-1] * 30, t[CROSS_KEY][:, -1:]], 1),
+            },
+            "max_norm_ratio",
+        ),
+    ],
+)
+def test_a_client_whose_moments_are_wrong_is_dropped_alone(change, words):
+    strategy = run(intercept=tampered(change), rounds=1)
+
+    record = stages(strategy)[1]
+    assert list(record.dropped) == ["0"]
+    assert words in record.dropped["0"]
+    assert record.answered == CLIENTS - 1
+
+
+def test_exchanged_labels_are_refused_with_a_robust_average():
+    honest = [moments_of(*examples(seed)) for seed in range(4)]
+    phi = torch.cat([torch.eye(3), torch.eye(3)]).double().repeat(5, 2)
+    labels = torch.arange(3).repeat(10)
+    sure = moments_of(phi, labels)
+    liar = moments_of(phi, (labels + 1) % 3)
+    updates = {n: ClientUpdate({}, 30.0, None, m) for n, m in enumerate([sure, sure, sure, liar])}
+
+    assert list(contrary_moments(updates)) == [3]
+    assert "contradict" in contrary_moments(updates)[3]
+    assert contrary_moments({n: ClientUpdate({}, 1.0, None, m) for n, m in enumerate(honest)}) == {}
+    assert contrary_moments({0: updates[0]}) == {}
+
+
+def test_a_client_that_alone_has_a_class_is_not_contrary():
+    phi = torch.eye(3).double().repeat(10, 1)
+    labels = torch.arange(3).repeat(10)
+    common, rare = labels < 2, labels == 2
+    updates = {
+        0: ClientUpdate({}, 20.0, None, moments_of(phi[common], labels[common])),
+        1: ClientUpdate({}, 20.0, None, moments_of(phi[common], labels[common])),
+        2: ClientUpdate({}, 10.0, None, moments_of(phi[rare], labels[rare])),
+    }
+
+    assert contrary_moments(updates) == {}
+
+
+def test_larger_inputs_than_usual_are_refused_beyond_the_ratio():
+    phi, y = examples(0)
+    sizes = {0: 1.0, 1: 1.1, 2: 4.9, 3: 5.6}
+    updates = {n: ClientUpdate({}, 40.0, None, moments_of(s * phi, y)) for n, s in sizes.items()}
+
+    assert list(oversized_moments(updates, 5.0)) == [3]  # the median is 1.1
