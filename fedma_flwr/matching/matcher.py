@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -120,7 +121,8 @@ def check_matcher(matcher: object) -> None:
     if not callable(match):
         raise ValueError(f"matcher was {matcher!r}, which has no method `match`.")
     try:
-        inspect.signature(match).bind([], weights=None, max_width=None, seed=0)
+        with suppress(ValueError):  # a compiled method may tell no signature
+            inspect.signature(match).bind([], weights=None, max_width=None, seed=0)
     except TypeError as error:
         raise ValueError(
             f"matcher was {matcher!r}, whose `match` must take (units, *, weights, max_width, "

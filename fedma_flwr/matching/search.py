@@ -85,9 +85,9 @@ class Search:
         for client in np.argsort([-width for width in self._widths], kind="stable"):
             self._visit(int(client))
         self._refit()
-        rough = self._rough_gain()
-        if len(orders) and rough is not None:
-            self._bounds = GainBounds(self.global_units, rough, self._worth, self._likely_to_move())
+        gain = self._rough_gain()
+        if len(orders) and gain is not None:
+            self._bounds = GainBounds(self.global_units, gain, self._worth, self._likely_to_move())
         done = self._sweep(orders)
         self._bounds = None  # The result takes as much memory.
         return done
@@ -134,9 +134,9 @@ class Search:
 
     def _choose(self, client: int) -> Integers:
         """Return the best columns of a client that is taken out."""
-        rough = self._rough_gain()
-        if self.global_units.width and rough is not None:
-            columns = self._choose_by_bounds(client, rough)
+        gain = self._rough_gain()
+        if self.global_units.width and gain is not None:
+            columns = self._choose_by_bounds(client, gain)
             if columns is not None:
                 return columns
             # For this client what certifies is dearer than what it saves.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedma_flwr.matching import BBPMAP
-from fedma_flwr.matching.assignment import assign, improve, reassign, solve
+from fedma_flwr.matching.assignment import assign, guess, improve, reassign, solve
 from fedma_flwr.matching.assignment_problem import NEW, Problem
 
 BACKENDS = ["auto", "scipy"] + (["lapx"] if find_spec("lap") else [])
@@ -33,6 +33,14 @@ def test_what_ties_stays_and_what_gains_moves():
         assert improve(problem, np.array(columns), rows).tolist() == columns
     existing[0, 0] = 2.5
     assert improve(problem, np.array([1, 0, 2]), rows).tolist() == [0, 1, 2]
+
+
+def test_a_guess_gives_rows_what_nobody_else_likes_and_assigns_the_others():
+    """A new unit would suit the last row better; the first two like the same one."""
+    existing = np.array([[5.0, 4.0, 0.0], [6.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    problem = Problem(existing, np.array([0.0, 0.0, 9.0]), np.array([1.0, 1.0, 1.0]))
+    assert guess(problem).tolist() == [1, 0, 2]
+    assert assign(problem).tolist() == [1, 0, NEW]
 
 
 def test_ties_are_judged_by_the_size_of_the_totals():

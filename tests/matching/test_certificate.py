@@ -59,6 +59,17 @@ def test_the_best_assignment_is_certified_and_no_other(drawn, hint):
     np.testing.assert_array_equal(problem.existing, before)
 
 
+def test_only_rows_that_want_anothers_unit_are_envious():
+    """Row 1 would rather have the first unit, whose price rises to 1: it is in nobody's way."""
+    problem = Problem(np.array([[5.0, 0.0], [2.0, 1.0]]), np.zeros(2), np.full(2, 9.0))
+    columns = np.array([0, 1])
+    assert judge(problem, columns)[0].tolist() == []
+    assert judge(problem, columns).envious.tolist() == [1]
+    content = problem._replace(existing=np.array([[5.0, 0.0], [1.0, 2.0]]))
+    assert judge(content, columns).envious.tolist() == []
+    assert judge(content, columns, bidders=np.array([0])).envious.tolist() == [0]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_knowing_what_rows_gain_elsewhere_changes_no_verdict(seed):
     rng = np.random.default_rng(seed)

@@ -98,3 +98,11 @@ def test_rows_far_from_their_units_are_measured_at_once():
         nobody = [np.zeros(1, dtype=bool)] * 2
         first = FirstBounds(global_units, gain, np.zeros_like, nobody)
         assert [bool(rows[0]) for rows in first.measured] == far
+
+
+def test_a_row_at_the_prior_mean_is_far_from_any_other():
+    """The prior mean (1, 0) and the rows (1, 0), (0, 0.7) have the mean (2/3, 0.23)."""
+    gain = ScalarGain(local=1.0, prior=1.0, mean=np.array([1.0, 0.0]), log_determinant=False)
+    global_units = shared([np.array([[1.0, 0.0]]), np.array([[0.0, 0.7]])])
+    first = FirstBounds(global_units, gain, np.zeros_like, [np.zeros(1, dtype=bool)] * 2)
+    assert [bool(rows[0]) for rows in first.measured] == [True, False]
