@@ -102,6 +102,19 @@ def test_gates_divide_into_their_number_and_the_units():
     assert list(leaves(inner)) == list(leaves(units))
 
 
+def test_a_part_that_some_terms_have_but_not_all_is_cut_out_of_all():
+    first, second = divide(concat([free(4), free(3), free(5)]), [3, 4])
+    assert all_pinned(expand(first))
+    assert [[atom.size for atom in term] for term in expand(second)] == [[3], []]
+
+
+def test_a_product_keeps_the_reason_that_it_is_pinned_for():
+    axis = free(6)
+    divide(axis, [2, 3])
+    pin(axis, "why")
+    assert [(atom.size, atom.reason) for atom in leaves(axis)] == [(2, "why"), (3, "why")]
+
+
 def test_products_that_do_not_divide_are_pinned():
     left, right = product([free(4), free(6)]), product([free(6), free(4)])
     unify(left, right)

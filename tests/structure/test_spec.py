@@ -120,6 +120,25 @@ def test_json_pickle_and_copy_round_trips(spec):
         assert list(twin.groups) == list(spec.groups)
 
 
+def test_json_by_hand():
+    assert MLP.to_json() == (
+        '{"groups":{"hidden":3},'
+        '"axes":{"a.weight":"hidden, 2","a.bias":"hidden","b.weight":"1, hidden"}}'
+    )
+    full = PermutationSpec(
+        groups={"g": UnitGroup(2, growable=False, reason="so"), "h": 3},
+        axes={"a": "5, g x 2", "m": "g", "v": "g", "b": "h + 1, g", "n": ""},
+        outputs={"a": 1}, statistics=("m", "v"), head=("b",), pinned={"a[0]": "why"},
+        variances={"v": "m"},
+    )  # fmt: skip
+    assert full.to_json() == (
+        '{"groups":{"g":[2,"so"],"h":3},'
+        '"axes":{"a":"5, g x 2","m":"g","v":"g","b":"h + 1, g","n":""},"outputs":{"a":1},'
+        '"statistics":["m","v"],"head":["b"],"pinned":{"a[0]":"why"},"variances":{"v":"m"}}'
+    )
+    assert PermutationSpec.from_json(full.to_json()) == full
+
+
 def test_the_table_says_why_a_group_is_fixed():
     assert "h  a view" in str(RICH)
     assert "gates.weight  [h + h, conv x 2]" in str(RICH)

@@ -89,6 +89,60 @@ def test_tensors_without_groups_settle_where_their_inputs_do_unless_they_are_the
     assert [stage.estimates for stage in plan.stages] == [(), (), ()]
 
 
+AHEAD = (
+    PermutationSpec(  # a norm that stands before all that makes its units, as a root's buffers do
+        groups={"a": 3, "b": 4},
+        axes={
+            "mean": "a",
+            "count": "",
+            "x.weight": "a, 2",
+            "y.weight": "b, a",
+            "z.weight": "a, b",
+            "z.scale": "",
+            "out.weight": "1, a",
+            "out.mean": "a",
+            "out.count": "",
+        },
+        statistics=["mean", "out.mean"],
+        head=["out.weight", "out.mean"],
+    )
+)
+
+
+def test_statistics_with_nothing_before_them_settle_after_all_that_makes_their_units():
+    plan = StagePlan.build(AHEAD)
+    assert settled(plan) == [
+        ("x.weight", "z.scale", "out.count"),
+        ("y.weight",),
+        ("z.weight",),
+        ("mean", "count"),
+        ("out.weight", "out.mean"),
+    ]
+    assert [stage.estimates for stage in plan.stages] == [(), (), (), ("mean",), ()]
+    assert [stage.uploads for stage in plan.stages] == settled(plan)
+    assert [stage.groups for stage in plan.stages] == [("a",), ("b",), (), (), ()]
+    assert [stage.name for stage in plan.stages] == ["local", *["retrain"] * 3, "head"]
+    assert [stage.index for stage in plan.stages] == [0, 1, 2, 3, 4]
+
+
+def test_statistics_that_are_not_estimated_anew_settle_with_what_makes_their_units():
+    plan = StagePlan.build(AHEAD, reestimate_statistics=False)
+    assert settled(plan) == [
+        ("x.weight", "z.scale", "out.count"),
+        ("y.weight",),
+        ("mean", "count", "z.weight", "out.weight", "out.mean"),
+    ]
+    assert [stage.estimates for stage in plan.stages] == [(), (), ()]
+
+
+def test_a_plan_in_one_shot():
+    plan = StagePlan.one_shot(AHEAD)
+    (stage,) = plan.stages
+    assert (stage.index, stage.name, stage.groups) == (0, "local", ("a", "b"))
+    assert stage.settles == stage.uploads == tuple(AHEAD.axes)
+    assert stage.estimates == ()
+
+
 def test_recurrent_weights_settle_with_their_group():
     plan = StagePlan.build(LSTM)
     assert settled(plan)[1] == ("lstm.weight_ih_l0", "lstm.weight_hh_l0")

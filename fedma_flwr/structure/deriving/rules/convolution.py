@@ -50,9 +50,6 @@ def transposed_convolution(call: Call) -> Axes:
 
 def _grouped(x: Axis, out: Axis, per_group: Axis, groups: int) -> Axis:
     """Whole blocks may be permuted, and positions inside all blocks alike."""
-    if size(out) == groups == size(x):
-        unify(out, x)  # depthwise: whatever is known about the channels stays as it is
-        return out
     into = [x, per_group] if size(x) == groups else divide(x, [groups, size(x) // groups])
     block, inner = into
     unify(inner, per_group)
