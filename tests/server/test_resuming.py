@@ -12,7 +12,7 @@ from torch import nn
 
 from fedma_flwr import FedAvg, FedMA, FedProx
 from fedma_flwr.matching import BBPMAP
-from fedma_flwr.server import checkpoints, whole_files
+from fedma_flwr.server import checkpoints
 from fedma_flwr.server.checkpoints import Checkpoint, CheckpointError, CheckpointFolder
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.history import ExchangeRecord
@@ -179,10 +179,10 @@ def test_a_kill_between_writing_and_renaming_leaves_the_checkpoint_before(
             raise Killed
         real(source, target)
 
-    monkeypatch.setattr(whole_files.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(Killed):
         run(FedMA(**GROWING, checkpoint_dir=tmp_path))
-    monkeypatch.setattr(whole_files.os, "replace", real)
+    monkeypatch.setattr(os, "replace", real)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "round-000001.safetensors",
         "round-000002.safetensors",

@@ -1,0 +1,371 @@
+"""The clients of a run: waited for, greeted, and drawn from the seed."""
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord
+from flwr.serverapp.exception import AggregationError
+
+from fedma_flwr import FedAvg, FedMA, fedma_mod
+from fedma_flwr.server import cohort
+from fedma_flwr.server.client_keys import ClientKeys
+from fedma_flwr.testing import InProcessGrid, SilentError
+from tests.toy import SPEC, initial_arrays, make_app
+
+FIRST = 100  # node id of client 0
+
+
+class Clock:
+    """Stands for the module `time`: who sleeps is at the end of it at once."""
+
+    def __init__(self):
+        self.now = 1000.0
+        self.slept = []
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(cohort, "time", clock)
+    return clock
+
+
+class ChangingGrid(InProcessGrid):
+    """A grid of which `online(nodes)` says who can be reached."""
+
+    def __init__(self, online, clients=4, **options):
+        super().__init__(make_app(steps=1), clients, **options)
+        self.online = online
+
+    def get_node_ids(self):
+        return self.online(super().get_node_ids())
+
+
+def start(strategy, grid, rounds=1, **options):
+    return strategy.start(grid, initial_arrays(), num_rounds=rounds, **options)
+
+
+def stages(strategy):
+    return [record for record in strategy.history if record.name != "hello"]
+
+
+# ---------------------------------------------------------------- waiting
+
+
+@pytest.mark.parametrize("late", [0.0, 2.5, 5.0])
+def test_a_late_node_is_waited_for_up_to_the_deadline(clock, late):
+    grid = ChangingGrid(lambda nodes: nodes if clock.now >= 1000.0 + late else nodes[:3])
+    strategy = FedMA(spec=SPEC, min_available_nodes=4, node_timeout=5.0, fraction_evaluate=0.0)
+    start(strategy, grid)
+    assert stages(strategy)[0].cohort == 4
+    assert clock.slept == [1.0] * int(np.ceil(late))
+
+
+def test_a_node_that_comes_after_the_deadline_is_too_late(clock):
+    grid = ChangingGrid(lambda nodes: nodes if clock.now > 1005.0 else nodes[:3])
+    strategy = FedMA(spec=SPEC, min_available_nodes=4, node_timeout=5.0)
+    said = r"4 nodes are needed, but after 5 s \(node_timeout\) only 3.*Start more SuperNodes"
+    with pytest.raises(AggregationError, match=said):
+        start(strategy, grid)
+    assert clock.now == 1005.0
+
+
+def test_a_short_deadline_is_not_overslept(clock):
+    grid = ChangingGrid(lambda nodes: nodes[:1])
+    with pytest.raises(AggregationError, match=r"after 0\.25 s"):
+        start(FedAvg(node_timeout=0.25), grid)
+    assert clock.slept == [0.25]
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        ({"min_available_nodes": 4, "min_train_nodes": 2}, 4),
+        ({"min_available_nodes": 2, "min_train_nodes": 4}, 4),
+        ({"min_available_nodes": 2, "min_train_nodes": 3}, 3),
+    ],
+)
+def test_the_larger_minimum_is_waited_for(clock, options, needed):
+    """One node a second: the run begins as soon as there are enough."""
+    grid = ChangingGrid(lambda nodes: nodes[: 1 + int(clock.now - 1000.0)])
+    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0, **options)
+    start(strategy, grid)
+    assert stages(strategy)[0].cohort == needed
+
+
+class FewerFrom(ChangingGrid):
+    """A grid that has fewer nodes from a round on."""
+
+    def __init__(self, number, strategy, count):
+        super().__init__(lambda nodes: nodes[:count] if self.done(number - 1) else nodes)
+        self.strategy = strategy
+
+    def done(self, rounds):
+        return any(record.round == rounds and record.stage == 2 for record in self.strategy.history)
+
+
+def test_a_later_round_makes_do_with_the_nodes_that_are_there(clock, caplog):
+    strategy = FedMA(
+        spec=SPEC,
+        min_available_nodes=4,
+        min_train_nodes=2,
+        node_timeout=3.0,
+        fraction_evaluate=0.0,
+    )
+    result = start(strategy, FewerFrom(2, strategy, 3), rounds=2)
+    assert [record.cohort for record in stages(strategy)] == [4, 4, 4, 3, 3, 3]
+    assert strategy.history.given_up == {}
+    assert list(result.train_metrics_clientapp) == [1, 2]
+    assert clock.slept == [1.0] * 3
+    assert "Round 2: 4 nodes are needed, but after 3 s (node_timeout) only 3" in caplog.text
+
+
+def test_a_later_round_below_the_minimum_is_given_up(clock):
+    strategy = FedMA(
+        spec=SPEC,
+        min_available_nodes=2,
+        min_train_nodes=2,
+        node_timeout=3.0,
+        fraction_evaluate=0.0,
+    )
+    models = {}
+
+    def note(server_round, arrays):
+        models[server_round] = {name: array.data for name, array in arrays.items()}
+
+    result = start(strategy, FewerFrom(2, strategy, 1), rounds=3, evaluate_fn=note)
+    reason = "2 nodes are needed, but only 1 were connected"
+    assert strategy.history.given_up == {2: reason, 3: reason}
+    assert models[3] == models[2] == models[1] != models[0]
+    assert list(result.train_metrics_clientapp) == [1]
+    assert len(stages(strategy)) == 3
+
+
+def test_an_evaluation_that_is_short_of_nodes_gives_up_no_round(clock):
+    strategy = FedMA(
+        spec=SPEC,
+        min_available_nodes=2,
+        min_train_nodes=2,
+        min_evaluate_nodes=4,
+        node_timeout=3.0,
+    )
+    # In round 2 all four are there until the last stage has ended.
+    result = start(strategy, FewerFrom(3, strategy, 3), rounds=3)
+    assert strategy.history.given_up == {}
+    assert list(result.train_metrics_clientapp) == [1, 2, 3]
+    assert list(result.evaluate_metrics_clientapp) == [1]
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def drawn(seed, kind, rounds=6, **options):
+    """Which clients of eight got a kind of message, round by round."""
+    asked = []
+
+    def note(message, context):
+        if message.metadata.message_type == kind and "config" in message.content:
+            number = message.content["config"]["server-round"]
+            asked.append((number, context.node_config["partition-id"]))
+
+    strategy = FedAvg(seed=seed, fraction_train=0.5, fraction_evaluate=0.5, **options)
+    # Node ids in no order: clients are drawn by their keys.
+    nodes = [17, 4, 99, 3, 56, 8, 77, 21]
+    grid = InProcessGrid(make_app(steps=0), 8, node_ids=nodes, intercept=note)
+    start(strategy, grid, rounds=rounds)
+    return [sorted(c for n, c in asked if n == number) for number in range(1, rounds + 1)]
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_the_cohort_is_drawn_from_seed_round_and_stream(seed):
+    """Training is stream 0, evaluation stream 1: old runs cannot be repeated with others."""
+
+    def numpys(stream):
+        return [
+            sorted(np.random.default_rng([seed, number, stream]).choice(8, 4, replace=False))
+            for number in range(1, 7)
+        ]
+
+    assert drawn(seed, "train") == numpys(0)
+    assert drawn(seed, "evaluate") == numpys(1)
+    assert numpys(0) != numpys(1)
+
+
+def test_a_share_is_rounded_down_but_not_below_the_minimum():
+    def sizes(**options):
+        strategy = FedAvg(fraction_evaluate=0.0, **options)
+        start(strategy, InProcessGrid(make_app(steps=0), 7))
+        return stages(strategy)[0].cohort
+
+    assert sizes(fraction_train=0.5) == 3
+    assert sizes(fraction_train=0.99) == 6
+    assert sizes(fraction_train=0.1) == 2
+    assert sizes(fraction_train=0.1, min_train_nodes=5) == 5
+    assert sizes(fraction_train=1.0) == 7
+
+
+def test_without_shares_nobody_is_asked():
+    """Not even for its name."""
+    asked = []
+    for strategy in (
+        FedMA(spec=SPEC, fraction_train=0.0, fraction_evaluate=0.0),
+        FedAvg(fraction_train=0.0, fraction_evaluate=0.0),
+    ):
+        grid = InProcessGrid(make_app(), 4, intercept=lambda message, _: asked.append(message))
+        start(strategy, grid)
+    assert asked == []
+
+
+# ---------------------------------------------------------------- deadlines of messages
+
+
+@pytest.mark.parametrize(("stage_timeout", "expected"), [(None, 50.0), (7.0, 7.0)])
+@pytest.mark.parametrize("make", [lambda **o: FedMA(spec=SPEC, **o), FedAvg])
+def test_all_messages_have_the_stages_time_to_live(make, stage_timeout, expected):
+    lives, waits = set(), set()
+
+    class Grid(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            waits.add(timeout)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    def note(message, context):
+        lives.add(message.metadata.ttl)
+
+    strategy = make(stage_timeout=stage_timeout)
+    grid = Grid(make_app(steps=0), 4, intercept=note)
+    start(strategy, grid, timeout=50.0)
+    assert lives == {expected}
+    assert waits == ({50.0, expected})
+
+
+# ---------------------------------------------------------------- the hello
+
+
+def answer_hello(change, client=1):
+    """A mod in front of ours: one client's answer to the hello is changed."""
+
+    def mod(message, context, call_next):
+        is_hello = "fedma" in message.content and message.content["fedma"]["kind"] == "hello"
+        answer = call_next(message, context)
+        if is_hello and context.node_config["partition-id"] == client:
+            change(answer)
+        return answer
+
+    return mod
+
+
+def fail(answer):
+    raise RuntimeError("out of order")
+
+
+def be_silent(answer):
+    raise SilentError
+
+
+BAD_HELLOS = {
+    "raises": fail,
+    "silent": be_silent,
+    "without a record": lambda answer: answer.content.pop("fedma"),
+    "without a key": lambda answer: answer.content["fedma"].pop("client-key"),
+    "too long a key": lambda answer: answer.content["fedma"].update({"client-key": "k" * 201}),
+    "no version": lambda answer: answer.content["fedma"].update({"version": "x"}),
+}
+
+
+@pytest.mark.parametrize("name", BAD_HELLOS)
+def test_one_bad_hello_among_good_ones_harms_nobody(name):
+    """Its client goes by its node id, takes part, and is asked for its name again."""
+    grid = InProcessGrid(make_app(mods=(answer_hello(BAD_HELLOS[name]), fedma_mod)), 4)
+    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0)
+    start(strategy, grid, rounds=2)
+    keys = [strategy.client_key(node) for node in grid.contexts]
+    assert keys == ["0", str(FIRST + 1), "2", "3"]
+    assert [record.answered for record in stages(strategy)] == [4] * 6
+    hellos = [record for record in strategy.history if record.name == "hello"]
+    assert [(record.round, record.cohort) for record in hellos] == [(1, 4), (2, 1)]
+    good = 3 if name in {"raises", "silent"} else 4
+    assert hellos[0].answered == good
+
+
+def test_a_key_may_be_as_long_as_that():
+    change = answer_hello(lambda a: a.content["fedma"].update({"client-key": "k" * 200}))
+    grid = InProcessGrid(make_app(mods=(change, fedma_mod)), 4)
+    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0)
+    start(strategy, grid)
+    assert strategy.client_key(FIRST + 1) == "k" * 200
+
+
+def test_who_is_known_is_not_asked_again():
+    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0)
+    start(strategy, InProcessGrid(make_app(steps=0), 4), rounds=3)
+    hellos = [record for record in strategy.history if record.name == "hello"]
+    assert [(r.round, r.stage, r.stages, r.cohort, r.answered) for r in hellos] == [(1, 0, 1, 4, 4)]
+    assert hellos[0].bytes_down > 0
+    assert hellos[0].bytes_up > 0
+
+
+def test_what_most_clients_said_is_repeated_when_nobody_has_the_mod():
+    def refuse(message, context):
+        client = context.node_config["partition-id"]
+        raise RuntimeError("my fault alone" if client == 0 else "no such model")
+
+    with pytest.raises(AggregationError, match=r"None of 4 .* The clients said: .*no such model"):
+        start(FedMA(spec=SPEC), InProcessGrid(make_app(), 4, intercept=refuse))
+
+
+def test_silence_alone_does_not_end_the_run_at_the_hello():
+    """Nobody says that the mod is missing: the stage's own deadline judges."""
+
+    def silent(message, context):
+        raise SilentError
+
+    with pytest.raises(AggregationError, match=r"every client failed in the local stage"):
+        start(FedMA(spec=SPEC), InProcessGrid(make_app(), 4, intercept=silent))
+
+
+def test_fedavg_does_without_the_mod_and_says_what_follows(caplog):
+    caplog.set_level("INFO", logger="flwr")
+    grid = InProcessGrid(make_app(steps=0, mods=()), 4)
+    strategy = FedAvg(fraction_evaluate=0.0)
+    start(strategy, grid)
+    assert "Clients do not use fedma_mod" in caplog.text
+    assert strategy.client_key(FIRST) == str(FIRST)
+
+
+# ---------------------------------------------------------------- client keys
+
+
+def test_keys_are_in_the_order_of_numbers_then_of_names():
+    keys = ClientKeys()
+    names = ["b", "10", "9", "a", "٣", "1.5", "-1"]
+    for node, name in enumerate(names):
+        keys.take(node, name, set(range(len(names))))
+    assert [keys.key(node) for node in keys.in_order(range(len(names)))] == [
+        "9", "10", "-1", "1.5", "a", "b", "٣",
+    ]  # fmt: skip
+
+
+def test_a_node_that_is_gone_loses_its_key_and_one_online_keeps_it():
+    keys = ClientKeys()
+    assert not keys
+    keys.take(1, "x", {1})
+    keys.take(2, "x", {1, 2})  # both are online: the newcomer goes by its node id
+    assert (keys.key(1), keys.key(2)) == ("x", "2")
+    assert keys.unknown([3, 2, 1, 0]) == [0, 3]
+    keys.take(4, "x", {2, 4})  # node 1 is gone
+    assert (keys.key(1), keys.key(4)) == ("1", "x")
+    assert len(keys) == 2
+
+
+def test_the_train_config_of_a_user_is_not_written_to():
+    config = ConfigRecord({"lr": 0.5})
+    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0)
+    start(strategy, InProcessGrid(make_app(steps=0), 4), train_config=config)
+    assert dict(config) == {"lr": 0.5}
