@@ -151,14 +151,10 @@ def match_clients(
 ) -> MatchedNetworks:
     """Match and average by the server's own code: all groups in forward order, one exchange."""
     states = [model.state_dict() for model in models]
-    labels = [share.tensors[1] for share in shares]
     outcome = settle_stage(
         spec,
         StagePlan.one_shot(spec)[0],
-        [
-            ClientUpdate(state, len(own), torch.bincount(own, minlength=TASK.num_classes))
-            for state, own in zip(states, labels, strict=True)
-        ],
+        [_update(state, share.tensors[1]) for state, share in zip(states, shares, strict=True)],
         matched=frozenset(),
         matcher=matcher,
         max_widths={name: MAX_GROWTH * group.size for name, group in spec.groups.items()},
@@ -171,12 +167,13 @@ def match_clients(
         group: np.flatnonzero(matching.popularity == len(models)).tolist()
         for group, matching in outcome.matchings.items()
     }
-    return MatchedNetworks(
-        [load_state(state) for state in wide],
-        load_state(outcome.tensors),
-        outcome.assignments,
-        everybody,
-    )
+    matched, average = [load_state(state) for state in wide], load_state(outcome.tensors)
+    return MatchedNetworks(matched, average, outcome.assignments, everybody)
+
+
+def _update(state: dict[str, Tensor], labels: Tensor) -> ClientUpdate:
+    counts = torch.bincount(labels, minlength=TASK.num_classes)
+    return ClientUpdate(state, len(labels), counts)
 
 
 @torch.no_grad()
