@@ -15,9 +15,9 @@ import scipy
 import torch
 
 from fedma_flwr.matching import BBPMAP, Matching, assignment
-from fedma_flwr.matching.bounds import Made
+from fedma_flwr.matching.first_bounds import FirstBounds
 from fedma_flwr.matching.products import Products
-from fedma_flwr.matching.single import SingleSums, aligned
+from fedma_flwr.matching.single_precision import SingleSums, aligned
 
 
 def plant(
@@ -56,7 +56,7 @@ def _measure_once(matcher: BBPMAP, units: list[np.ndarray]) -> tuple[Matching, d
     shapes: list[tuple[int, int, torch.dtype]] = []
     solver = Stopwatch(assignment.solve)
     multiply, multiply_roughly = Products._multiply, Products._multiply_roughly
-    multiply_all = Made._multiply_open_rows
+    multiply_all = FirstBounds._multiply_measured_rows
 
     def recorded(
         self: Products, slots: np.ndarray, rows: np.ndarray | None = None
@@ -71,9 +71,12 @@ def _measure_once(matcher: BBPMAP, units: list[np.ndarray]) -> tuple[Matching, d
         shapes.append((len(self.square), aligned(len(slots)), torch.float32))
         return multiply_roughly(self, slots, room)
 
-    def recorded_all(self: Made) -> None:
-        width, counts = aligned(self._state.width), [int(rows.sum()) for rows in self.opened]
-        own = [(count, len(rows)) for count, rows in zip(counts, self.opened, strict=True)]
+    def recorded_all(self: FirstBounds) -> None:
+        width, counts = (
+            aligned(self._global_units.width),
+            [int(rows.sum()) for rows in self.measured],
+        )
+        own = [(count, len(rows)) for count, rows in zip(counts, self.measured, strict=True)]
         shapes.extend((*shape, torch.float32) for shape in ((width, width), (sum(counts), width)))
         shapes.extend((*shape, torch.float32) for shape in own)
         multiply_all(self)
@@ -82,7 +85,7 @@ def _measure_once(matcher: BBPMAP, units: list[np.ndarray]) -> tuple[Matching, d
         patch.object(assignment, "solve", solver),
         patch.object(Products, "_multiply", recorded),
         patch.object(Products, "_multiply_roughly", recorded_roughly),
-        patch.object(Made, "_multiply_open_rows", recorded_all),
+        patch.object(FirstBounds, "_multiply_measured_rows", recorded_all),
         peak_memory() as peak,
     ):
         start = clock()

@@ -11,14 +11,15 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from deploy.federation import Federation
-from simulations.commands import Config, RunFailedError, plain_text
-from simulations.demo import parse_setting
+from simulations.commands import Config, plain_text
+from simulations.demo_command import add_set_option, exit_status
 from simulations.progress import EXCHANGES, MEGABYTE, RESULT
 from simulations.report import read_run, table
 
@@ -39,17 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     for number in SIGNALS:
         signal.signal(number, _interrupt)
-    try:
-        return _run(arguments)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except (RunFailedError, ValueError) as error:
-        print(f"the demo failed: {error}", file=sys.stderr)
-        return 1
+    return exit_status(partial(_run, arguments))
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> None:
     folder = arguments.output_dir.resolve()
     result = folder / "run"
     config = {
@@ -70,7 +64,6 @@ def _run(arguments: argparse.Namespace) -> int:
     _tell("Everything is stopped")
     _show_result(result, run)
     _tell(f"Wrote {folder}")
-    return 0
 
 
 class Follower:
@@ -126,14 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deploy.demo", description=__doc__)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/deploy"))
     parser.add_argument("--num-supernodes", type=int, default=3, help="SuperNodes on this machine")
-    parser.add_argument(
-        "--set",
-        action="append",
-        type=parse_setting,
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a config key of the app; may be repeated",
-    )
+    add_set_option(parser, "of the app")
     return parser
 
 

@@ -8,20 +8,19 @@ import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from deploy.certificates import LOOPBACK, NodeKey, make_node_key, make_server_files
-from deploy.programs import Program
 from simulations import processes
 from simulations.commands import HOST, Config, FlowerCommands, free_ports, wait_until_healthy
+from simulations.programs import Program, StoppedAtTheEnd
 
 CONNECTION = "deploy"
 START_SECONDS = 90.0
 ACTIVE = "SuperNode ID: "  # what a SuperNode says once the SuperLink has let it in
 
 
-class Federation:
+class Federation(StoppedAtTheEnd):
     """A SuperLink and its SuperNodes that live as long as the `with` block.
 
     Parameters
@@ -50,28 +49,6 @@ class Federation:
         self.folder = folder.resolve()
         self.num_nodes = num_nodes
 
-    def __enter__(self) -> Self:
-        self._prepare()
-        try:
-            self.start_superlink()
-            self._in_parallel(self.register, self._keys)
-            for node in self.nodes:
-                node.start()
-            for node in self.nodes:
-                node.wait_until_it_says(ACTIVE, START_SECONDS)
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
     def _prepare(self) -> None:
         for name in ("certificates", "keys"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -89,6 +66,14 @@ class Federation:
             self.make_node(index, key, port)
             for index, (key, port) in enumerate(zip(self._keys, ports, strict=True))
         ]
+
+    def _start(self) -> None:
+        self.start_superlink()
+        self._in_parallel(self.register, self._keys)
+        for node in self.nodes:
+            node.start()
+        for node in self.nodes:
+            node.wait_until_it_says(ACTIVE, START_SECONDS)
 
     def _superlink_command(self) -> list[str]:
         files = self._files

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedma_flwr.baselines import FedAvg, FedProx
     from fedma_flwr.client import Stage, class_counts, load_model, proximal_term
+    from fedma_flwr.client_moments import head_moments
     from fedma_flwr.mod import fedma_mod
     from fedma_flwr.strategy import FedMA
 
@@ -16,6 +17,7 @@ __all__ = [
     "Stage",
     "class_counts",
     "fedma_mod",
+    "head_moments",
     "load_model",
     "proximal_term",
 ]
@@ -27,6 +29,7 @@ _HOMES = {
     "Stage": "client",
     "class_counts": "client",
     "fedma_mod": "mod",
+    "head_moments": "client_moments",
     "load_model": "client",
     "proximal_term": "client",
 }

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor, nn
 
 from fedma_flwr import protocol
+from fedma_flwr.client_moments import current_hook
 from fedma_flwr.client_statistics import estimate_statistics
 from fedma_flwr.protocol import ClientError, Instruction
 from fedma_flwr.structure import resize
@@ -62,7 +63,8 @@ class Stage:
             name=instruction.name,
             frozen=instruction.settled,
             trainable=tuple(name for name in arrays if name not in instruction.settled),
-            epochs=None if epochs is None else int(epochs),
+            # Moments need one pass: more would only repeat the sums.
+            epochs=1 if instruction.head_module else None if epochs is None else int(epochs),
             lr=None if lr is None else float(lr),
         )
 
@@ -122,6 +124,8 @@ def load_model(model: nn.Module, source: Source) -> nn.Module:
     model.load_state_dict(state_dict)
     _freeze(model, frozenset(instruction.settled))
     estimate_statistics(model, instruction.estimates)
+    if instruction.head_module and (hook := current_hook()) is not None:
+        hook.attach(model)
     return model
 
 

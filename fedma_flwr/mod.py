@@ -8,12 +8,13 @@ from logging import ERROR
 from typing import Any
 
 import torch
-from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore import log
 from torch import Tensor
 
 from fedma_flwr import protocol
+from fedma_flwr.client_moments import HeadMomentsHook, collecting
 from fedma_flwr.protocol import ClientError, Instruction, KeptState, Report
 from fedma_flwr.structure import PermutationSpec
 
@@ -52,8 +53,7 @@ def fedma_mod(
     if instruction.version != protocol.VERSION:
         return _refuse(message, _version_mismatch(instruction.version))
     if instruction.kind == protocol.HELLO:
-        report = Report(protocol.HELLO, client_key=_client_key(context))
-        return _reply(message, {protocol.FEDMA_KEY: report.to_record()})
+        return _report(message, Report(protocol.HELLO, client_key=_client_key(context)))
     try:
         return _run_stage(message, context, instruction, call_next)
     except ClientError as error:
@@ -71,32 +71,36 @@ def _run_stage(
 ) -> Message:
     kept, tensors = _kept(context)
     if instruction.kind == protocol.UPDATE and (kept is None or kept.token != instruction.needs):
-        report = Report(protocol.LOST, holds=kept.token if kept else "")
-        return _reply(message, {protocol.FEDMA_KEY: report.to_record()})
-    received = message.content.array_records.get(instruction.arrays_key)
-    new = protocol.to_tensors(received) if received is not None else {}
-    state, merged = merge(instruction, kept, tensors, new)
+        return _report(message, Report(protocol.LOST, holds=kept.token if kept else ""))
+    received = message.content.array_records.get(instruction.arrays_key, ArrayRecord())
+    state, merged = merge(instruction, kept, tensors, protocol.to_tensors(received))
     if merged:
         message.content[instruction.arrays_key] = protocol.to_arrays(merged)
     message.content[protocol.FEDMA_KEY] = replace(instruction, merged=True).to_record()
 
-    reply = call_next(message, context)
+    with collecting(instruction.head_module) as hook:
+        reply = call_next(message, context)
     if reply.has_error():
         return reply
     trained, metrics = _read_reply(reply)
-    _check_trained(PermutationSpec.from_json(state.spec), instruction, merged, trained)
+    if protocol.GRAM_KEY not in trained:  # what head_moments gave is no model
+        _check_trained(PermutationSpec.from_json(state.spec), instruction, merged, trained)
+    uploads = _uploads(instruction, trained, hook)
     # The train function may have replaced context.state: write to the one that is there now.
-    context.state[protocol.KEPT_ARRAYS_KEY] = protocol.to_arrays(trained)
-    context.state[protocol.KEPT_STATE_KEY] = state.to_record()
-    uploads = {name: trained[name] for name in instruction.uploads}
-    return _reply(
-        message,
-        {
-            protocol.ARRAYS_KEY: protocol.to_arrays(uploads, instruction.wire_dtype),
-            protocol.METRICS_KEY: metrics,
-            protocol.FEDMA_KEY: Report(protocol.DONE, holds=state.token).to_record(),
-        },
-    )
+    # Where moments are taken nothing is trained, and the head will be another.
+    _keep(context, state, merged if instruction.head_module else trained)
+    records = {protocol.ARRAYS_KEY: uploads, protocol.METRICS_KEY: metrics}
+    return _report(message, Report(protocol.DONE, holds=state.token), records)
+
+
+def _uploads(
+    instruction: Instruction, trained: Mapping[str, Tensor], hook: HeadMomentsHook
+) -> ArrayRecord:
+    """What the stage has asked for: tensors, or the moments of the head's inputs."""
+    if instruction.head_module:
+        return protocol.to_arrays(trained if protocol.GRAM_KEY in trained else hook.moments())
+    sent = {name: trained[name] for name in instruction.uploads}
+    return protocol.to_arrays(sent, instruction.wire_dtype)
 
 
 def merge(
@@ -148,6 +152,11 @@ def _kept(context: Context) -> tuple[KeptState | None, dict[str, Tensor]]:
     return KeptState.from_record(record), protocol.to_tensors(arrays)
 
 
+def _keep(context: Context, state: KeptState, tensors: Mapping[str, Tensor]) -> None:
+    context.state[protocol.KEPT_ARRAYS_KEY] = protocol.to_arrays(tensors)
+    context.state[protocol.KEPT_STATE_KEY] = state.to_record()
+
+
 def _read_reply(reply: Message) -> tuple[dict[str, Tensor], MetricRecord]:
     """The only ArrayRecord and the only MetricRecord of a train function's reply."""
     arrays = list(reply.content.array_records.values())
@@ -185,8 +194,9 @@ def _client_key(context: Context) -> str:
     return str(context.node_id)
 
 
-def _reply(message: Message, records: Mapping[str, Any]) -> Message:
-    return Message(RecordDict(dict(records)), reply_to=message)
+def _report(message: Message, report: Report, records: Mapping[str, Any] | None = None) -> Message:
+    content = {**(records or {}), protocol.FEDMA_KEY: report.to_record()}
+    return Message(RecordDict(content), reply_to=message)
 
 
 def _refuse(message: Message, reason: str) -> Message:

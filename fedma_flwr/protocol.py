@@ -37,6 +37,8 @@ ADD_THE_MOD = (
     "make the ClientApp with `ClientApp(mods=[fedma_mod])` (from fedma_flwr import fedma_mod)"
 )
 
+GRAM_KEY, CROSS_KEY = "head.gram", "head.cross"  # arrays of a reply with moments
+
 Assignments = dict[str, Tensor]
 to_arrays, to_tensors = wire.to_arrays, wire.to_tensors
 
@@ -76,6 +78,8 @@ class Instruction:
         Key of the message's ArrayRecord.
     wire_dtype : {"float32", "float16", "bfloat16"}
         Precision in which the reply's tensors shall cross.
+    head_module : str
+        Path of the head in a stage that solves it: the reply carries moments of its inputs.
     merged : bool
         Set by `fedma_mod` once it has put the full arrays into the message.
     """
@@ -95,6 +99,7 @@ class Instruction:
     spec: str = ""
     arrays_key: str = ARRAYS_KEY
     wire_dtype: str = FLOAT32
+    head_module: str = ""
     merged: bool = False
     version: int = VERSION
 
@@ -115,6 +120,7 @@ class Instruction:
             "spec": self.spec,
             "arrays-key": self.arrays_key,
             "wire-dtype": "" if self.wire_dtype == FLOAT32 else self.wire_dtype,
+            "head-module": self.head_module,
             "merged": self.merged,
             **_assignment_entries(self.assignments, self.widths),
         }
@@ -141,6 +147,7 @@ class Instruction:
             spec=str(values.get("spec", "")),
             arrays_key=str(values.get("arrays-key", ARRAYS_KEY)),
             wire_dtype=str(values.get("wire-dtype", FLOAT32)),
+            head_module=str(values.get("head-module", "")),
             merged=bool(values.get("merged", False)),
             version=int(values.get("version", 0)),
         )
@@ -217,6 +224,11 @@ class KeptState:
         """Decode what `to_record` made."""
         assignments, widths = _read_assignments(record)
         return cls(str(record["token"]), str(record["spec"]), assignments, widths)
+
+
+def hello_content(server_round: int) -> RecordDict:
+    """The content of a hello."""
+    return RecordDict({FEDMA_KEY: Instruction(HELLO, round=server_round).to_record()})
 
 
 def stage_content(

@@ -18,18 +18,18 @@ from flwr.serverapp.strategy import Result
 from torch import nn
 
 from fedma_flwr import protocol
-from fedma_flwr.averaging import MEAN, Averaging, Limits
+from fedma_flwr.averaging import MEAN
 from fedma_flwr.matching import BBPMAP, Matcher
-from fedma_flwr.server.arguments import COMMON, check_arguments, check_output
+from fedma_flwr.server.arguments import COMMON, TRAINED, check_arguments, check_fedma
 from fedma_flwr.server.cohort import TRAIN_STREAM
 from fedma_flwr.server.exchange import Exchange
-from fedma_flwr.server.global_model import GlobalModel, count_parameters
+from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.replies import StageReply
 from fedma_flwr.server.reply_metrics import consistent_metrics
 from fedma_flwr.server.resuming import ResumableCohort
-from fedma_flwr.server.round import CommunicationRound, Member
+from fedma_flwr.server.round import CommunicationRound
 from fedma_flwr.server.saved_matchings import MatchingsFolder, SavedRound
-from fedma_flwr.server.settings import RoundSettings, log_settings, make_plan, make_spec
+from fedma_flwr.server.settings import log_settings, make_settings, make_spec
 from fedma_flwr.server.stage_end import end_stage
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec
 from fedma_flwr.wire import FLOAT32
@@ -63,6 +63,10 @@ class FedMA(ResumableCohort):
     reestimate_statistics : bool (default: True)
         Whether clients estimate running statistics of batch norms anew on the averaged weights
         (see `StagePlan`), instead of sending those of their own weights with them.
+    head : {"trained", "solved"} (default: "trained")
+        How the head is made. ``"trained"``: clients train it, and it is averaged by class counts.
+        ``"solved"``: it is computed in closed form from moments of its inputs, which clients send
+        after one pass over their examples. For heads that are one linear layer.
     initialisation : {"common", "own"} (default: "common")
         What clients start from in the first round: the initial arrays, or whatever their train
         function's model is (its own random weights, a saved local model, or weights drawn from a
@@ -128,6 +132,7 @@ class FedMA(ResumableCohort):
         groups_per_stage: GroupsPerStage = 1,
         one_shot: bool = False,
         reestimate_statistics: bool = True,
+        head: str = TRAINED,
         initialisation: str = COMMON,
         max_growth: float = 2.0,
         weighted_units: bool = False,
@@ -142,45 +147,30 @@ class FedMA(ResumableCohort):
         matchings: str | Path | None = None,
         **fedavg: Any,
     ) -> None:
-        matcher = DEFAULT_MATCHER if matcher is None else matcher
-        same: dict[str, Any] = {
+        """Check the arguments and keep them. Long because each has a line, twice."""
+        arguments: dict[str, Any] = {
+            "matcher": DEFAULT_MATCHER if matcher is None else matcher,
+            "groups_per_stage": groups_per_stage,
+            "one_shot": one_shot,
+            "reestimate_statistics": reestimate_statistics,
+            "head": head,
             "initialisation": initialisation,
             "max_growth": max_growth,
+            "weighted_units": weighted_units,
             "server_learning_rate": server_learning_rate,
+            "averaging": averaging,
+            "trimmed_share": trimmed_share,
+            "max_norm_ratio": max_norm_ratio,
+            "max_weight_ratio": max_weight_ratio,
             "wire_dtype": wire_dtype,
+            "retrain_config": retrain_config,
+            "head_config": head_config,
+            "matchings": matchings,
         }
-        rule = Averaging(averaging, trimmed_share)
-        ratios = {"max_norm_ratio": max_norm_ratio, "max_weight_ratio": max_weight_ratio}
-        check_arguments({**same, **ratios, "averaging": averaging, "trimmed_share": trimmed_share})
-        check_output(
-            matcher, weighted_units=weighted_units, averaging=averaging, matchings=matchings
-        )
+        check_fedma(arguments)
         super().__init__(**fedavg)
         spec = make_spec(model, example_inputs, spec)
-        later_configs = {"retrain_config": retrain_config, "head_config": head_config}
-        self.settings = RoundSettings(
-            spec=spec,
-            plan=make_plan(
-                spec,
-                one_shot=one_shot,
-                groups_per_stage=groups_per_stage,
-                reestimate_statistics=reestimate_statistics,
-                later_configs=later_configs,
-            ),
-            matcher=matcher,
-            weighted_units=weighted_units,
-            averaging=rule,
-            limits=Limits.of(max_norm_ratio, max_weight_ratio, robust=rule.robust),
-            weighted_by_key=self.weighted_by_key,
-            arrayrecord_key=self.arrayrecord_key,
-            configrecord_key=self.configrecord_key,
-            seed=self.seed,
-            config_overrides={
-                protocol.RETRAIN: dict(retrain_config or {}),
-                protocol.HEAD: dict(head_config or {}),
-            },
-            **same,
-        )
+        self.settings = make_settings(spec, arguments, cohort=self)
         widths = self.settings.max_widths
         self._matchings = None if matchings is None else MatchingsFolder(Path(matchings), widths)
         self._tokens: dict[int, str] = {}
@@ -226,7 +216,6 @@ class FedMA(ResumableCohort):
         self.settings.spec.check(tensors, widths=self.settings.spec.sizes)
         self._begin(timeout)
         self._model = GlobalModel(tensors)
-        self._initial_parameters = count_parameters(tensors)
         return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
 
     def _begin(self, timeout: float) -> None:
@@ -243,15 +232,15 @@ class FedMA(ResumableCohort):
         self._exchange, self._arrays, self._grid = None, arrays, grid
         if self.fraction_train == 0.0 or server_round <= self._done:
             return []
-        members = [self._member(node) for node in self._sample(grid, server_round, TRAIN_STREAM)]
-        if not members:
+        nodes = self._sample(grid, server_round, TRAIN_STREAM)
+        if not nodes:
             return []
-        keys = [member.key for member in members]
+        keys = [self.client_key(node) for node in nodes]
         current = CommunicationRound(
             settings=self.settings,
             model=self._model,
             number=server_round,
-            members=members,
+            members=zip(nodes, keys, strict=True),
             config=config,
             nonce=self._nonce,
             saved=SavedRound(self._matchings, server_round, keys),
@@ -283,16 +272,6 @@ class FedMA(ResumableCohort):
         self._finish(server_round, metrics, exchange.current.committed())
         return protocol.to_arrays(self._model.tensors), metrics
 
-    def _member(self, node: int) -> Member:
-        """A client of the cohort, with the widths of what it is going to be sent."""
-        key, groups = self.client_key(node), self.settings.spec.groups
-        widths = {
-            name: len(self._model.selection(key, name, group.size))
-            for name, group in groups.items()
-            if self._model.token or self.settings.initialisation == COMMON
-        }
-        return Member(node, key, widths)
-
     def _end(self, exchange: Exchange, replies: Iterable[Message]) -> dict[int, StageReply] | None:
         return end_stage(
             exchange,
@@ -300,5 +279,4 @@ class FedMA(ResumableCohort):
             self._grid,
             self.history,
             min_train_nodes=self.min_train_nodes,
-            initial_parameters=self._initial_parameters,
         )

@@ -15,21 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from fedma_flwr import FedMA, Stage, class_counts, fedma_mod, load_model
+from fedma_flwr import FedMA
 from fedma_flwr.structure import PermutationSpec, derive_spec
-from fedma_flwr.tasks import get_task, partition
 from fedma_flwr.testing import InProcessGrid
+from simulations.small_digits import Training, accuracies, digits, make_app, split
 
 CLIENTS, TRAIN_EXAMPLES, ALPHA, ROUNDS = 6, 2000, 0.2, 2
 EPOCHS = {"local": 5, "retrain": 2, "head": 4}
 LEARNING_RATES = {"local": 0.05, "retrain": 0.05, "head": 0.01}
-TASK = get_task("mnist")
+BATCH_SIZE = 32
 
 
 class Net(nn.Module):
@@ -50,40 +48,17 @@ class Net(nn.Module):
         return logits
 
 
-def halve(images: Tensor, labels: Tensor) -> TensorDataset:
-    """Digits of 14 x 14 pixels: a quarter of the work."""
-    return TensorDataset(functional.avg_pool2d(images, 2), labels)
+def shares(seed: int) -> list[TensorDataset]:
+    """Each client's digits."""
+    chosen = torch.randperm(4000, generator=torch.Generator().manual_seed(0))[:TRAIN_EXAMPLES]
+    images, labels = digits()[0][chosen]
+    parts = split(labels, CLIENTS, ALPHA, seed)
+    # A last batch of one example would have no variance: leave it out.
+    parts = [part[: len(part) - (len(part) % BATCH_SIZE == 1)] for part in parts]
+    return [TensorDataset(images[part], labels[part]) for part in parts]
 
 
-def make_app(shares: list[TensorDataset], initialisation: str, seed: int) -> ClientApp:
-    """Clients that train with SGD on their shares of the digits."""
-    app = ClientApp(mods=[fedma_mod])
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        client, stage = int(context.node_config["partition-id"]), Stage.from_message(message)
-        torch.manual_seed(1000 * seed + client if initialisation == "own" else seed)
-        model = load_model(Net(), message)
-        TASK.train(
-            model,
-            shares[client],
-            epochs=EPOCHS[stage.name],
-            lr=LEARNING_RATES[stage.name],
-            momentum=0.9,
-            weight_decay=0.0,
-            batch_size=32,
-            seed=10_000 * seed + 100 * stage.round + 10 * stage.index + client,
-        )
-        labels = shares[client].tensors[1]
-        counts = class_counts(labels, 10)
-        metrics = MetricRecord({"num-examples": len(labels), "class-counts": counts})
-        records = {"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}
-        return Message(RecordDict(records), reply_to=message)
-
-    return app
-
-
-def accuracies(
+def run(
     spec: PermutationSpec,
     initialisation: str,
     *,
@@ -92,21 +67,10 @@ def accuracies(
     seed: int,
 ) -> list[float]:
     """Test accuracy of the global model after each round."""
-    data = TASK.load("embedded", "")
-    test = halve(*data.test.tensors)
-    chosen = torch.randperm(4000, generator=torch.Generator().manual_seed(0))[:TRAIN_EXAMPLES]
-    images, labels = halve(*data.train.tensors)[chosen]
-    parts = partition.split(
-        labels.numpy(), "dirichlet", CLIENTS, alpha=ALPHA, self_balancing=True, seed=seed
-    )
-    # A last batch of one example would have no variance: leave it out.
-    parts = [part[: len(part) - (len(part) % 32 == 1)] for part in parts]
-    shares = [TensorDataset(images[part], labels[part]) for part in parts]
-    found: list[float] = []
 
-    def evaluate(server_round: int, arrays: ArrayRecord) -> None:
-        if server_round:
-            found.append(TASK.evaluate(load_model(Net(), arrays), test)[1])
+    def untrained(client: int) -> Net:
+        torch.manual_seed(1000 * seed + client if initialisation == "own" else seed)
+        return Net()
 
     torch.manual_seed(seed)
     strategy = FedMA(
@@ -117,10 +81,9 @@ def accuracies(
         fraction_evaluate=0.0,
         seed=seed,
     )
-    grid = InProcessGrid(make_app(shares, initialisation, seed), CLIENTS)
-    initial = ArrayRecord(Net().state_dict())
-    strategy.start(grid, initial, num_rounds=ROUNDS, evaluate_fn=evaluate)
-    return found
+    training = Training(untrained, EPOCHS, LEARNING_RATES, BATCH_SIZE, seed)
+    grid = InProcessGrid(make_app(shares(seed), training), CLIENTS)
+    return accuracies(strategy, grid, Net, ROUNDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -137,8 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for reestimate in (True, False):
             setting = {"reestimate": reestimate, "bundled": options.bundled}
             runs = [
-                accuracies(spec, initialisation, **setting, seed=seed)
-                for seed in range(options.seeds)
+                run(spec, initialisation, **setting, seed=seed) for seed in range(options.seeds)
             ]
             rows.append({"start": initialisation, **setting, "accuracies": runs})
             means = ", ".join(f"{mean:.3f}" for mean in np.mean(runs, axis=0))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
-from simulations.flower import Config, LocalFlower, RunFailedError
+from simulations.commands import Config
+from simulations.demo_command import add_set_option, exit_status
+from simulations.flower import LocalFlower
 from simulations.progress import EXCHANGES, RESULT, Display
 from simulations.report import plot, read_run, table, write_results
 
@@ -39,24 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)  # so that the SuperLink is stopped on the way out
-    output = arguments.output_dir.resolve()
+    return exit_status(partial(_compare, arguments, arguments.output_dir.resolve()))
+
+
+def _compare(arguments: argparse.Namespace, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for name in ("results.json", "curves.png"):
         (output / name).unlink(missing_ok=True)
-    try:
-        runs = _run_all(arguments, output)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except (RunFailedError, ValueError) as error:
-        print(f"the demo failed: {error}", file=sys.stderr)
-        return 1
+    runs = _run_all(arguments, output)
     write_results(runs, output / "results.json")
     plot(runs, output / "curves.png")
     console = Console()
     console.print(table(runs))
     console.print(f"Wrote {output}/results.json and curves.png", highlight=False, soft_wrap=True)
-    return 0
 
 
 def run_configs(
@@ -73,17 +69,6 @@ def run_configs(
         }
         for name in strategies
     }
-
-
-def parse_setting(setting: str) -> tuple[str, Any]:
-    """Return the key and the value of "key=value"; the value is TOML's, or else a string."""
-    key, equals, value = setting.partition("=")
-    if not equals or not key.strip():
-        raise argparse.ArgumentTypeError(f"expected key=value, not {setting!r}")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value
 
 
 def _run_all(arguments: argparse.Namespace, output: Path) -> list[dict[str, Any]]:
@@ -123,14 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-supernodes", type=int, default=10, help="simulated clients")
     parser.add_argument("--client-cpus", type=int, default=1, help="CPUs for each client")
     parser.add_argument("--client-gpus", type=float, default=0.0, help="GPUs for each client")
-    parser.add_argument(
-        "--set",
-        action="append",
-        type=parse_setting,
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a config key for all strategies; may be repeated",
-    )
+    add_set_option(parser, "for all strategies")
     return parser
 
 

@@ -9,41 +9,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from simulations import processes
-from simulations.commands import (
-    HOST,
-    Config,
-    FlowerCommands,
-    RunFailedError,
-    free_ports,
-    last_lines,
-    plain_text,
-    popen,
-    to_toml,
-    wait_until_healthy,
-)
-
-__all__ = [
-    "Config",
-    "LocalFlower",
-    "RunFailedError",
-    "federation_config",
-    "last_lines",
-    "plain_text",
-    "to_toml",
-]
+from simulations.commands import HOST, Config, FlowerCommands, free_ports, wait_until_healthy
+from simulations.programs import Program, StoppedAtTheEnd
 
 CONNECTION = "local"
 
 
-class LocalFlower:
+class LocalFlower(StoppedAtTheEnd):
     """A SuperLink in simulation mode that lives as long as the `with` block.
 
     Attributes
@@ -59,26 +35,6 @@ class LocalFlower:
     ...     flower.run(app, {"num-server-rounds": 3}, num_supernodes=10, log=Path("run.log"))
     """
 
-    def __enter__(self) -> Self:
-        # Below /tmp whatever TMPDIR says: Ray's socket paths must stay under 104 characters.
-        self.home = Path(tempfile.mkdtemp(prefix="fedma-", dir="/tmp"))
-        self.marker = f"FLWR_HOME={self.home}"
-        self._superlink: subprocess.Popen[bytes] | None = None
-        try:
-            self._start()
-        except BaseException:
-            self._stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stop()
-
     def run(
         self,
         app: Path,
@@ -91,31 +47,18 @@ class LocalFlower:
         result: Path | None = None,
         while_running: Callable[[], None] = lambda: None,
     ) -> None:
-        """Run a Flower app to its end.
+        """Run a Flower app to its end; see `FlowerCommands.run`.
 
         Parameters
         ----------
-        app : Path
-            Folder of the app's pyproject.toml.
-        run_config : Mapping
-            Overrides of the app's config; paths in it should be absolute.
+        app, run_config, log, result, while_running
+            Those of `FlowerCommands.run`.
         num_supernodes : int
             Number of simulated clients.
-        log : Path
-            File that takes the run's log.
         client_cpus : int (default: 1)
             CPUs for each client that trains at the same time as others.
         client_gpus : float (default: 0.0)
             GPUs, or the share of one, for each such client.
-        result : Path (default: None)
-            File that the run must have written.
-        while_running : Callable (default: does nothing)
-            Called about twice a second while the run goes on.
-
-        Raises
-        ------
-        RunFailedError
-            If the run did not complete or left no `result`.
         """
         resources = federation_config(num_supernodes, client_cpus, client_gpus)
         self._commands.run(
@@ -127,20 +70,24 @@ class LocalFlower:
             while_running=while_running,
         )
 
-    def _start(self) -> None:
-        (port,) = free_ports(1)
-        self._commands = FlowerCommands(self.home, CONNECTION, f"{HOST}:{port}")
-        self._commands.environment["RAY_TMPDIR"] = str(self.home)
+    def _prepare(self) -> None:
+        (self._port,) = free_ports(1)
+        # Below /tmp whatever TMPDIR says: Ray's socket paths must stay under 104 characters.
+        self.home = Path(tempfile.mkdtemp(prefix="fedma-", dir="/tmp"))
         command = ["flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"]
-        command += ["--host", HOST, "--port", str(port)]
-        log = self.home / "superlink.log"
-        with log.open("wb") as file:
-            self._superlink = popen(command, self._commands.environment, stdout=file)
-        wait_until_healthy(port, self._superlink, log)
+        command += ["--host", HOST, "--port", str(self._port)]
+        self._superlink = Program(command, self.home, {"RAY_TMPDIR": str(self.home)})
+        self.marker = self._superlink.marker
 
-    def _stop(self) -> None:
-        if self._superlink is not None:
-            processes.stop(self._superlink, self.marker)
+    def _start(self) -> None:
+        self._commands = FlowerCommands(self.home, CONNECTION, f"{HOST}:{self._port}")
+        self._commands.environment["RAY_TMPDIR"] = str(self.home)
+        process = self._superlink.start()
+        wait_until_healthy(self._port, process, self._superlink.log)
+
+    def stop(self) -> None:
+        """Stop the SuperLink and all that it started, and remove its folder."""
+        self._superlink.stop()
         shutil.rmtree(self.home, ignore_errors=True)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedma_flwr.strategy_from_config import make_matcher
 from fedma_flwr.tasks import get_task
+from fedma_flwr.tasks.config import check_types
 from simulations.methods import CONFIGS, LABELS, Config, app_defaults
 
 PLAN_KEYS = {"experiment", "clients", "seeds", "methods", "rounds", "target-accuracy", "config"}
@@ -178,6 +179,7 @@ def check(settings: Sequence[Setting], seeds: Sequence[int]) -> None:
     for each in settings:
         for seed in seeds:
             config = each.resolve(seed)
+            check_types(config)
             partitions = max(each.clients, config["num-partitions"])
             get_task(config["task"]).validate(config, partitions)
             make_matcher(config)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from simulations.flower import LocalFlower, plain_text
+from simulations.commands import plain_text
+from simulations.flower import LocalFlower
 
 ROOT = Path(__file__).parents[1]
 APP = ROOT / "examples" / "quickstart"

@@ -2,6 +2,8 @@
 
 from fedma_flwr.averaging.averages import AVERAGES, MEAN, MEDIAN, TRIMMED_MEAN, Averaging
 from fedma_flwr.averaging.client_update import ClientUpdate
+from fedma_flwr.averaging.head import HeadSolver
+from fedma_flwr.averaging.head_moments import HeadMoments
 from fedma_flwr.averaging.limits import (
     LARGEST,
     LARGEST_INTEGER,
@@ -10,7 +12,7 @@ from fedma_flwr.averaging.limits import (
     oversized,
 )
 from fedma_flwr.averaging.server_step import RoundStart
-from fedma_flwr.averaging.settle import StageOutcome, settle_stage
+from fedma_flwr.averaging.settle import StageOutcome, settle_stage, solve_stage
 
 __all__ = [
     "AVERAGES",
@@ -21,10 +23,13 @@ __all__ = [
     "TRIMMED_MEAN",
     "Averaging",
     "ClientUpdate",
+    "HeadMoments",
+    "HeadSolver",
     "Limits",
     "RoundStart",
     "StageOutcome",
     "bound_weights",
     "oversized",
     "settle_stage",
+    "solve_stage",
 ]

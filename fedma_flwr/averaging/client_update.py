@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedma_flwr.averaging.head_moments import HeadMoments
+
 
 @dataclass(frozen=True)
 class ClientUpdate:
@@ -21,8 +23,11 @@ class ClientUpdate:
         The client's weight in sample-weighted means (its number of training examples).
     class_counts : Tensor, optional
         (outputs,) training examples of each class.
+    moments : HeadMoments, optional
+        Of the head's inputs, in a head stage that solves the head.
     """
 
     tensors: Mapping[str, Tensor]
     examples: float
     class_counts: Tensor | None = None
+    moments: HeadMoments | None = None

@@ -1,14 +1,61 @@
-"""The head of the paper: rows averaged by class counts (Wang et al., 2020, section 2.2)."""
+"""The head: solved from moments, or the paper's, averaged by class counts (section 2.2)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedma_flwr.averaging.client_update import ClientUpdate
-from fedma_flwr.structure import PermutationSpec
+from fedma_flwr.averaging.head_moments import solve_head, sum_moments
+from fedma_flwr.structure import LinearHead, PermutationSpec
+
+
+@dataclass(frozen=True)
+class HeadSolver:
+    """How the head is solved from the clients' moments.
+
+    Parameters
+    ----------
+    head : LinearHead
+        The layer.
+    regularisation, scale : float
+        See `solve_head`.
+    """
+
+    head: LinearHead
+    regularisation: float = 0.01
+    scale: float = 1.0
+
+    def solve(
+        self, spec: PermutationSpec, updates: Sequence[ClientUpdate], widths: Mapping[str, int]
+    ) -> dict[str, Tensor]:
+        """The head's tensors, float64, from moments weighed by the clients' examples.
+
+        Parameters
+        ----------
+        spec : PermutationSpec
+            The model's spec.
+        updates : sequence of ClientUpdate
+            With moments.
+        widths : mapping of str to int
+            The global width of every group.
+        """
+        moments = [update.moments for update in updates if update.moments is not None]
+        total = sum_moments(moments, [update.examples for update in updates])
+        weight, bias = solve_head(
+            total,
+            bias=self.head.bias is not None,
+            regularisation=self.regularisation,
+            scale=self.scale,
+        )
+        shape = spec.shapes(widths)[self.head.weight]
+        solved = {self.head.weight: weight.reshape(shape)}
+        if self.head.bias is not None and bias is not None:
+            solved[self.head.bias] = bias
+        return solved
 
 
 def class_weights(

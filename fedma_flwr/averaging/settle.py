@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedma_flwr.averaging.averages import Averaging
 from fedma_flwr.averaging.client_update import ClientUpdate
-from fedma_flwr.averaging.head import class_weights
+from fedma_flwr.averaging.head import HeadSolver, class_weights
 from fedma_flwr.averaging.holders import holding_mask
 from fedma_flwr.averaging.robust import scale_down
 from fedma_flwr.averaging.running_statistics import from_pooled, to_poolable
@@ -43,6 +43,8 @@ class StageOutcome:
         The matcher's results by group.
     head_by_class : bool
         Whether the head was averaged by class counts (False also when there is no head here).
+    head_solved : bool
+        Whether it was solved from moments.
     """
 
     tensors: dict[str, Tensor]
@@ -50,6 +52,7 @@ class StageOutcome:
     widths: dict[str, int] = field(default_factory=dict)
     matchings: dict[str, Matching] = field(default_factory=dict)
     head_by_class: bool = False
+    head_solved: bool = False
 
     @property
     def identity_shares(self) -> dict[str, float]:
@@ -106,6 +109,8 @@ def settle_stage(
     averaged row by row with weights ``n_jc / sum_j n_jc`` (Wang et al., 2020, section 2.2).
     Running variances are pooled: they include what the clients' means differ.
 
+    Long because a stage is settled by one call, and each line is one step of it.
+
     Parameters
     ----------
     spec : PermutationSpec
@@ -144,11 +149,10 @@ def settle_stage(
     weights = [update.examples if weighted else 1.0 for update in updates]
     found = _Matched(_usual_sizes(spec, updates, like, averaging), tuple({} for _ in updates))
     for number, group in enumerate(stage.groups):
-        chosen = (saved or {}).get(group, matcher)
         found.signatures[group] = signature_tensors(spec, group, matched | found.widths.keys())
-        units = [signature(spec, group, found.signatures[group], t).numpy() for t in found.wide]
+        chosen = (saved or {}).get(group, matcher)
         matching = chosen.match(
-            units,
+            [signature(spec, group, found.signatures[group], t).numpy() for t in found.wide],
             weights=weights if weighted else None,
             max_width=max_widths[group],
             seed=seed + number,
@@ -163,6 +167,32 @@ def settle_stage(
         start = start.after_matching(found.assignments, found.widths)
         settled = take_step(spec, settled, start, updates, server_learning_rate)
     return StageOutcome(settled, found.assignments, found.widths, found.matchings, by_class)
+
+
+def solve_stage(
+    spec: PermutationSpec,
+    updates: Sequence[ClientUpdate],
+    widths: Mapping[str, int],
+    solver: HeadSolver,
+    dtype: torch.dtype,
+) -> StageOutcome:
+    """Solve the head from the moments that clients sent in the last stage.
+
+    Parameters
+    ----------
+    spec : PermutationSpec
+        The model's spec.
+    updates : sequence of ClientUpdate
+        With moments; at least one.
+    widths : mapping of str to int
+        The global width of every group.
+    solver : HeadSolver
+        What to solve, and how.
+    dtype : torch.dtype
+        Of the head.
+    """
+    solved = {n: t.to(dtype) for n, t in solver.solve(spec, updates, widths).items()}
+    return StageOutcome(solved, tuple({} for _ in updates), head_solved=True)
 
 
 def _usual_sizes(

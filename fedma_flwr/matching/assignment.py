@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from .problem import NEW, Problem
-from .result import Floats, Integers
+from .arrays import Floats, Integers
+from .assignment_problem import NEW, Problem
 
 Backend = Literal["auto", "scipy", "lapx", "lapsolver"]
 

@@ -18,11 +18,13 @@ from typing import Literal, get_args
 import numpy as np
 
 from . import validate
+from .arrays import Floats, Integers, mean_row
 from .assignment import Backend, check_backend
-from .calibrate import calibrate
-from .model import Model, Rules
-from .result import Floats, Integers, Matching, Output, mean_row
+from .calibration import calibrate
+from .matcher import Matching, Output
+from .pricing import Pricing
 from .search import Search
+from .unit_model import UnitModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class BBPMAP:
       - 2 log k + 2 log(gamma / J)``.
 
     Clients are visited by decreasing width, then in ``sweeps`` random orders, until a sweep
-    changes nothing.
+    changes nothing. Torch does the products, on the GPU where there is one.
 
     Parameters
     ----------
@@ -91,10 +93,6 @@ class BBPMAP:
     ------
     ValueError
         A value outside its range, or a backend that is unknown or not installed.
-
-    Notes
-    -----
-    Torch does the products, in float64, on the GPU where there is one.
 
     Examples
     --------
@@ -241,18 +239,13 @@ class BBPMAP:
         Parameters
         ----------
         units, weights, seed
-            Those of :meth:`Matcher.match`.
+            As for :meth:`Matcher.match`, which also says what is returned.
         prior_mean : float, float array of shape (D,), or None
             The mean of the global units; None: see ``default_prior_mean``.
         orders : int array-like, shape (sweeps, J), or None
             The clients' order in every sweep; None: drawn from ``seed``.
         max_width : int or None
             The largest global width; the matcher's own holds where it is smaller.
-
-        Returns
-        -------
-        Matching
-            Global units of shape (L, D), and for every client where its units went.
 
         Raises
         ------
@@ -278,7 +271,8 @@ class BBPMAP:
             raise ValueError('weights: only output="mean" is weighted, output is "posterior"')
         visits = validate.check_orders(orders, self.sweeps, len(arrays), seed)
         mean = self._prior_mean(arrays, prior_mean)
-        search = Search(arrays, *self._model_and_rules(arrays, mean, limit), self.fit)
+        model, pricing = self._model_and_pricing(arrays, mean, limit)
+        search = Search(arrays, model, pricing, backend=self.backend, fit=self.fit)
         sweeps = search.run(visits)
         return search.result(arrays, sweeps, mass, self.output == "posterior")
 
@@ -290,22 +284,16 @@ class BBPMAP:
             return np.zeros(size)
         return mean_row(units)
 
-    def _model_and_rules(
+    def _model_and_pricing(
         self, units: Sequence[Floats], mean: Floats, max_width: int | None
-    ) -> tuple[Model, Rules]:
-        rules = Rules(
-            gamma=self.gamma,
-            log_determinant=self.log_determinant,
-            popularity_weight=self.popularity_weight,
-            popularity_cap=self.popularity_cap,
-            soft_width=self.soft_width,
-            max_width=max_width,
-            backend=self.backend,
-        )
+    ) -> tuple[UnitModel, Pricing]:
+        weight, cap = self.popularity_weight, self.popularity_cap
+        pricing = Pricing(self.gamma, weight, cap, self.soft_width, max_width)
         if self.local_variance is not None and self.prior_variance is not None:
-            return Model(float(self.local_variance), float(self.prior_variance), mean), rules
+            local, prior = float(self.local_variance), float(self.prior_variance)
+            return UnitModel(local, prior, mean, self.log_determinant), pricing
         found = calibrate(units, mean, self.gamma)
-        rules = replace(rules, gamma=found.mass, log_determinant=False, price=found.price)
+        pricing = replace(pricing, gamma=found.mass, price=found.price)
         if not found.told:
-            rules = replace(rules, popularity_weight=1.0, popularity_cap=len(units))
-        return Model(found.local, found.prior, mean), rules
+            pricing = replace(pricing, popularity_weight=1.0, popularity_cap=len(units))
+        return UnitModel(found.local, found.prior, mean, log_determinant=False), pricing

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .problem import NEW, Problem
-from .result import Floats, Integers
+from .arrays import Floats, Integers
+from .assignment_problem import NEW, Problem
 
 # A path of so many rows, each wanting the next one's unit, is not followed further: doubt is
 # always a safe answer.
@@ -96,7 +96,7 @@ def judge(
         market.elsewhere = elsewhere
         if bidders is not None:
             market.envious[bidders] = True
-        doubt = market.settle(len(columns) if most is None else most)
+        doubt = market.clear(len(columns) if most is None else most)
         return Verdict(doubt, np.flatnonzero(market.envious))
     finally:
         existing[holders, columns[holders]] = own
@@ -161,14 +161,14 @@ class _Market:
             self._outbid_by[self._opened] = bidder
             self.envious[bidder] = True
 
-    def settle(self, most: int) -> Integers:
+    def clear(self, most: int) -> Integers:
         """Raise prices until nobody wants another's unit; return who still does, if any."""
         while True:
             bidders = np.flatnonzero(self.envious)
             if len(bidders) > most:
                 return bidders
             if len(bidders):
-                doubt = self._settle_among(bidders)
+                doubt = self._clear_among(bidders)
                 if len(doubt):
                     return doubt
                 self._raise_others(bidders)
@@ -214,7 +214,7 @@ class _Market:
             piece.max(1, out=best[start : start + _ROWS])
         return best
 
-    def _settle_among(self, rows: Integers) -> Integers:
+    def _clear_among(self, rows: Integers) -> Integers:
         """Settle the prices of what some rows have, of free units and of new ones.
 
         Returns

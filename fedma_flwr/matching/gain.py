@@ -17,11 +17,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from .arrays import Floats, Integers
+from .global_units import GlobalUnits
 from .products import Products, WithUnits
-from .result import Floats, Integers
-from .single import SingleSums
-from .state import GlobalUnits
-from .sums import SumsOfOthers
+from .single_precision import SingleSums
+from .sums_of_others import SumsOfOthers
 
 
 class Gains(NamedTuple):
@@ -35,8 +35,8 @@ class Gains(NamedTuple):
 class Gain(Protocol):
     """The Gaussian part of the gain; popularity's part is the search's."""
 
-    def __call__(self, state: GlobalUnits, client: int) -> Gains:
-        """Return all of a client's gains, without error, while it is taken out of ``state``."""
+    def __call__(self, global_units: GlobalUnits, client: int) -> Gains:
+        """Return all of a client's gains, without error, while it is taken out."""
         ...
 
 
@@ -50,7 +50,7 @@ class ScalarGain:
     local, prior : float
         The local and the prior variance.
     mean : float64 array, shape (D,)
-        The prior mean, centred as the state's rows.
+        The prior mean, centred as the rows are.
     log_determinant : bool
         Add ``sum_d log d(n) - log d(n+1)``, ``d(n) = n prior + local``.
     """
@@ -62,29 +62,35 @@ class ScalarGain:
         self._products: dict[int, Products] = {}
         self.room = SingleSums(len(mean))
 
-    def products(self, state: GlobalUnits, client: int) -> Products:
+    def products(self, global_units: GlobalUnits, client: int) -> Products:
         """Return a client's products, and what of them is kept from visit to visit."""
         if client not in self._products:
-            self._products[client] = Products(state, client, self.mean)
+            self._products[client] = Products(global_units, client, self.mean)
         return self._products[client]
 
-    def __call__(self, state: GlobalUnits, client: int) -> Gains:
-        """Return all of a client's gains while it is taken out of ``state``."""
-        products, slots = self.products(state, client), state.numbering
-        return self._gains(products, products.at(slots), state.popularity[slots])
+    def __call__(self, global_units: GlobalUnits, client: int) -> Gains:
+        """Return all of a client's gains while it is taken out."""
+        products, slots = self.products(global_units, client), global_units.numbering
+        return self._gains(products, products.at(slots), global_units.popularity[slots])
 
-    def exactly(self, state: GlobalUnits, client: int, rows: Integers, slots: Integers) -> Gains:
+    def exactly(
+        self, global_units: GlobalUnits, client: int, rows: Integers, slots: Integers
+    ) -> Gains:
         """Return some rows' gains in the existing units of some slots without error."""
-        products = self.products(state, client)
+        products = self.products(global_units, client)
         cross = products.exactly(slots, rows)
-        return self._gains(products, cross, state.popularity[slots], rows)
+        return self._gains(products, cross, global_units.popularity[slots], rows)
 
-    def roughly(self, state: GlobalUnits, client: int) -> Gains:
+    def roughly(self, global_units: GlobalUnits, client: int) -> Gains:
         """Return all of a client's gains at half the cost, with an error."""
-        products, slots = self.products(state, client), state.numbering
-        return self._gains(products, products.roughly(slots, self.room), state.popularity[slots])
+        products, slots = self.products(global_units, client), global_units.numbering
+        return self._gains(
+            products, products.roughly(slots, self.room), global_units.popularity[slots]
+        )
 
-    def at_most(self, state: GlobalUnits, client: int, rows: Integers, slots: Integers) -> Floats:
+    def at_most(
+        self, global_units: GlobalUnits, client: int, rows: Integers, slots: Integers
+    ) -> Floats:
         """Return some rows' gains in some slots' units, and what the others gain there at most.
 
         That is judged by lengths alone: ``|w - m_i| >= ||w| - |m_i||``.
@@ -93,8 +99,8 @@ class ScalarGain:
         -------
         float array, shape (n, slots)
         """
-        products = self.products(state, client)
-        cross, popularity = products.exactly(slots, rows), state.popularity[slots]
+        products = self.products(global_units, client)
+        cross, popularity = products.exactly(slots, rows), global_units.popularity[slots]
         length = np.sqrt(self.mean_square(popularity, cross.square, cross.prior))
         nearest = np.sqrt(products.square)[:, None] - length
         gains: Floats = self.logs(popularity) - self.weight(popularity) * nearest**2
@@ -170,13 +176,13 @@ class VectorGain:
         self._s, self._s0, self._mean = 1 / local, 1 / prior, mean
         self._log_determinant = log_determinant
 
-    def __call__(self, state: GlobalUnits, client: int) -> Gains:
-        """Return all of a client's gains while it is taken out of ``state``."""
-        device = state.sums.device
+    def __call__(self, global_units: GlobalUnits, client: int) -> Gains:
+        """Return all of a client's gains while it is taken out."""
+        device = global_units.sums.device
         s, s0, mean = (torch.from_numpy(v).to(device) for v in (self._s, self._s0, self._mean))
-        rows = state.rows(client)
-        others = SumsOfOthers(state, client, state.numbering).block()
-        popularity = state.popularity[state.numbering]
+        rows = global_units.rows(client)
+        others = SumsOfOthers(global_units, client, global_units.numbering).block()
+        popularity = global_units.popularity[global_units.numbering]
         counts, inverse = np.unique(popularity, return_inverse=True)
         S = s0 + torch.from_numpy(popularity).to(device)[:, None] * s  # (L, D)
         weight = s * S / (s + S)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .result import Floats, Integers
-from .single import SingleProduct, SingleSums, squares
-from .state import GlobalUnits
-from .sums import SumsOfOthers
+from .arrays import Floats, Integers
+from .global_units import GlobalUnits
+from .single_precision import SingleProduct, SingleSums, squares
+from .sums_of_others import SumsOfOthers
 
 _UNIT_ROUNDOFF = 2.0**-24  # of float32
 TINY, _HUGE = 2.0**-126, 2.0**126  # smaller or larger products under- or overflow in float32
@@ -38,10 +38,10 @@ class Products:
 
     Parameters
     ----------
-    state : GlobalUnits
+    global_units : GlobalUnits
     client : int
     mean : float64 array, shape (D,)
-        The prior mean, centred as the state's rows.
+        The prior mean, centred as the rows are.
 
     Attributes
     ----------
@@ -49,12 +49,12 @@ class Products:
         ``|w|^2`` and ``mu . w`` of the client's rows.
     """
 
-    def __init__(self, state: GlobalUnits, client: int, mean: Floats) -> None:
-        self._state, self._client = state, client
-        self._mean, self._has_mean = torch.from_numpy(mean).to(state.sums.device), mean.any()
+    def __init__(self, global_units: GlobalUnits, client: int, mean: Floats) -> None:
+        self._global_units, self._client = global_units, client
+        self._mean, self._has_mean = torch.from_numpy(mean).to(global_units.sums.device), mean.any()
         self.square, self.prior = self._of_rows()
         # As much memory as the client's rows, twice that if these are float32.
-        self._keep = state.width <= len(mean)
+        self._keep = global_units.width <= len(mean)
         self._cross = np.empty((len(self.square), 0))
         self._others = np.empty((2, 0))  # |T_i|^2 and mu . T_i
         self._made: int | None = None  # when what is kept was last brought up to date
@@ -76,19 +76,19 @@ class Products:
         """Return the rough products of all rows with some slots; nothing is kept."""
         cross, (square, prior) = self._multiply_roughly(slots, room)
         longest = np.sqrt(self.square.max(initial=0.0))
-        error = rounding(self._state, len(slots)) * longest * np.sqrt(square)
+        error = rounding(self._global_units, len(slots)) * longest * np.sqrt(square)
         return WithUnits(cross, square, prior, error + len(self._mean) * TINY)
 
     def _updated(self, slots: Integers) -> tuple[Floats, Floats]:
-        state = self._state
-        missing = len(state.popularity) - self._cross.shape[1]
+        global_units = self._global_units
+        missing = len(global_units.popularity) - self._cross.shape[1]
         if missing:
             self._cross = np.pad(self._cross, ((0, 0), (0, missing)))
             self._others = np.pad(self._others, ((0, 0), (0, missing)))
         stale = slots
         if self._made is not None:
-            stale = slots[state.is_news(self._client, slots, self._made)]
-        self._made = state.time
+            stale = slots[global_units.is_news(self._client, slots, self._made)]
+        self._made = global_units.time
         if len(stale):
             cross, self._others[:, stale] = self._multiply(stale)
             self._cross[:, stale] = cross
@@ -99,20 +99,20 @@ class Products:
 
     def _of_rows(self) -> tuple[Floats, Floats]:
         square, prior = [], []
-        for part in self._state.parts(self._client):
-            rows = self._state.rows(self._client, chosen=part)
+        for part in self._global_units.parts(self._client):
+            rows = self._global_units.rows(self._client, chosen=part)
             square.append(squares(rows))
             prior.append(rows @ self._mean if self._has_mean else torch.zeros_like(square[-1]))
         return torch.cat(square).cpu().numpy(), torch.cat(prior).cpu().numpy()
 
     def _multiply(self, slots: Integers, rows: Integers | None = None) -> tuple[Floats, Floats]:
-        state, device = self._state, self._state.sums.device
+        global_units, device = self._global_units, self._global_units.sums.device
         chosen = np.arange(len(self.square)) if rows is None else rows
         cross = torch.zeros(len(chosen), len(slots), dtype=torch.float64, device=device)
         of_sums = torch.zeros(2, len(slots), dtype=torch.float64, device=device)
-        sums = SumsOfOthers(state, self._client, slots, chosen)
-        for block in state.blocks(len(slots)):
-            own = state.rows(self._client, block, chosen)
+        sums = SumsOfOthers(global_units, self._client, slots, chosen)
+        for block in global_units.blocks(len(slots)):
+            own = global_units.rows(self._client, block, chosen)
             others = sums.block(block, own)
             of_sums[0] += squares(others)
             if self._has_mean:
@@ -121,28 +121,30 @@ class Products:
         return cross.cpu().numpy(), of_sums.cpu().numpy()
 
     def _multiply_roughly(self, slots: Integers, room: SingleSums) -> tuple[Floats, Floats]:
-        state = self._state
-        others = SumsOfOthers(state, self._client, slots).block()
+        global_units = self._global_units
+        others = SumsOfOthers(global_units, self._client, slots).block()
         single, square = room.of(others)
         prior = others @ self._mean if self._has_mean else torch.zeros_like(square)
         cross = SingleProduct(len(slots))
-        for block in state.blocks(len(slots), itemsize=4):
-            cross.add(state.single_rows(self._client, block), single[:, block])
+        for block in global_units.blocks(len(slots), itemsize=4):
+            cross.add(global_units.single_rows(self._client, block), single[:, block])
         return cross.double(), torch.stack([square, prior]).numpy()
 
 
-def rounding(state: GlobalUnits, slots: int | None = None) -> float:
+def rounding(global_units: GlobalUnits, slots: int | None = None) -> float:
     """Return the relative error of products of rows and so many sums in float32.
 
     By default of those that are not made in blocks.
     """
-    blocks = [slice(0, state.sums.shape[1])] if slots is None else state.blocks(slots, 4)
+    blocks = (
+        [slice(0, global_units.sums.shape[1])] if slots is None else global_units.blocks(slots, 4)
+    )
     longest: int = max(block.stop - block.start for block in blocks)
     return (longest + len(blocks) + 3) * _UNIT_ROUNDOFF
 
 
-def roughness_pays(state: GlobalUnits) -> bool:
+def roughness_pays(global_units: GlobalUnits) -> bool:
     """Return whether float32 pays, and torch's products are what the error bound assumes."""
-    device, size = state.sums.device, state.sums.shape[1]
+    device, size = global_units.sums.device, global_units.sums.shape[1]
     is_ieee = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
-    return is_ieee and size >= _LONG and state.largest_product < _HUGE
+    return is_ieee and size >= _LONG and global_units.largest_product < _HUGE

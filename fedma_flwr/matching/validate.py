@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .result import Floats, Integers
+from .arrays import Floats, Integers
 
 
 def check_units(units: Sequence[Any]) -> list[Floats]:

@@ -14,6 +14,7 @@ from fedma_flwr.structure import PermutationSpec, SpecError
 from fedma_flwr.wire import WIRE_DTYPES
 
 COMMON, OWN = "common", "own"  # initialisations
+TRAINED, SOLVED = "trained", "solved"  # heads
 
 _Rule = tuple[Callable[[Any], bool], str]  # what is allowed, and in words
 
@@ -36,6 +37,7 @@ _RULES: dict[str, _Rule] = {
         lambda value: value in (COMMON, OWN),
         f"it must be {COMMON!r} or {OWN!r}",
     ),
+    "head": (lambda value: value in (TRAINED, SOLVED), f"it must be {TRAINED!r} or {SOLVED!r}"),
     "max_growth": (lambda value: 1.0 <= value < float("inf"), "it must be 1 or more"),
     "server_learning_rate": (lambda value: 0.0 < value <= 1.0, "it must be above 0, at most 1"),
     "averaging": (lambda value: value in AVERAGES, f"it must be one of {AVERAGES}"),
@@ -81,6 +83,38 @@ def check_resuming(checkpoint_dir: object, resume: bool) -> None:
     """
     if resume and checkpoint_dir is None:
         raise ValueError("resume was True without checkpoint_dir: say where checkpoints are.")
+
+
+def check_fedma(arguments: Mapping[str, Any]) -> None:
+    """Refuse `FedMA`'s own arguments where one is out of range, or two do not go together.
+
+    Parameters
+    ----------
+    arguments : mapping of str to value
+        All but the model's, by name.
+
+    Raises
+    ------
+    ValueError
+        It names the arguments.
+    """
+    check_arguments(arguments)
+    check_output(
+        arguments["matcher"],
+        weighted_units=arguments["weighted_units"],
+        averaging=arguments["averaging"],
+        matchings=arguments["matchings"],
+    )
+    if arguments["one_shot"]:
+        later = {name: arguments[name] for name in ("retrain_config", "head_config")}
+        solved = arguments["head"] == SOLVED
+        _check_one_shot(
+            {
+                "groups_per_stage": arguments["groups_per_stage"] != 1,
+                f"head={SOLVED!r}": solved,
+                **later,
+            }
+        )
 
 
 def check_output(
@@ -147,19 +181,8 @@ def check_spec(spec: PermutationSpec | None) -> PermutationSpec:
     return spec
 
 
-def check_one_shot(later: Mapping[str, object]) -> None:
-    """Refuse arguments that are about stages which one-shot matching does not have.
-
-    Parameters
-    ----------
-    later : mapping of str to value
-        The arguments by name; what is true was given.
-
-    Raises
-    ------
-    ValueError
-        It names them.
-    """
+def _check_one_shot(later: Mapping[str, object]) -> None:
+    """Refuse arguments that are about stages which one-shot matching does not have."""
     if given := [name for name, value in later.items() if value]:
         raise ValueError(
             f"one_shot=True has one exchange and no later stage, so that {', '.join(given)} would "

@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from logging import INFO
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.supercore import log
 
 from fedma_flwr import protocol
-from fedma_flwr.protocol import Instruction
 from fedma_flwr.server.client_keys import LONGEST_KEY, ClientKeys
 from fedma_flwr.server.history import ExchangeRecord, History
 from fedma_flwr.server.messages import error_reason, make_message, sent_to
@@ -56,8 +55,7 @@ def say_hello(
     asked = keys.unknown(nodes)
     if not asked:
         return
-    instruction = Instruction(protocol.HELLO, round=server_round).to_record()
-    content = RecordDict({protocol.FEDMA_KEY: instruction})
+    content = protocol.hello_content(server_round)
     messages = [make_message(content, node, MessageType.TRAIN, timeout) for node in asked]
     started = time.monotonic()
     replies = list(grid.send_and_receive(messages, timeout=timeout))

@@ -111,8 +111,10 @@ class ExchangeRecord:
                 100 * outcome.identity_shares[group],
             )
         if self.stage == self.stages - 1:
-            how = "class counts" if outcome.head_by_class else repr(weighted_by_key)
-            log(INFO, "\tRound %s: the head was averaged by %s", self.round, how)
+            how = "averaged by class counts" if outcome.head_by_class else "solved from moments"
+            if not outcome.head_by_class and not outcome.head_solved:
+                how = f"averaged by {weighted_by_key!r}"
+            log(INFO, "\tRound %s: the head was %s", self.round, how)
 
     def to_json(self) -> dict[str, Any]:
         """The record as an object of plain JSON types."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from fedma_flwr import protocol, wire
 from fedma_flwr.averaging import LARGEST, LARGEST_INTEGER, ClientUpdate
+from fedma_flwr.averaging.head_moments import HeadMoments, fault_of, triangle_size
+from fedma_flwr.server.decoding import decode
 from fedma_flwr.server.messages import error_reason
 from fedma_flwr.server.reply_metrics import (
     MAX_COUNT,
@@ -23,9 +23,6 @@ from fedma_flwr.server.reply_metrics import (
     read_weight,
 )
 from fedma_flwr.structure import PermutationSpec, SpecError
-
-_NPY = "numpy.ndarray"
-_NPY_HEADER_BYTES = 4096  # more than numpy ever writes before the data
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,8 @@ class Expected:
         Metric that every reply must have.
     wire_dtype : {"float32", "float16", "bfloat16"}
         Precision in which the tensors were asked for.
+    moments : (int, int) or None
+        Inputs and outputs of the head whose moments were asked for, in place of tensors.
     """
 
     spec: PermutationSpec
@@ -60,6 +59,7 @@ class Expected:
     token: str
     weighted_by_key: str
     wire_dtype: str = wire.FLOAT32
+    moments: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,12 @@ def read_reply(reply: Message, expected: Expected) -> StageReply:
     arrays = list(reply.content.array_records.values())
     if len(arrays) != 1:
         raise ReplyError(f"the reply has {len(arrays)} ArrayRecords instead of one")
+    weight, counts = read_weight(metrics, expected.weighted_by_key), _read_counts(metrics)
+    if expected.moments is not None:
+        moments = _read_moments(arrays[0], *expected.moments)
+        return StageReply(ClientUpdate({}, weight, counts, moments), {}, metrics)
     tensors, widths = _read_arrays(arrays[0], expected)
-    update = ClientUpdate(
-        tensors, read_weight(metrics, expected.weighted_by_key), _read_counts(metrics)
-    )
-    return StageReply(update, widths, metrics)
+    return StageReply(ClientUpdate(tensors, weight, counts), widths, metrics)
 
 
 def _read_counts(metrics: MetricRecord) -> Tensor | None:
@@ -153,8 +154,30 @@ def _read_arrays(
     if extra := [name for name in arrays if name not in expected.uploads]:
         raise ReplyError(f"the reply has tensors that nobody asked for: {extra[:5]}")
     widths = _check_shapes(arrays, expected)
-    tensors = {name: _decode(name, arrays[name], expected) for name in expected.uploads}
+    tensors = {}
+    for name in expected.uploads:
+        shape, dtype = tuple(arrays[name].shape), expected.dtypes[name]
+        tensors[name] = decode(name, arrays[name], dtype, shape, expected.wire_dtype)
+        _check_values(name, tensors[name], expected.spec)
     return tensors, widths
+
+
+def _read_moments(arrays: ArrayRecord, inputs: int, outputs: int) -> HeadMoments:
+    """Moments of a head with so many inputs and outputs."""
+    shapes = {
+        protocol.GRAM_KEY: (triangle_size(inputs),),
+        protocol.CROSS_KEY: (outputs, inputs + 1),
+    }
+    if set(arrays) != set(shapes):
+        raise ReplyError(
+            f"the reply has the arrays {sorted(arrays)[:5]} instead of the moments of the head's "
+            "inputs: install the same version of fedma-flwr on both"
+        )
+    gram, cross = (decode(n, arrays[n], torch.float32, s) for n, s in shapes.items())
+    moments = HeadMoments(gram, cross)
+    if fault := fault_of(moments):
+        raise ReplyError(f"its moments of the head's inputs are refused: {fault}")
+    return moments
 
 
 def _check_shapes(arrays: ArrayRecord, expected: Expected) -> dict[str, int]:
@@ -174,28 +197,6 @@ def _check_shapes(arrays: ArrayRecord, expected: Expected) -> dict[str, int]:
     return widths
 
 
-def _decode(name: str, array: Array, expected: Expected) -> Tensor:
-    dtype, shape = expected.dtypes[name], tuple(array.shape)
-    wanted = str(dtype).removeprefix("torch.")
-    stype, size = wire.wire_form(dtype, shape, expected.wire_dtype)
-    header = _NPY_HEADER_BYTES if stype == _NPY else 0
-    if array.dtype != wanted or not size <= len(array.data) <= size + header:
-        raise ReplyError(
-            f"tensor {name!r} comes as {array.dtype} in {len(array.data)} bytes; {wanted} of shape "
-            f"{shape} in {size} bytes was expected"
-        )
-    try:
-        if array.stype != stype:
-            raise TypeError(f"its serialisation is {array.stype!r} instead of {stype!r}")
-        if stype == _NPY:
-            _check_header(array.data, shape, wanted)
-        tensor = wire.to_tensor(array).reshape(shape)
-    except Exception as error:  # whatever hostile bytes provoke in the decoder
-        raise ReplyError(f"tensor {name!r} cannot be decoded: {error}") from error
-    _check_values(name, tensor, expected.spec)
-    return tensor
-
-
 def _check_values(name: str, tensor: Tensor, spec: PermutationSpec) -> None:
     if not bool(torch.isfinite(tensor).all()):
         raise ReplyError(f"tensor {name!r} is not finite (NaN or infinity)")
@@ -206,15 +207,3 @@ def _check_values(name: str, tensor: Tensor, spec: PermutationSpec) -> None:
     largest = LARGEST if tensor.dtype.is_floating_point else LARGEST_INTEGER
     if tensor.numel() and max(-float(tensor.min()), float(tensor.max())) > largest:
         raise ReplyError(f"tensor {name!r} has values beyond {largest:.3g}")
-
-
-def _check_header(data: bytes, shape: tuple[int, ...], dtype: str) -> None:
-    """Refuse data whose own header claims another size: numpy would allocate what it claims."""
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-    if read is None:
-        raise ValueError(f"unknown npy version {version}")
-    claimed, _, kind = read(stream)
-    if tuple(claimed) != shape or kind != np.dtype(dtype):
-        raise ValueError(f"its data is {kind} of shape {claimed}")

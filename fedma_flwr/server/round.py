@@ -5,14 +5,14 @@ No Flower messages here: `exchange` makes and reads them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from fedma_flwr import protocol, wire
-from fedma_flwr.averaging import ClientUpdate, RoundStart, StageOutcome, settle_stage
+from fedma_flwr.averaging import ClientUpdate, RoundStart, StageOutcome, settle_stage, solve_stage
 from fedma_flwr.protocol import Assignments, Instruction
 from fedma_flwr.server.arguments import OWN
 from fedma_flwr.server.global_model import GlobalModel
@@ -63,8 +63,8 @@ class CommunicationRound:
         The global model that the round starts from; it is not changed.
     number : int
         Communication round, from 1.
-    members : sequence of Member
-        The cohort, in the order of the client keys.
+    members : iterable of (int, str)
+        Node and client key of each client of the cohort, in the order of the client keys.
     config : mapping
         The user's train config.
     nonce : str
@@ -79,7 +79,7 @@ class CommunicationRound:
         settings: RoundSettings,
         model: GlobalModel,
         number: int,
-        members: Sequence[Member],
+        members: Iterable[tuple[int, str]],
         config: Mapping[str, Any],
         nonce: str,
         saved: SavedRound | None = None,
@@ -87,8 +87,8 @@ class CommunicationRound:
         self.settings = settings
         self.model = model
         self.number = number
-        self.members = {member.node_id: member for member in members}
-        self.size = len(members)  # of the cohort, before anyone is dropped
+        self.members = {node: self._member(node, key) for node, key in members}
+        self.size = len(self.members)  # of the cohort, before anyone is dropped
         self.config = dict(config)
         self.nonce = nonce
         self.settled: dict[str, Tensor] = {}
@@ -97,6 +97,15 @@ class CommunicationRound:
         self.saved = saved or SavedRound(None, number, [])
 
     # ------------------------------------------------------------------ what a client holds
+
+    def _member(self, node: int, key: str) -> Member:
+        """A client of the cohort, with the widths of what it is going to be sent."""
+        widths = {
+            name: len(self.model.selection(key, name, group.size))
+            for name, group in self.settings.spec.groups.items()
+            if not self._begins_anew
+        }
+        return Member(node, key, widths)
 
     def token(self, stage: int) -> str:
         """State token of the clients that have done a stage of this round."""
@@ -152,9 +161,15 @@ class CommunicationRound:
             spec="" if update else self.settings.spec.to_json(),
             arrays_key=self.settings.arrayrecord_key,
             wire_dtype=self.settings.wire_dtype,
+            head_module=self._head_module(stage),
         )
         tensors = self._news(stage) if update else self._everything(member, stage)
         return Outgoing(instruction, self._config(stage), tensors)
+
+    def _head_module(self, stage: int) -> str:
+        """Path of the head where its moments are wanted."""
+        solver = self.settings.solver
+        return solver.head.module if solver and self.settings.plan[stage].solves_head else ""
 
     def _groups_before(self, stage: int, *, last_only: bool) -> tuple[str, ...]:
         """Groups matched before a stage: in all stages of the round, or in the last one."""
@@ -164,7 +179,10 @@ class CommunicationRound:
 
     def _config(self, stage: int) -> dict[str, Any]:
         overrides = self.settings.config_overrides.get(self.settings.plan[stage].name, {})
-        return {**self.config, **overrides, protocol.SERVER_ROUND_KEY: self.number}
+        config = {**self.config, **overrides, protocol.SERVER_ROUND_KEY: self.number}
+        if self.settings.plan[stage].solves_head and protocol.EPOCHS_CONFIG_KEY in config:
+            config[protocol.EPOCHS_CONFIG_KEY] = 1  # more would only repeat the sums
+        return config
 
     def _news(self, stage: int) -> dict[str, Tensor]:
         """What has become known since the stage before; at the start, last round's head."""
@@ -197,38 +215,55 @@ class CommunicationRound:
             token=self.token(stage),
             weighted_by_key=self.settings.weighted_by_key,
             wire_dtype=self.settings.wire_dtype,
+            moments=self._moments(stage),
         )
+
+    def _moments(self, stage: int) -> tuple[int, int] | None:
+        """Inputs and outputs of the head, where its moments are wanted."""
+        solver = self.settings.solver
+        if solver is None or not self.settings.plan[stage].solves_head:
+            return None
+        outputs, inputs, *_ = self.settings.spec.shapes(self.widths)[solver.head.weight]
+        return inputs, outputs
 
     # ------------------------------------------------------------------ what comes of it
 
     def settle(self, stage: int, updates: Mapping[int, ClientUpdate]) -> StageOutcome:
         """Match and average what the clients sent; clients without an update are dropped."""
         self.members = {node: m for node, m in self.members.items() if node in updates}
-        settings, planned = self.settings, self.settings.plan[stage]
+        outcome = self._averaged(stage, [updates[node] for node in self.members])
+        for member, assignments in zip(self.members.values(), outcome.assignments, strict=True):
+            member.assignments.update(assignments)
+        self.widths.update(outcome.widths)
+        # Server and clients must hold the same numbers, or a resumed run would differ.
+        self.settled.update(wire.rounded(outcome.tensors, self.settings.wire_dtype))
         keys = [member.key for member in self.members.values()]
-        own = [member.widths for member in self.members.values()]
-        outcome = settle_stage(
+        for group, matching in outcome.matchings.items():
+            self.matched[group] = GroupMatching.of(keys, matching)
+        return outcome
+
+    def _averaged(self, stage: int, updates: Sequence[ClientUpdate]) -> StageOutcome:
+        settings, planned = self.settings, self.settings.plan[stage]
+        if settings.solver is not None and planned.solves_head:
+            dtype = self.model.tensors[settings.solver.head.weight].dtype
+            return solve_stage(settings.spec, updates, self.widths, settings.solver, dtype)
+        members = list(self.members.values())
+        return settle_stage(
             settings.spec,
             planned,
-            [updates[node] for node in self.members],
+            updates,
             matched=frozenset(self.widths),
             matcher=settings.matcher,
             max_widths=settings.max_widths,
             weighted=settings.weighted_units,
             averaging=settings.averaging,
             seed=settings.seed + 1000 * self.number + stage,
-            saved=self.saved.matchers(planned.groups, keys, own),
+            saved=self.saved.matchers(
+                planned.groups, [m.key for m in members], [m.widths for m in members]
+            ),
             start=self._start(),
             server_learning_rate=settings.server_learning_rate,
         )
-        for member, assignments in zip(self.members.values(), outcome.assignments, strict=True):
-            member.assignments.update(assignments)
-        self.widths.update(outcome.widths)
-        # Server and clients must hold the same numbers, or a resumed run would differ.
-        self.settled.update(wire.rounded(outcome.tensors, settings.wire_dtype))
-        for group, matching in outcome.matchings.items():
-            self.matched[group] = GroupMatching.of(keys, matching)
-        return outcome
 
     def _start(self) -> RoundStart | None:
         """What the clients have started from; None if the server does not know it."""

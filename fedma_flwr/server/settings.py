@@ -11,14 +11,16 @@ from typing import Any
 from flwr.supercore import log
 from torch import nn
 
-from fedma_flwr.averaging import Averaging, Limits
+from fedma_flwr.averaging import Averaging, HeadSolver, Limits
 from fedma_flwr.matching import Matcher
-from fedma_flwr.server.arguments import check_model, check_one_shot, check_spec
+from fedma_flwr.protocol import HEAD, RETRAIN
+from fedma_flwr.server.arguments import SOLVED, TRAINED, check_model, check_spec
+from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.structure import (
-    GroupsPerStage,
     PermutationSpec,
     StagePlan,
     derive_spec,
+    linear_head,
     prove_spec,
 )
 
@@ -42,6 +44,7 @@ class RoundSettings:
     configrecord_key: str
     seed: int
     config_overrides: Mapping[str, Mapping[str, Any]]  # by name of the stage
+    solver: HeadSolver | None = None  # None: the head is trained
 
     @property
     def max_widths(self) -> dict[str, int]:
@@ -51,10 +54,28 @@ class RoundSettings:
             for name, group in self.spec.groups.items()
         }
 
+    @property
+    def initial_parameters(self) -> int:
+        """Numbers in the initial model."""
+        return sum(math.prod(shape) for shape in self.spec.shapes().values())
+
     def fingerprint(self) -> dict[str, str]:
         """All settings as text: what must be the same in a resumed run."""
         texts = {f.name: str(getattr(self, f.name)) for f in fields(self)}
+        if self.solver is None:  # as in the checkpoints of runs that knew no other
+            del texts["solver"]
         return {**texts, "matcher": _as_text(self.matcher), "spec": self.spec.to_json()}
+
+
+#: Arguments of `FedMA` that are settings as they are.
+_AS_GIVEN = (
+    "matcher",
+    "initialisation",
+    "max_growth",
+    "weighted_units",
+    "server_learning_rate",
+    "wire_dtype",
+)
 
 
 def max_width(size: int, growable: bool, max_growth: float) -> int:
@@ -77,34 +98,76 @@ def make_spec(
     return check_spec(spec)
 
 
-def make_plan(
-    spec: PermutationSpec,
-    *,
-    one_shot: bool,
-    groups_per_stage: GroupsPerStage,
-    reestimate_statistics: bool,
-    later_configs: dict[str, Any],
-) -> StagePlan:
-    """Plan the stages of a round.
+def make_settings(
+    spec: PermutationSpec, arguments: Mapping[str, Any], cohort: SeededCohort
+) -> RoundSettings:
+    """What stays the same from round to round.
 
     Parameters
     ----------
     spec : PermutationSpec
         The model's spec.
-    one_shot, groups_per_stage, reestimate_statistics
-        Those of `FedMA`.
-    later_configs : dict of str to mapping or None
-        The arguments that are about stages which one-shot matching does not have, by name.
+    arguments : mapping of str to value
+        `FedMA`'s own but the model's, by name, checked.
+    cohort : SeededCohort
+        Has the seed and the keys of records.
 
     Raises
     ------
     ValueError
-        If an argument is out of range, or has no meaning with `one_shot`.
+        If `groups_per_stage` is out of range, or the model's head cannot be solved.
     """
-    if not one_shot:
-        return StagePlan.build(spec, groups_per_stage, reestimate_statistics=reestimate_statistics)
-    check_one_shot({"groups_per_stage": groups_per_stage != 1, **later_configs})
-    return StagePlan.one_shot(spec)
+    rule = Averaging(arguments["averaging"], arguments["trimmed_share"])
+    ratios = arguments["max_norm_ratio"], arguments["max_weight_ratio"]
+    solver = make_solver(spec, arguments["head"])
+    return RoundSettings(
+        spec=spec,
+        plan=_make_plan(spec, arguments, solved_head=solver is not None),
+        averaging=rule,
+        limits=Limits.of(*ratios, robust=rule.robust),
+        weighted_by_key=cohort.weighted_by_key,
+        arrayrecord_key=cohort.arrayrecord_key,
+        configrecord_key=cohort.configrecord_key,
+        seed=cohort.seed,
+        config_overrides={
+            RETRAIN: dict(arguments["retrain_config"] or {}),
+            HEAD: dict(arguments["head_config"] or {}),
+        },
+        solver=solver,
+        **{name: arguments[name] for name in _AS_GIVEN},
+    )
+
+
+def _make_plan(
+    spec: PermutationSpec, arguments: Mapping[str, Any], *, solved_head: bool
+) -> StagePlan:
+    if arguments["one_shot"]:
+        return StagePlan.one_shot(spec)
+    return StagePlan.build(
+        spec,
+        arguments["groups_per_stage"],
+        reestimate_statistics=arguments["reestimate_statistics"],
+        solved_head=solved_head,
+    )
+
+
+def make_solver(spec: PermutationSpec, head: str) -> HeadSolver | None:
+    """How the head is solved; None if it is trained.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be solved: the message says why.
+    """
+    if head != SOLVED:
+        return None
+    found = linear_head(spec)
+    if isinstance(found, str):
+        raise ValueError(
+            f"head was {SOLVED!r}, but this model's head cannot be solved: {found}. Use "
+            f"head={TRAINED!r}."
+        )
+    return HeadSolver(found)
 
 
 def log_settings(settings: RoundSettings) -> None:
@@ -116,6 +179,7 @@ def log_settings(settings: RoundSettings) -> None:
     log(INFO, "\t│\t├── Matcher: %s", settings.matcher)
     log(INFO, "\t│\t├── Initialisation: %s", settings.initialisation)
     log(INFO, "\t│\t├── Growth: at most %s times", settings.max_growth)
+    log(INFO, "\t│\t├── Head: %s", TRAINED if settings.solver is None else SOLVED)
     log(INFO, "\t│\t├── Averaging: %s", settings.averaging)
     log(INFO, "\t│\t├── Limits: %s", settings.limits)
     log(INFO, "\t│\t└── Precision on the wire: %s", settings.wire_dtype)

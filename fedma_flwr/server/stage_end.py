@@ -22,7 +22,6 @@ def end_stage(
     history: History,
     *,
     min_train_nodes: int,
-    initial_parameters: int,
 ) -> dict[int, StageReply] | None:
     """Read the replies of a stage, and match and average them.
 
@@ -38,8 +37,6 @@ def end_stage(
         Gets the stage's record.
     min_train_nodes : int
         With fewer clients the round is given up.
-    initial_parameters : int
-        Numbers in the initial model, for the growth.
 
     Returns
     -------
@@ -56,14 +53,12 @@ def end_stage(
         history.add(exchange.record)
         _give_up(exchange, len(received), history, min_train_nodes)
         return None
-    _settle(exchange, received, initial_parameters)
+    _settle(exchange, received)
     history.add(exchange.record)
     return received
 
 
-def _settle(
-    exchange: Exchange, received: Mapping[int, StageReply], initial_parameters: int
-) -> None:
+def _settle(exchange: Exchange, received: Mapping[int, StageReply]) -> None:
     record, current, started = exchange.record, exchange.current, time.monotonic()
     updates = {node: reply.update for node, reply in received.items() if reply.update}
     outcome = current.settle(exchange.stage, updates)
@@ -71,7 +66,7 @@ def _settle(
     record.widths = dict(current.widths)
     last = exchange.stage == record.stages - 1
     parameters = count_parameters(current.settled if last else current.model.tensors)
-    record.growth = parameters / initial_parameters
+    record.growth = parameters / current.settings.initial_parameters
     record.describe(outcome, current.settings.spec, current.settings.weighted_by_key)
 
 

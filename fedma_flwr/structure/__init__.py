@@ -2,6 +2,7 @@
 
 from fedma_flwr.structure.axes import AxisExpression, SpecError, UnsupportedModelError
 from fedma_flwr.structure.derive import derive_spec
+from fedma_flwr.structure.linear_heads import LinearHead, linear_head
 from fedma_flwr.structure.proving.prove import SpecProof, prove_spec
 from fedma_flwr.structure.resizing import resize
 from fedma_flwr.structure.sequential import sequential_spec
@@ -13,6 +14,7 @@ from fedma_flwr.structure.unit_groups import UnitGroup
 __all__ = [
     "AxisExpression",
     "GroupsPerStage",
+    "LinearHead",
     "PermutationSpec",
     "PlannedStage",
     "SpecError",
@@ -22,6 +24,7 @@ __all__ = [
     "UnitGroup",
     "UnsupportedModelError",
     "derive_spec",
+    "linear_head",
     "prove_spec",
     "resize",
     "sequential_spec",

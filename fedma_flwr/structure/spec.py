@@ -283,10 +283,10 @@ class PermutationSpec:
         SpecError
             If the text is no spec.
         """
-        record = spec_text.parse_json(text)
+        parts = spec_text.parse_json(text)
         try:
-            groups = {name: UnitGroup(**group) for name, group in record.pop("groups").items()}
-            return cls(groups=groups, **record)
+            groups = {name: UnitGroup(**group) for name, group in parts.pop("groups").items()}
+            return cls(groups=groups, **parts)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise SpecError(f"This is no permutation spec in JSON: {error}.") from error
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def to_json(spec: PermutationSpec) -> str:
     """Compact JSON; what equals its default is left out (LeNet: 250 bytes)."""
-    record: dict[str, Any] = {
+    parts: dict[str, Any] = {
         "groups": {name: _group_entry(group) for name, group in spec.groups.items()},
         "axes": {name: spec.describe(name) for name in spec.axes},
         "outputs": dict(spec.outputs),
@@ -22,10 +22,10 @@ def to_json(spec: PermutationSpec) -> str:
         "head": [] if spec.head == spec.default_head() else list(spec.head),
         "pinned": dict(spec.pinned),
     }
-    entries = {key: value for key, value in record.items() if value}
-    if spec.variances != spec.default_variances():  # none at all may be said as well
-        entries["variances"] = dict(spec.variances)
-    return json.dumps(entries, separators=(",", ":"))
+    told = {name: part for name, part in parts.items() if part}
+    if spec.variances != spec.default_variances():  # also if there are none
+        told["variances"] = dict(spec.variances)
+    return json.dumps(told, separators=(",", ":"))
 
 
 def _group_entry(group: UnitGroup) -> int | list[int | str]:
@@ -41,16 +41,16 @@ def parse_json(text: str) -> dict[str, Any]:
         If the text is not a JSON object of the form that `to_json` writes.
     """
     try:
-        record = json.loads(text)
-        record["groups"] = {
+        parts = json.loads(text)
+        parts["groups"] = {
             name: {"size": entry}
             if isinstance(entry, int)
             else {"size": entry[0], "growable": False, "reason": entry[1]}
-            for name, entry in record["groups"].items()
+            for name, entry in parts["groups"].items()
         }
     except (TypeError, KeyError, AttributeError, IndexError, json.JSONDecodeError) as error:
         raise SpecError(f"This is no permutation spec in JSON: {error}.") from error
-    return dict(record)
+    return dict(parts)
 
 
 def table(spec: PermutationSpec) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedma_flwr.structure.signatures import signature_tensors
@@ -40,6 +40,11 @@ class PlannedStage:
     uploads: tuple[str, ...]
     estimates: tuple[str, ...] = ()
 
+    @property
+    def solves_head(self) -> bool:
+        """Whether clients send the moments of the head's inputs in place of tensors."""
+        return self.name == "head" and not self.uploads
+
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -57,7 +62,7 @@ class StagePlan:
 
     Parameters
     ----------
-    stages : tuple of Stage
+    stages : tuple of PlannedStage
         The stages in order; the last one is the head stage.
     """
 
@@ -70,6 +75,7 @@ class StagePlan:
         groups_per_stage: GroupsPerStage = 1,
         *,
         reestimate_statistics: bool = True,
+        solved_head: bool = False,
     ) -> StagePlan:
         """Plan the stages for a spec.
 
@@ -82,6 +88,9 @@ class StagePlan:
         reestimate_statistics : bool (default: True)
             Whether running statistics settle one stage after what feeds them, estimated anew; if
             not, they settle with it, as they are.
+        solved_head : bool (default: False)
+            Whether the head is solved from moments: then all other tensors settle before the last
+            stage, in which nothing is trained and no tensor is sent.
 
         Raises
         ------
@@ -98,7 +107,7 @@ class StagePlan:
                 f"groups_per_stage was {groups_per_stage!r}; it must be a number >= 1 or 'all'."
             )
         bundles = [tuple(names[i : i + step]) for i in range(0, len(names), step)]
-        return cls(tuple(_stages(spec, bundles, reestimate_statistics)))
+        return cls(tuple(_stages(spec, bundles, reestimate_statistics, solved_head)))
 
     @classmethod
     def one_shot(cls, spec: PermutationSpec) -> StagePlan:
@@ -124,35 +133,59 @@ class StagePlan:
 
 
 def _stages(
-    spec: PermutationSpec, bundles: list[tuple[str, ...]], reestimate: bool
+    spec: PermutationSpec, bundles: list[tuple[str, ...]], reestimate: bool, solved_head: bool
 ) -> list[PlannedStage]:
     settles, fed = _settling_stages(spec, bundles)
-    while reestimate and fed and max(fed.values()) + 1 >= len(bundles):
-        # The head is to be trained on settled statistics: one more stage to estimate them in.
+    while _is_late(spec, settles, fed if reestimate else {}, len(bundles), solved_head):
         bundles = [*bundles, ()]
         settles, fed = _settling_stages(spec, bundles)
-    last = len(bundles)
+    estimated: set[str] = set()
     if reestimate:
         settles.update({name: stage + 1 for name, stage in fed.items()})
-    stages = []
-    for index, groups in enumerate([*bundles, ()]):
-        settled = tuple(name for name in spec.axes if settles[name] == index)
-        needed = {*settled, *_matching_tensors(spec, groups, bundles[:index])}
-        stages.append(
-            PlannedStage(
-                index=index,
-                name="local" if index == 0 else "head" if index == last else "retrain",
-                groups=groups,
-                settles=settled,
-                uploads=tuple(name for name in spec.axes if name in needed),
-                estimates=tuple(
-                    name
-                    for name in settled
-                    if reestimate and name in fed and name in spec.statistics
-                ),
-            )
-        )
+        estimated = fed.keys() & set(spec.statistics)
+    bundles = [*bundles, ()]  # nothing is matched in the head stage
+    stages = [_stage(spec, bundles, i, settles, estimated) for i in range(len(bundles))]
+    if solved_head:
+        stages[-1] = replace(stages[-1], uploads=())
     return stages
+
+
+def _is_late(
+    spec: PermutationSpec,
+    settles: Mapping[str, int],
+    fed: Mapping[str, int],
+    last: int,
+    solved_head: bool,
+) -> bool:
+    """Whether one more stage is needed before the last one, the head's.
+
+    The head is trained, or its moments are taken, on settled statistics; moments are taken on
+    settled tensors throughout.
+    """
+    if fed and max(fed.values()) + 1 >= last:
+        return True
+    late = (name for name, stage in settles.items() if stage == last and name not in spec.head)
+    return solved_head and any(late)
+
+
+def _stage(
+    spec: PermutationSpec,
+    bundles: Sequence[tuple[str, ...]],
+    index: int,
+    settles: Mapping[str, int],
+    estimated: Set[str],
+) -> PlannedStage:
+    settled = tuple(name for name in spec.axes if settles[name] == index)
+    needed = {*settled, *_matching_tensors(spec, bundles[index], bundles[:index])}
+    last = len(bundles) - 1
+    return PlannedStage(
+        index=index,
+        name="local" if index == 0 else "head" if index == last else "retrain",
+        groups=bundles[index],
+        settles=settled,
+        uploads=tuple(name for name in spec.axes if name in needed),
+        estimates=tuple(name for name in settled if name in estimated),
+    )
 
 
 def _settling_stages(
@@ -160,7 +193,8 @@ def _settling_stages(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Stage in which each tensor settles, and in which what feeds the statistics settles.
 
-    The second holds the statistics, and what counts their batches; both settle together.
+    The second holds the statistics, and what counts their batches: the tensors without axes in the
+    same module. Both settle together.
     """
     last = len(bundles)
     matched_in = {group: index for index, bundle in enumerate(bundles) for group in bundle}

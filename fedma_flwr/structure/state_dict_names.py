@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from fedma_flwr.structure.axes import AxisExpression
 
-_MEAN, _VARIANCE = "running_mean", "running_var"
+RUNNING_MEAN, RUNNING_VARIANCE = "running_mean", "running_var"
 
 
 def named_variances(
@@ -34,8 +34,8 @@ def named_variances(
     """
     found, listed = {}, frozenset(statistics)
     for name in statistics:
-        mean = name.removesuffix(_VARIANCE) + _MEAN
-        if name.endswith(_VARIANCE) and mean in listed and axes.get(mean) == axes.get(name):
+        mean = name.removesuffix(RUNNING_VARIANCE) + RUNNING_MEAN
+        if name.endswith(RUNNING_VARIANCE) and mean in listed and axes.get(mean) == axes.get(name):
             found[name] = mean
     return found
 

@@ -8,11 +8,9 @@ from torch import Tensor
 
 from fedma_flwr.structure.axes import AxisExpression, SpecError
 
-Axes = Mapping[str, tuple[AxisExpression, ...]]
-
 
 def solve_widths(
-    axes: Axes,
+    axes: Mapping[str, tuple[AxisExpression, ...]],
     sizes: Mapping[str, int],
     tensors: Mapping[str, Tensor],
     known: Mapping[str, int] | None = None,

@@ -81,24 +81,20 @@ def train(
         inputs = inputs.to(memory_format=torch.channels_last)
         model.to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
+    vary = None if augment is None else lambda batch: augment(batch, generator)
+    many = epochs * (len(labels) // batch_size) >= _MANY_STEPS
+    replayed = batch_size if device.type == "cuda" and many else None
     with _reproducible(seed):
         optimizer = torch.optim.SGD(
             parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
         )
         total = torch.zeros((), device=device)
-        learn = _learn(model, optimizer, penalty, total)
-        step: Step = learn if augment else lambda batch: learn(inputs[batch], labels[batch])
-        if device.type == "cuda" and epochs * (len(labels) // batch_size) >= _MANY_STEPS:
-            step = Replayed(step, batch_size)
+        step = _indexed(_step(model, optimizer, penalty, total), inputs, labels, vary, replayed)
         for _ in range(epochs):
             order = torch.randperm(len(labels), generator=generator).to(device)
             total.zero_()
-            # Indexing the tensors: a DataLoader costs more than the training of a small model.
             for batch in order.split(batch_size):
-                if augment is None:
-                    step(batch)
-                else:
-                    step(augment(inputs[batch], generator), labels[batch])
+                step(batch)
     model.to(memory_format=torch.contiguous_format)
     return total.item() / len(labels)
 
@@ -141,7 +137,7 @@ def evaluate(
     return loss / len(labels), correct / len(labels)
 
 
-def _learn(
+def _step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     penalty: Callable[[], Tensor] | None,
@@ -149,14 +145,36 @@ def _learn(
 ) -> Step:
     """Return a step of training, which adds the loss of all its examples to `total`."""
 
-    def learn(inputs: Tensor, labels: Tensor) -> None:
+    def step(inputs: Tensor, labels: Tensor) -> None:
         loss = functional.cross_entropy(model(inputs), labels)
         total.add_(loss.detach() * len(labels))
         optimizer.zero_grad()
         (loss if penalty is None else loss + penalty()).backward()
         optimizer.step()
 
-    return learn
+    return step
+
+
+def _indexed(
+    step: Step,
+    inputs: Tensor,
+    labels: Tensor,
+    vary: Callable[[Tensor], Tensor] | None,
+    replayed: int | None,
+) -> Step:
+    """Return a step that is called with the places of a batch's examples.
+
+    Indexing the tensors: a DataLoader costs more than the training of a small model. Batches of
+    `replayed` examples are replayed, but never what varies them, which draws random numbers.
+    """
+
+    def plain(batch: Tensor) -> None:
+        step(inputs[batch], labels[batch])
+
+    if vary is None:
+        return plain if replayed is None else Replayed(plain, replayed)
+    trained = step if replayed is None else Replayed(step, replayed)
+    return lambda batch: trained(vary(inputs[batch]), labels[batch])
 
 
 def _check(parameters: list[nn.Parameter], dataset: TensorDataset, epochs: int, size: int) -> None:

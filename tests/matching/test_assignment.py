@@ -7,7 +7,7 @@ import pytest
 
 from fedma_flwr.matching import BBPMAP
 from fedma_flwr.matching.assignment import assign, improve, reassign, solve
-from fedma_flwr.matching.problem import NEW, Problem
+from fedma_flwr.matching.assignment_problem import NEW, Problem
 
 BACKENDS = ["auto", "scipy"] + (["lapx"] if find_spec("lap") else [])
 
@@ -33,6 +33,22 @@ def test_what_ties_stays_and_what_gains_moves():
         assert improve(problem, np.array(columns), rows).tolist() == columns
     existing[0, 0] = 2.5
     assert improve(problem, np.array([1, 0, 2]), rows).tolist() == [0, 1, 2]
+
+
+def test_ties_are_judged_by_the_size_of_the_totals():
+    """Totals of 2e6 that differ by 1e-7 are equal, those that differ by 1e-5 are not."""
+    for gained, found in ((1e-7, [1, 0]), (1e-5, [0, 1])):
+        problem = Problem(np.array([[1e6, 1e6], [1e6, 1e6 + gained]]), np.zeros(2), np.full(2, 9.0))
+        assert improve(problem, np.array([1, 0]), np.arange(2)).tolist() == found
+
+
+def test_new_units_are_left_for_what_they_cost():
+    """A new unit gains 2 and costs 3; the unit gains 1."""
+    problem = Problem(np.array([[1.0]]), np.array([2.0]), np.array([3.0]))
+    assert improve(problem, np.array([NEW]), np.array([0])).tolist() == [0]
+    assert improve(problem, np.array([0]), np.array([0])).tolist() == [0]
+    cheap = problem._replace(prices=np.array([0.5]))
+    assert improve(cheap, np.array([0]), np.array([0])).tolist() == [NEW]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from fedma_flwr.matching import BBPMAP, products, search
 from fedma_flwr.matching.assignment import assign, reassign, solve
+from fedma_flwr.matching.assignment_problem import NEW, Problem
 from fedma_flwr.matching.certificate import best_elsewhere, judge
-from fedma_flwr.matching.problem import NEW, Problem
 
 
 def total(columns, existing, new, prices):

@@ -9,13 +9,8 @@ from pathlib import Path
 import pytest
 
 from simulations import processes
-from simulations.flower import (
-    LocalFlower,
-    RunFailedError,
-    federation_config,
-    last_lines,
-    to_toml,
-)
+from simulations.commands import RunFailedError, last_lines, to_toml
+from simulations.flower import LocalFlower, federation_config
 from simulations.report import read_run
 
 APP = Path(__file__).resolve().parents[2]

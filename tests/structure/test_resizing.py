@@ -19,6 +19,7 @@ KINDS = {
     "conv3d": (nn.Conv3d(1, 2, 2), nn.Conv3d(3, 4, 2), (2, 3, 4, 4, 4)),
     "grouped": (nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(8, 6, 1, groups=2), (2, 8, 4, 4)),
     "depthwise": (nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(5, 10, 3, groups=5), (2, 5, 8, 8)),
+    "depthwise_of_two": (nn.Conv2d(2, 2, 3, groups=2), nn.Conv2d(3, 3, 3, groups=3), (2, 3, 8, 8)),
     "transposed": (nn.ConvTranspose2d(3, 4, 2), nn.ConvTranspose2d(5, 6, 2), (2, 5, 4, 4)),
     "transposed_depthwise": (
         nn.ConvTranspose1d(4, 8, 2, groups=4),
@@ -71,6 +72,11 @@ KINDS = {
 }
 
 
+def settings(module):
+    """The numbers, texts and tuples among a module's attributes."""
+    return {n: v for n, v in vars(module).items() if isinstance(v, int | float | str | tuple)}
+
+
 def inputs(shapes):
     shapes = shapes if isinstance(shapes[0], tuple) else (shapes,)
     return tuple(torch.randn(shape) for shape in shapes)
@@ -86,6 +92,7 @@ def test_a_resized_module_computes_what_one_built_wide_does(kind):
     resized = resize(copy.deepcopy(small), large.state_dict())
     resized.load_state_dict(large.state_dict())
     assert repr(resized) == repr(large)
+    assert settings(resized) == settings(large)
     x = inputs(shapes)
     for ours, theirs in zip(tensors(resized.eval()(*x)), tensors(large.eval()(*x)), strict=True):
         torch.testing.assert_close(ours, theirs)

@@ -8,7 +8,7 @@ from torch import nn
 
 from fedma_flwr.structure import PermutationSpec, SpecError, derive_spec, prove_spec
 from fedma_flwr.structure.axes import AxisExpression
-from fedma_flwr.structure.proving.prove import generating_permutations
+from fedma_flwr.structure.proving.invariance import generating_permutations
 from tests.structure.networks import Net, derived, mlp, tokens
 
 

@@ -70,6 +70,25 @@ def test_a_later_producer_of_a_residual_stream_settles_after_its_inputs():
     assert settled(plan) == [("stem.weight",), ("inner.weight",), ("back.weight", "head.weight")]
 
 
+def test_tensors_without_groups_settle_where_their_inputs_do_unless_they_are_the_head():
+    spec = PermutationSpec(
+        groups={"g": 3, "h": 4},
+        axes={
+            "temperature": "",
+            "gate": "1, g",
+            "a": "g, 2",
+            "out": "2, h",
+            "b": "h, g",
+            "scale": "2",
+        },
+        head=["out"],
+    )
+    plan = StagePlan.build(spec)
+    assert settled(plan) == [("temperature", "a", "scale"), ("gate", "b"), ("out",)]
+    assert plan[0].uploads == ("temperature", "a", "scale")
+    assert [stage.estimates for stage in plan.stages] == [(), (), ()]
+
+
 def test_recurrent_weights_settle_with_their_group():
     plan = StagePlan.build(LSTM)
     assert settled(plan)[1] == ("lstm.weight_ih_l0", "lstm.weight_hh_l0")

@@ -56,12 +56,12 @@ def test_training_by_replay_is_training(monkeypatch):
         torch.randn(30, 5, generator=generator), torch.randint(0, 3, (30,), generator=generator)
     )
 
-    def train(step=None):
+    def train(replay=None):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3))
-        if step is not None:
-            learn = training._learn
-            monkeypatch.setattr(training, "_learn", lambda *args: step(learn(*args)))
+        if replay is not None:
+            make_step = training._step
+            monkeypatch.setattr(training, "_step", lambda *args: replay(make_step(*args)))
         loss = training.train(
             model,
             data,
@@ -76,7 +76,7 @@ def test_training_by_replay_is_training(monkeypatch):
         return loss, torch.cat([p.detach().flatten() for p in model.parameters()])
 
     recorder = Recorder()
-    plain, replayed = train(), train(lambda learn: Replayed(learn, 4, recorder))
+    plain, replayed = train(), train(lambda step: Replayed(step, 4, recorder))
 
     assert recorder.replayed == 3 * 7 - 3
     assert plain[0] == replayed[0]

@@ -1,4 +1,4 @@
-"""Propagate axis factors through a captured graph, operator by operator."""
+"""Propagate the axes of tensors through a captured graph, operator by operator."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.export.graph_signature import InputKind, OutputKind
 
-from fedma_flwr.structure.deriving.capturing import location, source_line
-from fedma_flwr.structure.deriving.factors import (
+from fedma_flwr.structure.deriving.atoms import (
     Axes,
     SizeMismatchError,
     fixed,
@@ -20,8 +19,9 @@ from fedma_flwr.structure.deriving.factors import (
     size,
     unify,
 )
+from fedma_flwr.structure.deriving.capturing import location, source_line
 from fedma_flwr.structure.deriving.rules import RULES, Call, Stack
-from fedma_flwr.structure.deriving.spec_building import Trace
+from fedma_flwr.structure.deriving.trace import Trace
 from fedma_flwr.structure.refusals import unsupported
 
 # Operators of Python and of the tracer that neither make nor change tensors.

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedma_flwr.structure.axes import UnsupportedModelError
+from fedma_flwr.structure.deriving.atoms import Axes, fixed, free, pin
 from fedma_flwr.structure.deriving.capturing import capture, statistics_of
-from fedma_flwr.structure.deriving.factors import Axes, fixed, free, pin
 from fedma_flwr.structure.deriving.propagation import Propagation
-from fedma_flwr.structure.deriving.spec_building import Trace, build_spec
+from fedma_flwr.structure.deriving.spec_building import build_spec
+from fedma_flwr.structure.deriving.trace import Trace
 from fedma_flwr.structure.model_copies import cpu_inputs, private_copy
 from fedma_flwr.structure.refusals import unsupported
 from fedma_flwr.structure.spec import PermutationSpec

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fedma_flwr.structure.deriving.factors import (
+from fedma_flwr.structure.deriving.atoms import (
     MAX_TERMS,
+    Atom,
     Axes,
     Axis,
-    Factor,
     SizeMismatchError,
     all_pinned,
     expand,
@@ -30,14 +30,14 @@ def concat(axes: Sequence[Axis]) -> Axis:
 
 def product(axes: Sequence[Axis]) -> Axis:
     """The product of axes, slowest-varying first: what ``flatten`` makes of them."""
-    whole: list[Factor] = []
+    whole: list[Atom] = []
     for axis in axes:
         if len(axis) == 1:
             whole += axis[0]
         else:
-            factor = Factor(size(axis))
-            factor.axis = axis
-            whole.append(factor)
+            atom = Atom(size(axis))
+            atom.axis = axis
+            whole.append(atom)
     return (tuple(whole),)
 
 
@@ -85,14 +85,14 @@ def _peel(axis: Axis, length: int) -> tuple[Axis, Axis]:
 def _peel_term(axis: Axis, length: int) -> tuple[Axis, Axis]:
     term, taken = axis[0], 1
     for index in range(len(term) - 1, -1, -1):
-        factor = term[index]
-        if length % (taken * factor.size) == 0:
-            taken *= factor.size
+        atom = term[index]
+        if length % (taken * atom.size) == 0:
+            taken *= atom.size
             if taken == length:
                 return (term[:index],), (term[index:],)
-        elif length % taken == 0 and factor.size % (length // taken) == 0:
+        elif length % taken == 0 and atom.size % (length // taken) == 0:
             fast = length // taken
-            refine_product(factor, factor.size // fast, fast)
+            refine_product(atom, atom.size // fast, fast)
             return _peel(axis, length)
         else:
             break

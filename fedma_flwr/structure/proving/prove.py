@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from fedma_flwr.structure.axes import AxisExpression, SpecError
+from fedma_flwr.structure.axes import SpecError
 from fedma_flwr.structure.model_copies import quiet
-from fedma_flwr.structure.proving.diagnosis import diagnose
-from fedma_flwr.structure.proving.drawing import ATTEMPTS, redraw, with_another_batch
+from fedma_flwr.structure.proving.drawing import ATTEMPTS, redraw
 from fedma_flwr.structure.proving.growability import why_not_growable
-from fedma_flwr.structure.proving.model_under_test import Subject, relative_change
+from fedma_flwr.structure.proving.invariance import (
+    TOLERANCE,
+    check_another_batch,
+    check_invariance,
+    is_chaotic,
+    is_repeatable,
+)
+from fedma_flwr.structure.proving.model_under_test import Subject
 from fedma_flwr.structure.proving.sensitivity import Pair, all_pairs, sensitive_pairs
+from fedma_flwr.structure.proving.spec_changes import with_growth, without_groups
 from fedma_flwr.structure.spec import PermutationSpec
-from fedma_flwr.structure.unit_groups import UnitGroup
 
-# Largest relative change of the output, in float64, that counts as none.
-TOLERANCE = 1e-9
 # Memory that a proof takes for a parameter, measured: weights and their derivatives in float64,
 # permuted and as they were, beside the model itself.
 _BYTES_PER_PARAMETER = 42
-# Elements of a tensor that rounding errors are put into.
-_SMALL = 2**14
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def prove_spec(
     subject.spec = spec
     inert = tuple(sorted(pair for pair in pending if pair[0] not in unused))
     return SpecProof(
-        _with_growth(spec, why_not_growable(subject, TOLERANCE, generator)), worst, inert
+        with_growth(spec, why_not_growable(subject, TOLERANCE, generator)), worst, inert
     )
 
 
@@ -145,10 +146,10 @@ def _try_draws(subject: Subject, generator: torch.Generator) -> tuple[set[Pair],
     good: tuple[int, Tensor] | None = None
     for attempt in range(ATTEMPTS):
         before = generator.get_state()
-        if not redraw(subject, attempt, generator) or _is_chaotic(subject, generator):
+        if not redraw(subject, attempt, generator) or is_chaotic(subject, generator):
             continue
         good = attempt, before
-        worst = max(worst, _check_invariance(subject, generator))
+        worst = max(worst, check_invariance(subject, generator))
         pending -= sensitive_pairs(subject, pending, generator)
         if not pending:
             break
@@ -160,141 +161,20 @@ def _try_draws(subject: Subject, generator: torch.Generator) -> tuple[set[Pair],
     if attempt != good[0]:
         generator.set_state(good[1])
         redraw(subject, good[0], generator)
-    worst = max(worst, _check_another_batch(subject, generator))
+    worst = max(worst, check_another_batch(subject, generator))
+    return pending, max(worst, _try_training_mode(subject, pending, generator))
+
+
+def _try_training_mode(subject: Subject, pending: set[Pair], generator: torch.Generator) -> float:
+    """Check invariance in training mode, if it can be; what the output depends on is struck off."""
     subject.training = True
-    if _is_repeatable(subject) and not _is_chaotic(subject, generator):
-        worst = max(worst, _check_invariance(subject, generator))
+    worst = 0.0
+    if is_repeatable(subject) and not is_chaotic(subject, generator):
+        worst = check_invariance(subject, generator)
         pending -= sensitive_pairs(subject, pending, generator)
     subject.training = False
-    return pending, worst
+    return worst
 
 
 def _pairs_of(spec: PermutationSpec, group: str) -> Iterable[Pair]:
     return ((group, name) for name in spec.axes if group in spec.tensor_groups(name))
-
-
-def _is_chaotic(subject: Subject, generator: torch.Generator) -> bool:
-    """Whether rounding errors of inputs and small tensors alone come near the tolerance."""
-    reference, inputs = subject.run(), subject.inputs
-
-    def shake(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.dtype != torch.float64:
-            return value
-        noise = torch.randn(value.shape, generator=generator, dtype=value.dtype)
-        return value * (1 + 1e-15 * noise)
-
-    small = {n: shake(t) for n, t in subject.tensors.items() if t.numel() <= _SMALL}
-    subject.inputs = tree_map(shake, inputs)
-    change = subject.change(small, reference)
-    subject.inputs = inputs
-    return not change <= TOLERANCE / 10
-
-
-def _check_another_batch(subject: Subject, generator: torch.Generator) -> float:
-    """Code may take another way for a batch of another size; where it runs, it is tried."""
-    inputs = subject.inputs
-    subject.inputs = with_another_batch(inputs)
-    try:
-        return _check_invariance(subject, generator) if _is_repeatable(subject) else 0.0
-    finally:
-        subject.inputs = inputs
-
-
-def _is_repeatable(subject: Subject) -> bool:
-    """Whether the model runs in this mode on these inputs, and twice with the same result."""
-    try:
-        first, second = subject.run(), subject.run()
-    except SpecError:
-        return False
-    finite = all(not out.is_floating_point() or bool(out.isfinite().all()) for out in first)
-    return finite and relative_change(first, second) == 0.0
-
-
-def _check_invariance(subject: Subject, generator: torch.Generator) -> float:
-    reference = subject.run()
-    worst = 0.0
-    for permutations in generating_permutations(subject.spec.sizes, generator):
-        change = relative_change(subject.permuted(permutations), reference)
-        if not change < TOLERANCE:
-            raise SpecError(diagnose(subject, reference, TOLERANCE, permutations))
-        worst = max(worst, change)
-    return worst
-
-
-def generating_permutations(
-    sizes: Mapping[str, int], generator: torch.Generator
-) -> tuple[dict[str, Tensor], ...]:
-    """Two permutations of each group that generate all others.
-
-    Parameters
-    ----------
-    sizes : mapping of str to int
-        The width of every group.
-    generator : torch.Generator
-        Where the permutations come from.
-
-    Returns
-    -------
-    tuple of two dict of str to Tensor
-        For each group a cycle through all its units in random order, and the transposition of two
-        neighbours in that cycle. A single random permutation could be the identity, as every
-        second one of two units is, and what is merely cyclic survives every cycle of three.
-    """
-    cycles, swaps = {}, {}
-    for group, size in sizes.items():
-        order = torch.randperm(size, generator=generator)
-        cycles[group] = torch.empty_like(order).index_copy_(0, order, order.roll(1))
-        swaps[group] = torch.arange(size).index_copy_(0, order[:2], order[:2].flip(0))
-    return (cycles, swaps) if cycles else ()
-
-
-def without_groups(spec: PermutationSpec, groups: Iterable[str], reason: str) -> PermutationSpec:
-    """The spec with some groups turned into fixed sizes.
-
-    Parameters
-    ----------
-    spec : PermutationSpec
-        The spec.
-    groups : iterable of str
-        The groups to drop.
-    reason : str
-        Why, for `PermutationSpec.pinned`.
-    """
-    dropped = set(groups)
-    if not dropped:
-        return spec
-
-    def fix(axis: AxisExpression) -> AxisExpression:
-        return AxisExpression(
-            tuple(
-                tuple(spec.sizes[f] if isinstance(f, str) and f in dropped else f for f in term)
-                for term in axis.terms
-            )
-        )
-
-    pinned = {
-        f"{name}[{dim}]": reason
-        for name, axes in spec.axes.items()
-        for dim, axis in enumerate(axes)
-        if axis.groups & dropped
-    }
-    axes = {name: tuple(fix(axis) for axis in own) for name, own in spec.axes.items()}
-    statistics = [n for n in spec.statistics if any(axis.groups for axis in axes[n])]
-    return PermutationSpec(
-        groups={name: group for name, group in spec.groups.items() if name not in dropped},
-        axes=axes,
-        outputs=spec.outputs,
-        statistics=statistics,
-        head=spec.head,
-        pinned={**spec.pinned, **pinned},
-        variances={n: mean for n, mean in spec.variances.items() if n in statistics},
-    )
-
-
-def _with_growth(spec: PermutationSpec, reasons: Mapping[str, str]) -> PermutationSpec:
-    groups: dict[str, UnitGroup] = {}
-    for name, group in spec.groups.items():
-        if group.growable and name in reasons:
-            group = replace(group, growable=False, reason=reasons[name])
-        groups[name] = group
-    return replace(spec, groups=groups)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from fedma_flwr.structure.deriving.factors import Axes, Axis, fixed, pin, size, unify
+from fedma_flwr.structure.deriving.atoms import Axes, Axis, fixed, pin, size, unify
 
 
 @dataclass(frozen=True)

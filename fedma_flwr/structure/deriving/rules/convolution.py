@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedma_flwr.structure.deriving.factors import Axes, Axis, pin, size, unify
+from fedma_flwr.structure.deriving.atoms import Axes, Axis, pin, size, unify
 from fedma_flwr.structure.deriving.reshaping import divide, product
 from fedma_flwr.structure.deriving.rules.call import Call, fixed_like, rule
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedma_flwr.structure.deriving.factors import Axes, free, split, unify
+from fedma_flwr.structure.deriving.atoms import Axes, free, split, unify
 from fedma_flwr.structure.deriving.reshaping import concat
 from fedma_flwr.structure.deriving.rules.call import Call, broadcast, rule
 

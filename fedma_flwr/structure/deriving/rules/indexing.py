@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedma_flwr.structure.deriving.factors import Axes, Axis, fixed, size, split
+from fedma_flwr.structure.deriving.atoms import Axes, Axis, fixed, size, split
 from fedma_flwr.structure.deriving.reshaping import divide
 from fedma_flwr.structure.deriving.rules.call import Call, Stack, broadcast, fixed_like, rule
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedma_flwr.structure.deriving.factors import Axes, size, unify
+from fedma_flwr.structure.deriving.atoms import Axes, size, unify
 from fedma_flwr.structure.deriving.reshaping import divide
 from fedma_flwr.structure.deriving.rules.call import Call, rule
 

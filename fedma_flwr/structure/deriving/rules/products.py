@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import fx
 
-from fedma_flwr.structure.deriving.factors import Axes, Axis, size, unify
+from fedma_flwr.structure.deriving.atoms import Axes, Axis, size, unify
 from fedma_flwr.structure.deriving.rules.call import Call, broadcast, fixed_like, rule
 
 
@@ -75,17 +75,17 @@ def einsum(call: Call) -> Axes:
     if any("." in term or len(set(term)) != len(term) for term in letters) or not arrow:
         call.pin_all("an equation with '...', repeated letters or without '->'")
         return fixed_like(call.shape)
-    known: dict[str, Axis] = {}
+    axis_of: dict[str, Axis] = {}
     nodes = cast(Sequence[fx.Node], call.node.args[1])
     for term, axes, node in zip(letters, operands, nodes, strict=True):
         for letter, axis in zip(term, axes, strict=True):
             if letter not in result and _is_weight(node):
                 call.contracted.append(axis)
-            if letter not in known or size(known[letter]) == 1:
-                known[letter] = axis
+            if letter not in axis_of or size(axis_of[letter]) == 1:
+                axis_of[letter] = axis
             elif size(axis) != 1:
-                unify(known[letter], axis)
-    return tuple(known[letter] for letter in result)
+                unify(axis_of[letter], axis)
+    return tuple(axis_of[letter] for letter in result)
 
 
 def _is_weight(node: fx.Node) -> bool:

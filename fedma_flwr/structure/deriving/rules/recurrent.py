@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from fedma_flwr.structure.deriving.factors import Axes, Axis, free, pin, size, unify
+from fedma_flwr.structure.deriving.atoms import Axes, Axis, free, pin, size, unify
 from fedma_flwr.structure.deriving.reshaping import concat
 from fedma_flwr.structure.deriving.rules.call import Call, Stack, broadcast, rule
 

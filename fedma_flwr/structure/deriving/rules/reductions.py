@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from fedma_flwr.structure.deriving.factors import Axes, pin
+from fedma_flwr.structure.deriving.atoms import Axes, pin
 from fedma_flwr.structure.deriving.rules.call import Call, fixed_like, rule
 
 _SYMMETRIC = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedma_flwr.structure.deriving.factors import Axes, Axis, free, size, split, unify
+from fedma_flwr.structure.deriving.atoms import Axes, Axis, free, size, split, unify
 from fedma_flwr.structure.deriving.reshaping import concat, divide, product, reshape
 from fedma_flwr.structure.deriving.rules.call import Call, fixed_like, rule
 
@@ -125,8 +125,8 @@ def _padded(axis: Axis, before: int, after: int) -> Axis:
 def pixel_shuffle(call: Call) -> Axes:
     """``(C * r * r, H, W)`` to ``(C, H * r, W * r)``."""
     *batch, channels, height, width = call.axes("self")
-    factor = int(call["upscale_factor"])
-    out, rows, columns = divide(channels, [size(channels) // factor**2, factor, factor])
+    times = int(call["upscale_factor"])
+    out, rows, columns = divide(channels, [size(channels) // times**2, times, times])
     return (*batch, out, product([height, rows]), product([width, columns]))
 
 
@@ -134,9 +134,9 @@ def pixel_shuffle(call: Call) -> Axes:
 def pixel_unshuffle(call: Call) -> Axes:
     """``(C, H * r, W * r)`` to ``(C * r * r, H, W)``."""
     *batch, channels, height, width = call.axes("self")
-    factor = int(call["downscale_factor"])
-    high, rows = divide(height, [size(height) // factor, factor])
-    wide, columns = divide(width, [size(width) // factor, factor])
+    times = int(call["downscale_factor"])
+    high, rows = divide(height, [size(height) // times, times])
+    wide, columns = divide(width, [size(width) // times, times])
     return (*batch, product([channels, rows, columns]), high, wide)
 
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from .result import Floats, Integers, Matching, Output, average_members
+from .arrays import Floats, Integers, average_members
+from .matcher import Matching, Output
 from .validate import check_max_width, check_units, check_weights
 
 

@@ -1,4 +1,4 @@
-"""The model of the units, and how popularity and new units are priced."""
+"""What popularity is worth and what new units cost."""
 
 from __future__ import annotations
 
@@ -7,56 +7,22 @@ from typing import Literal
 
 import numpy as np
 
-from .assignment import Backend
-from .gain import Gain, ScalarGain, VectorGain
-from .result import Floats, Integers
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """The Gaussian model of the units.
-
-    Parameters
-    ----------
-    local, prior : float or float64 array, shape (D,)
-        The variance of a local unit around its global unit, and of the global units.
-    mean : float64 array, shape (D,)
-        The mean of the global units.
-    """
-
-    local: float | Floats
-    prior: float | Floats
-    mean: Floats
-
-    def gain(self, centre: Floats, log_determinant: bool) -> Gain:
-        """Return the model's gain for rows from which ``centre`` was subtracted."""
-        mean = self.mean - centre
-        if isinstance(self.local, float) and isinstance(self.prior, float):
-            return ScalarGain(self.local, self.prior, mean, log_determinant)
-        local, prior = (np.broadcast_to(v, mean.shape) for v in (self.local, self.prior))
-        return VectorGain(local.copy(), prior.copy(), mean, log_determinant)
-
-    def posterior(self, sums: Floats, popularity: Integers) -> tuple[Floats, Floats]:
-        """Return the numerators g_i, (L, D), and precisions S_i, (L, D), from members' sums."""
-        precision = 1 / self.prior + popularity[:, None] / self.local
-        return self.mean / self.prior + sums / self.local, np.broadcast_to(precision, sums.shape)
+from .arrays import Floats, Integers
 
 
 @dataclass(frozen=True)
-class Rules:
+class Pricing:
     """How popularity and new units are priced; see :class:`BBPMAP` for the fields."""
 
     gamma: float
-    log_determinant: bool
     popularity_weight: float
     popularity_cap: int
     soft_width: int | Literal["double"] | None
     max_width: int | None
-    backend: Backend
     price: float = 0.0
 
     def slots(self, rows: int, width: int) -> int:
-        """Return K, how many new units are open to a client of ``rows`` units.
+        """Return K, how many new units there may be for a client of ``rows`` units.
 
         Never fewer than leave room for all of its units: where the reference code has fewer, it
         drops units.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .result import Integers
-from .state import GlobalUnits
+from .arrays import Integers
+from .global_units import GlobalUnits
 
 
 class SumsOfOthers:
@@ -14,7 +14,7 @@ class SumsOfOthers:
 
     Parameters
     ----------
-    state : GlobalUnits
+    global_units : GlobalUnits
     client : int
         The one that does not count.
     slots : int array
@@ -23,18 +23,18 @@ class SumsOfOthers:
     """
 
     def __init__(
-        self, state: GlobalUnits, client: int, slots: Integers, rows: Integers | None = None
+        self, global_units: GlobalUnits, client: int, slots: Integers, rows: Integers | None = None
     ) -> None:
-        self._state, self._client = state, client
+        self._global_units, self._client = global_units, client
         # What is consecutive need not be copied.
         plain = (slots == np.arange(len(slots))).all()
-        self._slots = slice(len(slots)) if plain else state.index(slots)
-        own = state.slots[client]
-        position = np.full(len(state.popularity), -1)
+        self._slots = slice(len(slots)) if plain else global_units.index(slots)
+        own = global_units.slots[client]
+        position = np.full(len(global_units.popularity), -1)
         position[slots] = np.arange(len(slots))
         targets = position[own]
         self._held = np.flatnonzero(targets >= 0)
-        self._targets = state.index(targets[self._held])
+        self._targets = global_units.index(targets[self._held])
         self._places = None if rows is None else _places(self._held, rows)
 
     def block(self, block: slice = slice(None), rows: torch.Tensor | None = None) -> torch.Tensor:
@@ -42,7 +42,7 @@ class SumsOfOthers:
 
         ``rows`` are the block's columns of the rows that the constructor was told of.
         """
-        sums = self._state.sums[:, block]
+        sums = self._global_units.sums[:, block]
         if isinstance(self._slots, torch.Tensor):
             sums = torch.index_select(sums, 0, self._slots)
         elif not len(self._held):
@@ -52,9 +52,9 @@ class SumsOfOthers:
         if not len(self._held):
             return sums
         if rows is None or self._places is None:
-            own = self._state.rows(self._client, block, self._held)
+            own = self._global_units.rows(self._client, block, self._held)
         else:
-            own = torch.index_select(rows, 0, self._state.index(self._places))
+            own = torch.index_select(rows, 0, self._global_units.index(self._places))
         return sums.index_add_(0, self._targets, own, alpha=-1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .result import Floats
+from .arrays import Floats
 
 NEW = -1
 """The column of a row that opens a new unit."""

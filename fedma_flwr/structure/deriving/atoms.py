@@ -1,8 +1,8 @@
-"""The algebra of axis factors: union-find over the factors that tensor axes are made of.
+"""The algebra of atoms: union-find over what the axes of tensors are made of in a derivation.
 
-During derivation an axis is a concatenation of terms, a term is a product of factors
-(slowest-varying first). A factor is a number of positions that may be permuted freely, until
-something is learned about it: it is *united* with another factor (they must be permuted alike),
+During derivation an axis is a concatenation of terms, a term is a product of atoms
+(slowest-varying first). An atom is a number of positions that may be permuted freely, until
+something is learned about it: it is *united* with another atom (they must be permuted alike),
 *refined* into an axis of its own (only permutations of that form are left), or *pinned* (none
 are). Every operation here only ever takes permutations away, which is what makes it sound.
 """
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 MAX_TERMS = 4096
 
 
-class Factor:
+class Atom:
     """A node of the union-find structure.
 
     Parameters
@@ -36,14 +36,14 @@ class Factor:
         self.size = size
         self.pinned = pinned
         self.reason = reason
-        self.parent: Factor | None = None  # united with this factor
+        self.parent: Atom | None = None  # united with this atom
         self.axis: Axis | None = None  # refined into this axis
 
     def __repr__(self) -> str:
         return f"{'!' if self.pinned else ''}{self.size}@{id(self) % 9973}"
 
 
-Term = tuple[Factor, ...]
+Term = tuple[Atom, ...]
 Axis = tuple[Term, ...]
 Axes = tuple[Axis, ...]
 
@@ -54,21 +54,21 @@ class SizeMismatchError(Exception):
 
 def free(size: int) -> Axis:
     """A new axis about which nothing is known."""
-    return ((Factor(size),),)
+    return ((Atom(size),),)
 
 
 def fixed(size: int, reason: str = "") -> Axis:
     """A new axis whose positions must stay where they are."""
-    return ((Factor(size, pinned=True, reason=reason),),)
+    return ((Atom(size, pinned=True, reason=reason),),)
 
 
-def find(factor: Factor) -> Factor:
-    """The factor that stands for all that it was united with."""
-    while factor.parent is not None:
-        if factor.parent.parent is not None:
-            factor.parent = factor.parent.parent
-        factor = factor.parent
-    return factor
+def find(atom: Atom) -> Atom:
+    """The atom that stands for all that it was united with."""
+    while atom.parent is not None:
+        if atom.parent.parent is not None:
+            atom.parent = atom.parent.parent
+        atom = atom.parent
+    return atom
 
 
 def size(axis: Axis) -> int:
@@ -78,11 +78,11 @@ def size(axis: Axis) -> int:
 
 def term_size(term: Term) -> int:
     """Number of positions of a term."""
-    return math.prod(factor.size for factor in term)
+    return math.prod(atom.size for atom in term)
 
 
 def expand(axis: Axis) -> Axis:
-    """The axis in its finest form: unrefined factors that stand for themselves, none of size 1.
+    """The axis in its finest form: unrefined atoms that stand for themselves, none of size 1.
 
     A concatenation inside a product, ``p x (a + b)``, is written out as ``a + b + a + b + ...``;
     that form cannot express a permutation of ``p``, so ``p`` is pinned.
@@ -92,13 +92,13 @@ def expand(axis: Axis) -> Axis:
 
 def _expand_term(product: Term) -> list[Term]:
     terms: list[Term] = [()]
-    for factor in product:
-        inner = _expand_factor(find(factor))
+    for atom in product:
+        inner = _expand_atom(find(atom))
         if len(inner) == 1:
             terms = [(*term, *inner[0]) for term in terms]
         elif len(inner) * sum(term_size(term) for term in terms) > MAX_TERMS:
             pin(inner, "it is repeated too often to be written out")
-            whole = Factor(size(inner), pinned=True, reason="it is repeated too often")
+            whole = Atom(size(inner), pinned=True, reason="it is repeated too often")
             terms = [(*term, whole) for term in terms]
         else:
             pin(tuple(terms), "it repeats a concatenation")
@@ -106,23 +106,23 @@ def _expand_term(product: Term) -> list[Term]:
     return terms
 
 
-def _expand_factor(factor: Factor) -> Axis:
-    if factor.axis is not None:
-        inner = expand(factor.axis)
+def _expand_atom(atom: Atom) -> Axis:
+    if atom.axis is not None:
+        inner = expand(atom.axis)
         if len(inner) == 1 or not all_pinned(inner):
             return inner
         # A concatenation of fixed positions is one fixed size.
-        factor.axis, factor.pinned = None, True
-    return ((factor,),) if factor.size != 1 else ((),)
+        atom.axis, atom.pinned = None, True
+    return ((atom,),) if atom.size != 1 else ((),)
 
 
 def all_pinned(axis: Axis) -> bool:
     """Whether an axis, in its finest form, has fixed positions only."""
-    return all(factor.pinned for term in axis for factor in term)
+    return all(atom.pinned for term in axis for atom in term)
 
 
-def leaves(axis: Axis) -> Iterator[Factor]:
-    """The factors of an axis in its finest form."""
+def leaves(axis: Axis) -> Iterator[Atom]:
+    """The atoms of an axis in its finest form."""
     for term in expand(axis):
         yield from term
 
@@ -130,8 +130,8 @@ def leaves(axis: Axis) -> Iterator[Factor]:
 def pin(axis: Axis, reason: str = "") -> None:
     """Forbid every permutation of an axis; the first reason given is kept."""
     for term in axis:
-        for factor in term:
-            root = find(factor)
+        for atom in term:
+            root = find(atom)
             if root.axis is not None:
                 pin(root.axis, reason)
             elif not root.pinned:
@@ -151,9 +151,9 @@ def unify(left: Axis, right: Axis) -> None:
         return
     if size(left) != size(right):
         raise SizeMismatchError(f"axes of sizes {size(left)} and {size(right)}")
-    if _is_factor(left):
+    if _is_atom(left):
         _refine(left[0][0], right)
-    elif _is_factor(right):
+    elif _is_atom(right):
         _refine(right[0][0], left)
     elif len(left) == len(right) == 1:
         _unify_products(left, right)
@@ -163,25 +163,25 @@ def unify(left: Axis, right: Axis) -> None:
             unify(one, other)
 
 
-def _is_factor(axis: Axis) -> bool:
+def _is_atom(axis: Axis) -> bool:
     return len(axis) == 1 and len(axis[0]) == 1
 
 
-def _refine(factor: Factor, axis: Axis) -> None:
-    """Say what an unrefined factor consists of."""
-    if factor.pinned:
-        pin(axis, factor.reason)
-    if _is_factor(axis):
-        factor.parent = axis[0][0]
+def _refine(atom: Atom, axis: Axis) -> None:
+    """Say what an unrefined atom consists of."""
+    if atom.pinned:
+        pin(axis, atom.reason)
+    if _is_atom(axis):
+        atom.parent = axis[0][0]
     else:
-        factor.axis = axis
+        atom.axis = axis
 
 
 def _unify_products(left: Axis, right: Axis) -> None:
-    """Unite two products factor by factor, refining the larger where sizes differ."""
+    """Unite two products atom by atom, refining the larger where sizes differ."""
     pairs = zip(left[0], right[0], strict=False)
     one, other = next((a, b) for a, b in pairs if a is not b)
-    small, large = sorted((one, other), key=lambda factor: factor.size)
+    small, large = sorted((one, other), key=lambda atom: atom.size)
     if small.size == large.size:
         _refine(one, ((other,),))
     elif large.size % small.size == 0:
@@ -193,10 +193,10 @@ def _unify_products(left: Axis, right: Axis) -> None:
     unify(left, right)
 
 
-def refine_product(factor: Factor, *sizes: int) -> None:
-    """Say that an unrefined factor is a product of factors of the given sizes."""
-    parts = tuple(Factor(size, factor.pinned, factor.reason) for size in sizes)
-    factor.axis = (parts,)
+def refine_product(atom: Atom, *sizes: int) -> None:
+    """Say that an unrefined atom is a product of atoms of the given sizes."""
+    parts = tuple(Atom(size, atom.pinned, atom.reason) for size in sizes)
+    atom.axis = (parts,)
 
 
 def _common_sizes(left: Axis, right: Axis) -> list[int]:
@@ -213,7 +213,7 @@ def _ends(axis: Axis) -> list[int]:
 
 
 def split(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
-    """Cut an axis into consecutive parts; a factor that is cut becomes a concatenation.
+    """Cut an axis into consecutive parts; an atom that is cut becomes a concatenation.
 
     Parameters
     ----------
@@ -261,11 +261,11 @@ def _take(pending: deque[Term], length: int) -> Axis | None:
 
 def _cut(term: Term, position: int) -> tuple[Term, Term] | None:
     first, tail = term[0], term[1:]
-    head, remainder = divmod(position, term_size(tail))
+    count, remainder = divmod(position, term_size(tail))
     if remainder:
         return None
-    sizes = (head, first.size - head)
-    left, right = (Factor(length, first.pinned, first.reason) for length in sizes)
+    sizes = (count, first.size - count)
+    left, right = (Atom(length, first.pinned, first.reason) for length in sizes)
     if not first.pinned:
         first.axis = ((left,), (right,))
     return (left, *tail), (right, *tail)

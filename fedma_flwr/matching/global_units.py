@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .problem import NEW
-from .result import Floats, Integers, mean_row
+from .arrays import Floats, Integers, mean_row
+from .assignment_problem import NEW
 
 # Sizes of the pieces that are worked on, in bytes and in rows: they stay in a core's cache, and no
 # second copy of the units is ever held.

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from fedma_flwr.matching import BBPMAP, products
-from fedma_flwr.matching.bounds import Bounds
+from fedma_flwr.matching.assignment_problem import NEW
 from fedma_flwr.matching.gain import ScalarGain
-from fedma_flwr.matching.problem import NEW
-from fedma_flwr.matching.state import GlobalUnits
+from fedma_flwr.matching.gain_bounds import GainBounds
+from fedma_flwr.matching.global_units import GlobalUnits
 
 CLIENTS = 5
 
@@ -18,40 +18,42 @@ def worth(popularity):
 
 
 def grouped(rng, noise):
-    """Return a state in which row l of every client is unit l, but for a row of its own."""
+    """Return global units in which row l of every client is unit l, but for a row of its own."""
     size = 30
     shared = rng.normal(size=(8, size)) * rng.uniform(0.2, 3.0, size=(8, 1))
     units = [shared + noise * rng.normal(size=shared.shape) for _ in range(CLIENTS)]
-    state = GlobalUnits(units, np.zeros(size), torch.device("cpu"))
+    global_units = GlobalUnits(units, np.zeros(size), torch.device("cpu"))
     for client in range(CLIENTS):
-        state.take_out(client)
+        global_units.take_out(client)
         columns = np.arange(8) if client else np.full(8, NEW)
         columns[client % 3] = NEW
-        state.put_back(client, columns)
-    return state, size
+        global_units.put_back(client, columns)
+    return global_units, size
 
 
-def columns_of(state, client):
+def columns_of(global_units, client):
     """Return where a client that is taken out was: numbers, NEW for units it held alone."""
-    held = state.slots[client]
-    return state.numbers(held, np.arange(len(held)))
+    held = global_units.slots[client]
+    return global_units.numbers(held, np.arange(len(held)))
 
 
-def holds(state, gain, bounds, client):
-    """Check a client's bounds against exact gains; return how many rows are closed."""
-    state.take_out(client)
-    most, error, closed, elsewhere = bounds.at(client)
-    most, error = most[:, state.numbering].copy(), error[state.numbering]
-    columns = columns_of(state, client)
-    exact = gain(state, client).existing + worth(state.popularity[state.numbering])
-    rows = np.flatnonzero(closed)
+def holds(global_units, gain, bounds, client):
+    """Check a client's bounds against exact gains; return how many rows are bounded."""
+    global_units.take_out(client)
+    most, error, is_bounded, elsewhere = bounds.at(client)
+    most, error = most[:, global_units.numbering].copy(), error[global_units.numbering]
+    columns = columns_of(global_units, client)
+    exact = gain(global_units, client).existing + worth(
+        global_units.popularity[global_units.numbering]
+    )
+    rows = np.flatnonzero(is_bounded)
     assert (columns[rows] != NEW).all()
     least = most[rows, columns[rows]]
     most[rows, columns[rows]] = np.inf
     slack = 1e-9 * (1 + np.abs(exact))
     assert (most >= exact - slack).all()
     assert (least <= exact[rows, columns[rows]] + slack[rows, columns[rows]]).all()
-    assert (exact[~closed] >= most[~closed] - error - slack[~closed]).all()
+    assert (exact[~is_bounded] >= most[~is_bounded] - error - slack[~is_bounded]).all()
     exact[rows, columns[rows]] = -np.inf
     assert (exact.max(1) <= elsewhere + slack.max(1)).all()
     return len(rows)
@@ -62,36 +64,38 @@ def holds(state, gain, bounds, client):
 @pytest.mark.parametrize("seed", range(4))
 def test_bounds_hold_while_units_change(seed, noise, log_determinant):
     rng = np.random.default_rng(seed)
-    state, size = grouped(rng, noise)
+    global_units, size = grouped(rng, noise)
     gain = ScalarGain(rng.uniform(0.1, 2), 1.5, rng.normal(size=size) * (seed % 2), log_determinant)
-    opened = [rng.random(8) < 0.2 for _ in range(CLIENTS)]
-    opened = [o | (state.popularity[s] == 1) for o, s in zip(opened, state.slots, strict=True)]
-    bounds = Bounds(state, gain, worth, opened)
-    closed = []
+    measured = [rng.random(8) < 0.2 for _ in range(CLIENTS)]
+    for rows, slots in zip(measured, global_units.slots, strict=True):
+        rows |= global_units.popularity[slots] == 1
+    bounds = GainBounds(global_units, gain, worth, measured)
+    bounded = []
     for client in [*rng.permutation(CLIENTS), *rng.permutation(CLIENTS)]:
-        closed.append(holds(state, gain, bounds, client))
-        columns = columns_of(state, client)
+        bounded.append(holds(global_units, gain, bounds, client))
+        columns = columns_of(global_units, client)
         if rng.random() < 0.7:  # two rows change places, one opens a unit
             first, second, third = rng.choice(8, 3, replace=False)
             columns[[first, second]] = columns[[second, first]]
             columns[third] = NEW
-        state.put_back(client, columns)
-    assert closed[0] > 0 or noise == 1.0
-    assert closed[-1] < 8
+        global_units.put_back(client, columns)
+    assert bounded[0] > 0 or noise == 1.0
+    assert bounded[-1] < 8
 
 
-def test_an_opened_row_has_exact_gains():
+def test_a_measured_row_has_exact_gains():
     rng = np.random.default_rng(5)
-    state, size = grouped(rng, 0.1)
+    global_units, size = grouped(rng, 0.1)
     gain = ScalarGain(1.0, 1.0, np.zeros(size), False)
-    bounds = Bounds(state, gain, worth, [state.popularity[s] == 1 for s in state.slots])
-    state.take_out(3)
-    row = np.flatnonzero(bounds.at(3).closed)[:1]
-    exact = gain(state, 3).existing + worth(state.popularity[state.numbering])
-    bounds.open(3, row)
-    most, _, closed, _ = bounds.at(3)
-    assert not closed[row].any()
-    np.testing.assert_allclose(most[row][:, state.numbering], exact[row], rtol=1e-12)
+    alone = [global_units.popularity[slots] == 1 for slots in global_units.slots]
+    bounds = GainBounds(global_units, gain, worth, alone)
+    global_units.take_out(3)
+    row = np.flatnonzero(bounds.at(3).is_bounded)[:1]
+    exact = gain(global_units, 3).existing + worth(global_units.popularity[global_units.numbering])
+    bounds.measure(3, row)
+    most, _, is_bounded, _ = bounds.at(3)
+    assert not is_bounded[row].any()
+    np.testing.assert_allclose(most[row][:, global_units.numbering], exact[row], rtol=1e-12)
 
 
 def test_sweeps_multiply_few_rows(monkeypatch):
@@ -129,12 +133,12 @@ def test_rough_gains_are_within_their_error(size, scale):
     """Units are no multiple of what products are aligned to, the signature is one or two blocks."""
     rng = np.random.default_rng(7)
     units = [(scale * rng.normal(size=(70, size))).astype(np.float32) for _ in range(3)]
-    state = GlobalUnits(units, np.zeros(size), torch.device("cpu"))
+    global_units = GlobalUnits(units, np.zeros(size), torch.device("cpu"))
     for client in range(2):
-        state.take_out(client)
-        state.put_back(client, np.full(70, NEW) if client == 0 else rng.permutation(70))
+        global_units.take_out(client)
+        global_units.put_back(client, np.full(70, NEW) if client == 0 else rng.permutation(70))
     gain = ScalarGain(scale**2, 2 * scale**2, scale * rng.normal(size=size), False)
-    state.take_out(2)
-    rough, exact = gain.roughly(state, 2), gain(state, 2)
+    global_units.take_out(2)
+    rough, exact = gain.roughly(global_units, 2), gain(global_units, 2)
     assert (np.abs(rough.existing - exact.existing) <= rough.error).all()
     assert rough.error.max() < 1e-3 * np.abs(exact.existing).max()

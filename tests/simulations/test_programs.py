@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from deploy.programs import Program
 from simulations.commands import RunFailedError
+from simulations.programs import Program
 
 SECONDS = 60.0
 # Says that it is ready once its child, which leads a session of its own, has been started.

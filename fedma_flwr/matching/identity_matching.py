@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from .result import Floats, Matching, Output
-from .saved import matching_of
+from .arrays import Floats
+from .matcher import Matching, Output
+from .saved_matching import matching_of
 from .validate import check_max_width, check_units, check_weights
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .result import Floats
+from .arrays import Floats
 
 # Right factors have a multiple of so many rows: products with others take up to a third longer.
 _ALIGNED = 16

@@ -1,4 +1,4 @@
-"""The factor algebra: sizes, hand-worked cases, and soundness of what is left free."""
+"""The atom algebra: sizes, hand-worked cases, and soundness of what is left free."""
 
 import math
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedma_flwr.structure.deriving.factors import (
-    Factor,
+from fedma_flwr.structure.deriving.atoms import (
+    Atom,
     SizeMismatchError,
     all_pinned,
     expand,
@@ -23,26 +23,26 @@ from fedma_flwr.structure.deriving.reshaping import concat, divide, product, res
 
 
 def positions(axis, orders):
-    """Where each position of an axis comes from when every factor is rotated; a slow reference."""
+    """Where each position of an axis comes from when every atom is rotated; a slow reference."""
     result, offset = [], 0
     for term in expand(axis):
         places = [0]
-        for factor in term:
-            order = orders.setdefault(factor, rotated(factor))
-            places = [place * factor.size + unit for place in places for unit in order]
+        for atom in term:
+            order = orders.setdefault(atom, rotated(atom))
+            places = [place * atom.size + unit for place in places for unit in order]
         result += [offset + place for place in places]
-        offset += math.prod(factor.size for factor in term)
+        offset += math.prod(atom.size for atom in term)
     return result
 
 
-def rotated(factor):
-    shift = 0 if factor.pinned else 1
-    return [(unit + shift) % factor.size for unit in range(factor.size)]
+def rotated(atom):
+    shift = 0 if atom.pinned else 1
+    return [(unit + shift) % atom.size for unit in range(atom.size)]
 
 
 sizes = st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=3)
 axes = st.lists(sizes, min_size=1, max_size=3).map(
-    lambda terms: tuple(tuple(Factor(n) for n in term) for term in terms)
+    lambda terms: tuple(tuple(Atom(n) for n in term) for term in terms)
 )
 
 
@@ -67,7 +67,7 @@ def test_what_is_united_moves_alike(left, right):
 
 
 small = st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=2).map(
-    lambda terms: tuple((Factor(n),) for n in terms)
+    lambda terms: tuple((Atom(n),) for n in terms)
 )
 
 
@@ -86,7 +86,7 @@ def test_a_reshape_moves_elements_as_before(before, data):
 def test_a_flattened_concatenation_is_written_out():
     a, b = free(2), free(3)
     axis = product([concat([a, b]), fixed(4)])
-    assert [[factor.size for factor in term] for term in expand(axis)] == [[2, 4], [3, 4]]
+    assert [[atom.size for atom in term] for term in expand(axis)] == [[2, 4], [3, 4]]
 
 
 def test_a_group_before_a_concatenation_is_pinned():

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .result import Floats
-from .state import best_device
+from .arrays import Floats
+from .global_units import best_device
 
 # The mass of the beta process, as a part of the width, where nothing tells units apart. On LeNets
 # from own initialisations more than that costs bytes, less costs accuracy (benchmarks/README.md).

@@ -1,12 +1,17 @@
-"""Flower's long-running programs: each in a home of its own, by which all it starts is found."""
+"""Flower's long-running programs: each in a home of its own, by which all it starts is found.
+
+`StoppedAtTheEnd` is for what starts several of them in a ``with`` block.
+"""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 from simulations import processes
 from simulations.commands import RunFailedError, environment, last_lines, plain_text, popen
@@ -23,11 +28,16 @@ class Program:
         The program of Flower's and its arguments.
     home : Path
         Its FLWR_HOME. No other program may have the same: it marks this one's processes.
+    variables : mapping, optional
+        More of its environment.
     """
 
-    def __init__(self, command: Sequence[str], home: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], home: Path, variables: Mapping[str, str] | None = None
+    ) -> None:
         self.command = list(command)
         self.home = home
+        self.environment = environment(home) | dict(variables or {})
         self.log = home / f"{command[0]}.log"
         self.marker = f"FLWR_HOME={home}"
         self._said = 0  # bytes of the log that an earlier start has written
@@ -46,7 +56,7 @@ class Program:
         self.home.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as file:
             self._said = file.tell()
-            self._process = popen(self.command, environment(self.home), stdout=file)
+            self._process = popen(self.command, self.environment, stdout=file)
         return self._process
 
     def forget(self) -> None:
@@ -106,3 +116,31 @@ class Program:
                     f"{self.command[0]} {how} ({self.log}):\n{last_lines(self.log)}"
                 )
             time.sleep(POLL_SECONDS)
+
+
+class StoppedAtTheEnd(ABC):
+    """Starts programs at the beginning of a ``with`` block and leaves nothing of them behind."""
+
+    def __enter__(self) -> Self:
+        self._prepare()
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Make what `stop` needs."""
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Start the programs."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop what has been started."""
