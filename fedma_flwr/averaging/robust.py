@@ -74,8 +74,10 @@ def _median(values: Tensor, ends: Tensor) -> Tensor:
 
 def row_sizes(tensor: Tensor) -> Tensor:
     """Root mean square of each slice along the first axis, (L,): of each unit, bias or class."""
+    if not tensor.numel():
+        return torch.zeros(1, dtype=torch.float64)
     rows = tensor.to(torch.float64).reshape(tensor.shape[0] if tensor.dim() else 1, -1)
-    return rows.square().mean(1).sqrt() if rows.numel() else torch.zeros(1, dtype=torch.float64)
+    return rows.square().mean(1).sqrt()
 
 
 def lower_median(values: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from logging import INFO
@@ -23,6 +24,8 @@ from fedma_flwr.structure import (
     linear_head,
     prove_spec,
 )
+
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,8 @@ def log_settings(settings: RoundSettings) -> None:
 def _as_text(matcher: Matcher) -> str:
     """A matcher as text that is the same in another process: no address of an object."""
     kind = type(matcher)
-    if kind.__repr__ is not object.__repr__:
-        return str(matcher)
-    return f"{kind.__qualname__}({getattr(matcher, '__dict__', '')})"
+    if kind.__repr__ is object.__repr__:
+        text = f"{kind.__qualname__}({getattr(matcher, '__dict__', '')})"
+    else:
+        text = str(matcher)
+    return _ADDRESS.sub("", text)  # of what the matcher has

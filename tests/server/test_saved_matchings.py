@@ -8,7 +8,7 @@ import pytest
 from fedma_flwr import FedMA
 from fedma_flwr.matching import BBPMAP, IdentityMatching, Matching, SavedMatching
 from fedma_flwr.protocol import to_tensors
-from fedma_flwr.server.saved_matchings import GroupMatching
+from fedma_flwr.server.saved_matchings import GroupMatching, MatchingsFolder
 from fedma_flwr.testing import InProcessGrid, SilentError
 from tests.toy import CLIENTS, SPEC, initial_arrays, make_app
 
@@ -148,6 +148,21 @@ BAD_FILES = {
     "empty": (set_units([]), r"group 'b': .*at least one unit"),
     "no clients": (lambda c: c["groups"]["b"].update(clients={}), r"group 'b': it has no clients"),
     "no objective": (lambda c: c["groups"]["b"].pop("objective"), r"group 'b': 'objective'"),
+    "no sweeps": (lambda c: c["groups"]["b"].pop("sweeps"), r"group 'b': 'sweeps'"),
+    "objective text": (
+        lambda c: c["groups"]["b"].update(objective="1.5"),
+        r"group 'b': objective '1\.5' and sweeps \d+ are not both numbers",
+    ),
+    "objective true": (lambda c: c["groups"]["b"].update(objective=True), "objective True and"),
+    "sweeps text": (lambda c: c["groups"]["b"].update(sweeps="2"), "sweeps '2' are not both"),
+    "sweeps fraction": (lambda c: c["groups"]["b"].update(sweeps=2.0), r"sweeps 2\.0 are not"),
+    "clients a list": (
+        lambda c: c["groups"]["b"].update(clients=[[0, 1]]),
+        r"group 'b': it has no clients",
+    ),
+    "units a text": (set_units("01"), r"group 'b': client '0' has no list of whole numbers"),
+    "group a list": (lambda c: c["groups"].update(b=[]), r"group 'b': "),
+    "groups a list": (lambda c: c.update(groups=["a", "b"]), r"does not say what round 1 matched"),
     "other group": (lambda c: c["groups"].update(c=c["groups"].pop("b")), r"its groups are"),
     "other round": (lambda c: c.update(round=3), r"does not say what round 1 matched"),
     "other format": (lambda c: c.update(format=9), r"no saved matching of format 1"),
@@ -164,6 +179,37 @@ def test_bad_files_are_refused_before_anything_is_sent(copied, name):
     assert asked == []
     assert f"matchings: {copied / FIRST}" in str(error.value)
     assert "Remove the file" in str(error.value)
+
+
+def test_an_objective_may_be_a_whole_number(copied, saved):
+    def make_whole(content):
+        content["groups"]["b"]["objective"] = 3
+
+    change(copied, make_whole)
+    again = run(copied, rounds=1, matcher=NoMatching())
+    told = {group: value for r in again.history for group, value in r.objective.items()}
+    assert told["b"] == 3.0
+    assert isinstance(told["b"], float)
+
+
+def test_as_many_units_as_may_be_pass(tmp_path):
+    """Sixteen of b, twice its initial number, and not one more."""
+    folder = MatchingsFolder(tmp_path, {"b": 16})
+    units = {"x": np.arange(8), "y": np.arange(8, 16)}
+    folder.save(1, {"b": GroupMatching(units, 0.5, 0)})
+    (found,) = folder.read(1).values()
+    assert found.width == 16
+    assert found.popularity.tolist() == [1] * 16
+    folder.max_widths["b"] = 15
+    with pytest.raises(ValueError, match="group 'b': it has 16 units, at most 15 may be"):
+        folder.read(1)
+
+
+def test_files_of_all_rounds_to_come_are_checked_before_the_run(copied):
+    change(copied, lambda content: content.update(format=9), "round-000002.json")
+    run(copied, rounds=1)
+    with pytest.raises(ValueError, match=r"round-000002\.json"):
+        run(copied, rounds=2, intercept=lambda message, _: pytest.fail("something was sent"))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\x80"])

@@ -1,0 +1,139 @@
+"""Every argument at its limits, just beyond them, and of a type that has none."""
+
+import math
+
+import pytest
+
+from fedma_flwr import FedAvg, FedMA, FedProx
+from fedma_flwr.matching import BBPMAP
+from fedma_flwr.server import arguments
+from fedma_flwr.server.arguments import check_arguments, check_output
+from tests.toy import SPEC
+
+TINY = 5e-324
+BELOW_1, ABOVE_1 = math.nextafter(1.0, 0.0), math.nextafter(1.0, 2.0)
+BELOW_HALF = math.nextafter(0.5, 0.0)
+NAN, INFINITE = math.nan, math.inf
+SHARE = ([0, 0.0, 0.5, 1, 1.0], [-TINY, ABOVE_1, NAN, INFINITE, "abc", None, []])
+CLIENTS = ([1, 2, 10**9], [0, -1, BELOW_1, NAN, "abc", None])
+ONE_OR_MORE = ([1, 1.0, ABOVE_1, INFINITE], [BELOW_1, 0, -1, NAN, "abc"])
+
+#: What is allowed, and what is not.
+LIMITS = {
+    "fraction_train": SHARE,
+    "fraction_evaluate": SHARE,
+    "min_train_nodes": CLIENTS,
+    "min_evaluate_nodes": CLIENTS,
+    "min_available_nodes": CLIENTS,
+    "num_rounds": ([1, 2, 10**6], [0, -1, NAN, "abc", None]),
+    "seed": ([0, 1, 2**40], [-1, NAN, "abc", None]),
+    "node_timeout": ([TINY, 1, INFINITE], [0, -TINY, NAN, "abc", None]),
+    "stage_timeout": ([None, TINY, 1, INFINITE], [0, 0.0, -TINY, NAN, "abc"]),
+    "proximal_mu": ([0, 0.0, TINY, 1e300], [-TINY, INFINITE, NAN, "abc", None]),
+    "initialisation": (["common", "own"], ["Common", "", "abc", None, 1]),
+    "max_growth": ([1, 1.0, ABOVE_1, 1e300], [BELOW_1, 0, INFINITE, NAN, "abc", None]),
+    "server_learning_rate": ([TINY, 0.5, 1, 1.0], [0, 0.0, -TINY, ABOVE_1, NAN, "abc", None]),
+    "averaging": (["mean", "median", "trimmed_mean"], ["Mean", "", "abc", None, 0]),
+    "trimmed_share": ([0, 0.0, TINY, BELOW_HALF], [0.5, -TINY, 1, NAN, "abc", None]),
+    "max_norm_ratio": (ONE_OR_MORE[0], [*ONE_OR_MORE[1], None]),
+    "max_weight_ratio": ([*ONE_OR_MORE[0], None], ONE_OR_MORE[1]),
+    "wire_dtype": (["float32", "float16", "bfloat16"], ["float64", "", "abc", None, 16]),
+}
+#: How one is given to the strategy that has it.
+GIVE = {
+    "num_rounds": lambda value: FedAvg().start(None, None, num_rounds=value),
+    "proximal_mu": lambda value: FedProx(proximal_mu=value),
+}
+
+
+def test_every_rule_is_here():
+    assert arguments._RULES.keys() == LIMITS.keys()
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_what_lies_within_passes(name):
+    for value in LIMITS[name][0]:
+        check_arguments({name: value})
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_what_lies_beyond_is_refused_with_its_name(name):
+    for value in LIMITS[name][1]:
+        with pytest.raises(ValueError, match=f"^{name} was .*; it must|^{name} was .*; at least"):
+            check_arguments({name: value})
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_the_strategies_ask(name):
+    """No rule is checked here alone."""
+    give = GIVE.get(name, lambda value: FedMA(spec=SPEC, **{name: value}))
+    with pytest.raises(ValueError, match=f"^{name} was "):
+        give(LIMITS[name][1][0])
+
+
+@pytest.mark.parametrize("make", [FedAvg, FedProx, lambda **o: FedMA(spec=SPEC, **o)])
+@pytest.mark.parametrize("name", ["seed", "node_timeout", "stage_timeout", "fraction_train"])
+def test_all_strategies_ask_about_what_they_share(make, name):
+    with pytest.raises(ValueError, match=f"^{name} was -1;"):
+        make(**{name: -1})
+
+
+def test_a_name_without_a_rule_is_passed_over_and_those_after_it_are_not():
+    check_arguments({"weighted_by_key": object()})
+    with pytest.raises(ValueError, match=r"^seed was -1;"):
+        check_arguments({"weighted_by_key": object(), "seed": -1})
+
+
+POSTERIOR = BBPMAP.reference()
+MEAN = BBPMAP.reference(output="mean")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"weighted_units": True}, "weighted_units was True"),
+        ({"averaging": "median"}, "averaging was 'median'"),
+        ({"matchings": "folder"}, "matchings was 'folder'"),
+    ],
+)
+def test_what_does_not_go_with_posterior_means_is_refused_one_by_one(options, said):
+    plain = {"weighted_units": False, "averaging": "mean", "matchings": None}
+    check_output(POSTERIOR, **plain)
+    check_output(MEAN, **{**plain, **options})
+    with pytest.raises(ValueError, match=said):
+        check_output(POSTERIOR, **{**plain, **options})
+
+
+@pytest.mark.parametrize(
+    ("later", "named"),
+    [
+        ({"groups_per_stage": 2}, "groups_per_stage"),
+        ({"groups_per_stage": "all"}, "groups_per_stage"),
+        ({"retrain_config": {"lr": 0.1}}, "retrain_config"),
+        ({"head_config": {"lr": 0.1}}, "head_config"),
+        (
+            {"retrain_config": {"lr": 1.0}, "head_config": {"lr": 1.0}},
+            "retrain_config, head_config",
+        ),
+    ],
+)
+def test_one_shot_has_no_later_stages_to_configure(later, named):
+    with pytest.raises(ValueError, match=f"so that {named} would have no effect"):
+        FedMA(spec=SPEC, one_shot=True, **later)
+    FedMA(spec=SPEC, one_shot=True, groups_per_stage=1, retrain_config={}, head_config=None)
+
+
+@pytest.mark.parametrize(
+    ("averaging", "given", "ratio"),
+    [
+        ("mean", None, 10.0),
+        ("median", None, 1.0),
+        ("trimmed_mean", None, 1.0),
+        ("mean", 3.0, 3.0),
+        ("median", 3.0, 3.0),
+    ],
+)
+def test_how_much_a_client_weighs_at_most_depends_on_the_average(averaging, given, ratio):
+    strategy = FedMA(spec=SPEC, averaging=averaging, max_weight_ratio=given)
+    assert strategy.settings.limits.max_weight_ratio == ratio
+    assert strategy.settings.limits.max_norm_ratio == 10.0
