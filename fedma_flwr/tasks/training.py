@@ -38,6 +38,8 @@ def train(
 ) -> float:
     """Train in place the parameters that require a gradient.
 
+    Long because a training loop has many options.
+
     Parameters
     ----------
     model : nn.Module
