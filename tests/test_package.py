@@ -1,11 +1,17 @@
 """What `import fedma_flwr` needs and loads."""
 
+import io
 import subprocess
 import sys
+import zipfile
 from importlib import resources
+from pathlib import Path
+
+from flwr.cli.build import build_fab_from_disk
 
 import fedma_flwr
 
+ROOT = Path(__file__).parents[1]
 HEAVY = ["ray", "torchvision", "mlxtend", "flwr_datasets", "datasets", "matplotlib", "rich.live"]
 
 
@@ -44,3 +50,11 @@ def test_dir_shows_the_public_names_and_each_is_there():
 
 def test_type_checkers_are_told_that_the_package_has_types():
     assert resources.files("fedma_flwr").joinpath("py.typed").is_file()
+
+
+def test_flower_takes_every_module_along():
+    """Its app bundle leaves out what it takes for tests, such as ``*_test.py``."""
+    with zipfile.ZipFile(io.BytesIO(build_fab_from_disk(ROOT))) as bundle:
+        taken = set(bundle.namelist())
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "fedma_flwr").rglob("*.py")}
+    assert modules - taken == set()

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as fn
 
 from fedma_flwr.structure import sequential_spec
-from fedma_flwr.structure.proving.model_under_test import Subject
+from fedma_flwr.structure.proving.model_in_proof import Subject
 from fedma_flwr.structure.proving.running_statistics import DifferentiableStatistics, fit_statistics
 
 

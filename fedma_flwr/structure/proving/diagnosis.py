@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from fedma_flwr.structure.axes import AxisExpression
-from fedma_flwr.structure.proving.model_under_test import Outputs, Subject
+from fedma_flwr.structure.proving.model_in_proof import Outputs, Subject
 from fedma_flwr.structure.unit_selection import take_units
 
 # Other readings of axes that are tried before giving up on naming a single tensor.

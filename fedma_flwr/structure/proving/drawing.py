@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.proving.model_under_test import Subject
+from fedma_flwr.structure.proving.model_in_proof import Subject
 from fedma_flwr.structure.proving.running_statistics import fit_statistics
 
 _GAINS = (1.4, 1.0, 2.0, 1.4)

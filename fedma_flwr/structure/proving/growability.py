@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from fedma_flwr.structure.proving.model_under_test import Subject, relative_change
+from fedma_flwr.structure.proving.model_in_proof import Subject, relative_change
 from fedma_flwr.structure.refusals import first_line
 from fedma_flwr.structure.resizing import resize
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from fedma_flwr.structure.axes import SpecError
 from fedma_flwr.structure.proving.diagnosis import diagnose
 from fedma_flwr.structure.proving.drawing import with_another_batch
-from fedma_flwr.structure.proving.model_under_test import Subject, relative_change
+from fedma_flwr.structure.proving.model_in_proof import Subject, relative_change
 
 # Largest relative change of the output, in float64, that counts as none.
 TOLERANCE = 1e-9

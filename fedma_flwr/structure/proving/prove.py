@@ -21,7 +21,7 @@ from fedma_flwr.structure.proving.invariance import (
     is_chaotic,
     is_repeatable,
 )
-from fedma_flwr.structure.proving.model_under_test import Subject
+from fedma_flwr.structure.proving.model_in_proof import Subject
 from fedma_flwr.structure.proving.sensitivity import Pair, all_pairs, sensitive_pairs
 from fedma_flwr.structure.proving.spec_changes import with_growth, without_groups
 from fedma_flwr.structure.spec import PermutationSpec

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.proving.model_under_test import Subject
+from fedma_flwr.structure.proving.model_in_proof import Subject
 
 # Variances below this are raised to it: dividing by less would magnify rounding errors.
 _LEAST_VARIANCE = 1e-4

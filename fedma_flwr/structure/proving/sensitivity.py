@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.proving.model_under_test import Outputs, Subject, relative_change
+from fedma_flwr.structure.proving.model_in_proof import Outputs, Subject, relative_change
 from fedma_flwr.structure.proving.running_statistics import DifferentiableStatistics
 
 Pair = tuple[str, str]  # group, tensor
