@@ -20,7 +20,7 @@ from torch import nn
 from fedma_flwr import protocol
 from fedma_flwr.averaging import MEAN
 from fedma_flwr.matching import BBPMAP, Matcher
-from fedma_flwr.server.arguments import COMMON, TRAINED, check_arguments, check_fedma
+from fedma_flwr.server.arguments import AVERAGED, COMMON, TRAINED, check_arguments, check_fedma
 from fedma_flwr.server.cohort import TRAIN_STREAM
 from fedma_flwr.server.exchange import Exchange
 from fedma_flwr.server.global_model import GlobalModel
@@ -67,6 +67,9 @@ class FedMA(ResumableCohort):
         How the head is made. ``"trained"``: clients train it, and it is averaged by class counts.
         ``"solved"``: it is computed in closed form from moments of its inputs, which clients send
         after one pass over their examples. For heads that are one linear layer.
+    head_start : {"averaged", "solved"} (default: "averaged")
+        With a solved head, the head that the next round's local training goes on from: the average
+        of the trained ones, as in FedAvg, or the solved one, as large as the initial head twice.
     head_fraction : float (default: 1.0)
         Share of the clients that are there, cohort included, which a solved head asks for moments.
         Clients outside the cohort are sent the settled model for it.
@@ -136,6 +139,7 @@ class FedMA(ResumableCohort):
         one_shot: bool = False,
         reestimate_statistics: bool = True,
         head: str = TRAINED,
+        head_start: str = AVERAGED,
         head_fraction: float = 1.0,
         initialisation: str = COMMON,
         max_growth: float = 2.0,
@@ -158,6 +162,7 @@ class FedMA(ResumableCohort):
             "one_shot": one_shot,
             "reestimate_statistics": reestimate_statistics,
             "head": head,
+            "head_start": head_start,
             "head_fraction": head_fraction,
             "initialisation": initialisation,
             "max_growth": max_growth,

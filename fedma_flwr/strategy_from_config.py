@@ -91,9 +91,10 @@ def _fedma_options(config: RunConfig) -> dict[str, Any]:
         stages |= _later_configs(config)
     averaging = arguments(config, "averaging", "trimmed_share", "weighted_units")
     limits = arguments(config, "max_growth", "max_norm_ratio", "max_weight_ratio")
-    others = arguments(config, "server_learning_rate", "wire_dtype", "head", "head_fraction")
+    others = arguments(config, "server_learning_rate", "wire_dtype")
+    head = arguments(config, "head", "head_start", "head_fraction")
     return {
-        **(stages | averaging | limits | others),
+        **(stages | averaging | limits | others | head),
         "averaging": averaging["averaging"].replace("-", "_"),
         "max_weight_ratio": limits["max_weight_ratio"] or None,
         "initialisation": _initialisation(config),

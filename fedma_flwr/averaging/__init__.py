@@ -12,8 +12,9 @@ from fedma_flwr.averaging.limits import (
     oversized,
 )
 from fedma_flwr.averaging.moment_limits import contrary_moments, oversized_moments
+from fedma_flwr.averaging.outcome import StageOutcome
 from fedma_flwr.averaging.server_step import RoundStart
-from fedma_flwr.averaging.settle import StageOutcome, settle_stage, solve_stage
+from fedma_flwr.averaging.settle import settle_stage, solve_stage
 
 __all__ = [
     "AVERAGES",

@@ -23,14 +23,17 @@ class HeadSolver:
         The layer.
     regularisation : float (default: 0.01)
         See `solve_head`.
+    scale : float (default: 10.0)
+        What the outputs, which regression puts between 0 and 1, are multiplied by. Decisions do
+        not depend on it, but probabilities do: 8 to 16 was best for digits, 10 lies between.
     norm : float (default: 0.0)
-        Frobenius norm that its weight is scaled to; 0: it is not scaled. Decisions do not depend
-        on it, but what the next local training does to the layers below: a head that is ten times
-        as large as usual has destroyed them.
+        Frobenius norm that its weight gets in place of that scale, if local training is to start
+        from it: a head ten times as large as usual destroys the layers below. 0: it is not wanted.
     """
 
     head: LinearHead
     regularisation: float = 0.01
+    scale: float = 10.0
     norm: float = 0.0
 
     def solve(
@@ -55,7 +58,7 @@ class HeadSolver:
             regularisation=self.regularisation,
         )
         own = float(weight.norm())
-        scale = self.norm / own if self.norm and own else 1.0
+        scale = self.norm / own if self.norm and own else self.scale
         shape = spec.shapes(widths)[self.head.weight]
         solved = {self.head.weight: scale * weight.reshape(shape)}
         if self.head.bias is not None and bias is not None:

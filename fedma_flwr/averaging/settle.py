@@ -12,6 +12,7 @@ from fedma_flwr.averaging.averages import Averaging
 from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.head import HeadSolver, class_weights
 from fedma_flwr.averaging.holders import holding_mask
+from fedma_flwr.averaging.outcome import StageOutcome
 from fedma_flwr.averaging.robust import scale_down
 from fedma_flwr.averaging.running_statistics import from_pooled, to_poolable
 from fedma_flwr.averaging.server_step import RoundStart, take_step
@@ -25,55 +26,6 @@ from fedma_flwr.structure import (
 )
 
 PLAIN = Averaging()
-
-
-@dataclass(frozen=True)
-class StageOutcome:
-    """What the server knows after a stage.
-
-    Parameters
-    ----------
-    tensors : dict of str to Tensor
-        The settled tensors at the global widths.
-    assignments : tuple of dict of str to Tensor
-        For each client the (n,) global unit of each of its units, by group.
-    widths : dict of str to int
-        Global width of the groups matched in this stage.
-    matchings : dict of str to Matching
-        The matcher's results by group.
-    head_by_class : bool
-        Whether the head was averaged by class counts (False also when there is no head here).
-    head_solved : bool
-        Whether it was solved from moments.
-    """
-
-    tensors: dict[str, Tensor]
-    assignments: tuple[dict[str, Tensor], ...]
-    widths: dict[str, int] = field(default_factory=dict)
-    matchings: dict[str, Matching] = field(default_factory=dict)
-    head_by_class: bool = False
-    head_solved: bool = False
-
-    @property
-    def identity_shares(self) -> dict[str, float]:
-        """Share of clients whose unit ``i`` is global unit ``i``, by group."""
-        return {
-            group: sum(is_identity(own[group]) for own in self.assignments) / len(self.assignments)
-            for group in self.matchings
-        }
-
-    @property
-    def identity_share(self) -> float | None:
-        """Share of clients for which that holds in all groups; None if nothing was matched."""
-        if not self.matchings:
-            return None
-        alike = [all(map(is_identity, own.values())) for own in self.assignments]
-        return sum(alike) / len(alike)
-
-
-def is_identity(units: Tensor) -> bool:
-    """Whether an assignment sends unit ``i`` to global unit ``i``."""
-    return torch.equal(units, torch.arange(len(units)))
 
 
 @dataclass
@@ -160,13 +112,22 @@ def settle_stage(
         _take(spec, group, matching, found)
     settled = _average_units(spec, stage, found, weights, averaging)
     by_class = _average_rest(spec, stage, updates, found.wide, settled, averaging=averaging)
+    unsettled = [n for n in spec.head if n in stage.uploads and n not in settled]
+    local_head = _average_by_examples(unsettled, updates, found.wide, averaging)
     settled = from_pooled(spec, settled, like)
     if matcher.output == "posterior":
         _set_posterior_means(spec, found, settled)
     if start is not None:
         start = start.after_matching(found.assignments, found.widths)
         settled = take_step(spec, settled, start, updates, server_learning_rate)
-    return StageOutcome(settled, found.assignments, found.widths, found.matchings, by_class)
+    return StageOutcome(
+        settled,
+        found.assignments,
+        found.widths,
+        found.matchings,
+        head_by_class=by_class,
+        local_head=local_head,
+    )
 
 
 def solve_stage(
@@ -271,6 +232,21 @@ def _average_rest(
             weights, by_class = (weights, by_class) if counts is None else (list(counts), True)
         settled[name] = _as_dtype(averaging.combine(values, weights), values[0].dtype)
     return by_class
+
+
+def _average_by_examples(
+    names: Sequence[str],
+    updates: Sequence[ClientUpdate],
+    wide: Sequence[Mapping[str, Tensor]],
+    averaging: Averaging,
+) -> dict[str, Tensor]:
+    """Heads that local training goes on from, averaged as by FedAvg."""
+    weights = [torch.full((), update.examples, dtype=torch.float64) for update in updates]
+    averaged = {}
+    for name in names:
+        values = [tensors[name] for tensors in wide]
+        averaged[name] = _as_dtype(averaging.combine(values, weights), values[0].dtype)
+    return averaged
 
 
 def _set_posterior_means(

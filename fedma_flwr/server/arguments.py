@@ -15,6 +15,7 @@ from fedma_flwr.wire import WIRE_DTYPES
 
 COMMON, OWN = "common", "own"  # initialisations
 TRAINED, SOLVED = "trained", "solved"  # heads
+AVERAGED = "averaged"  # what local training goes on from beside a solved head, or it is SOLVED
 
 _Rule = tuple[Callable[[Any], bool], str]  # what is allowed, and in words
 
@@ -39,6 +40,10 @@ _RULES: dict[str, _Rule] = {
         f"it must be {COMMON!r} or {OWN!r}",
     ),
     "head": (lambda value: value in (TRAINED, SOLVED), f"it must be {TRAINED!r} or {SOLVED!r}"),
+    "head_start": (
+        lambda value: value in (AVERAGED, SOLVED),
+        f"it must be {AVERAGED!r} or {SOLVED!r}",
+    ),
     "max_growth": (lambda value: 1.0 <= value < float("inf"), "it must be 1 or more"),
     "server_learning_rate": (lambda value: 0.0 < value <= 1.0, "it must be above 0, at most 1"),
     "averaging": (lambda value: value in AVERAGES, f"it must be one of {AVERAGES}"),

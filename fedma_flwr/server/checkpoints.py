@@ -165,6 +165,7 @@ def describe(tensors: Mapping[str, Tensor]) -> str:
 def _encode(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
     model = checkpoint.model
     tensors = {f"model.{name}": tensor for name, tensor in model.tensors.items()}
+    tensors.update({f"local_head.{name}": tensor for name, tensor in model.local_head.items()})
     # Client keys may be any text, so that tensors are named by the clients' numbers.
     for number, assignments in enumerate(model.assignments.values()):
         tensors.update({f"assignments.{number}.{g}": units for g, units in assignments.items()})
@@ -175,6 +176,7 @@ def _encode(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "tensors": list(model.tensors),
         "clients": {key: list(groups) for key, groups in model.assignments.items()},
         "popularity": list(model.popularity),
+        "local_head": list(model.local_head),
         "exchanges": [record.to_json() for record in checkpoint.exchanges],
         "given_up": checkpoint.given_up,
         **{kind: _plain(getattr(checkpoint, kind)) for kind in _METRICS},
@@ -192,6 +194,7 @@ def _decode(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkp
             for number, (key, groups) in enumerate(content["clients"].items())
         },
         popularity={group: tensors[f"popularity.{group}"] for group in content["popularity"]},
+        local_head={n: tensors[f"local_head.{n}"] for n in content.get("local_head", [])},
     )
     metrics = {
         kind: {int(number): MetricRecord(entry) for number, entry in content[kind].items()}

@@ -26,12 +26,21 @@ class GlobalModel:
         The global units of each client of the last round, by client key and group.
     popularity : dict of str to Tensor
         (L,) how many clients hold each global unit, by group.
+    local_head : dict of str to Tensor
+        The head that local training goes on from, where that is not the model's own: beside a
+        solved head, the average of the clients' trained ones.
     """
 
     tensors: dict[str, Tensor]
     token: str = ""
     assignments: dict[str, Assignments] = field(default_factory=dict)
     popularity: dict[str, Tensor] = field(default_factory=dict)
+    local_head: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def to_train(self) -> dict[str, Tensor]:
+        """The tensors that local training begins with."""
+        return {**self.tensors, **self.local_head}
 
     def selection(self, client_key: str, group: str, size: int) -> Tensor:
         """The global units that make up a client's local model.

@@ -66,6 +66,7 @@ class CommunicationRound:
         self.nonce = nonce
         self.settled: dict[str, Tensor] = {}
         self.widths: dict[str, int] = {}
+        self.local_head: dict[str, Tensor] = {}
         self.matched: dict[str, GroupMatching] = {}
         self.saved = saved or SavedRound(None, number, [])
 
@@ -165,7 +166,7 @@ class CommunicationRound:
     def _news(self, stage: int) -> dict[str, Tensor]:
         """What has become known since the stage before; at the start, last round's head."""
         settles = self.settings.plan[stage - 1].settles  # stage 0: those of the last stage
-        source = self.settled if stage else self.model.tensors
+        source = self.settled if stage else self.model.to_train
         return {name: source[name] for name in settles}
 
     def _everything(self, member: Member, stage: int) -> dict[str, Tensor]:
@@ -180,7 +181,7 @@ class CommunicationRound:
             shapes = spec.shapes(self.widths)
             head = {n: self.model.tensors[n].new_zeros(shapes[n]) for n in spec.head}
             return {**head, **self.settled}
-        local = spec.select(self.model.tensors, self._selection(member))
+        local = spec.select(self.model.to_train, self._selection(member))
         own = {name: tensor for name, tensor in local.items() if name not in self.settled}
         return {**spec.expand(own, member.assignments, self.widths), **self.settled}
 
@@ -223,6 +224,7 @@ class CommunicationRound:
         self.widths.update(outcome.widths)
         # Server and clients must hold the same numbers, or a resumed run would differ.
         self.settled.update(wire.rounded(outcome.tensors, self.settings.wire_dtype))
+        self.local_head.update(wire.rounded(outcome.local_head, self.settings.wire_dtype))
         keys = [member.key for member in self.members.values()]
         for group, matching in outcome.matchings.items():
             self.matched[group] = GroupMatching.of(keys, matching)
@@ -273,4 +275,5 @@ class CommunicationRound:
             token=self.token(last.index) + unknown,
             assignments={member.key: dict(member.assignments) for member in self.members.values()},
             popularity={group: found.popularity for group, found in self.matched.items()},
+            local_head=self.local_head,
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedma_flwr.averaging import Averaging, HeadSolver, Limits
 from fedma_flwr.matching import Matcher
 from fedma_flwr.protocol import HEAD, RETRAIN
-from fedma_flwr.server.arguments import SOLVED, TRAINED, check_model, check_spec
+from fedma_flwr.server.arguments import AVERAGED, SOLVED, TRAINED, check_model, check_spec
 from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.structure import (
     PermutationSpec,
@@ -64,10 +64,16 @@ class RoundSettings:
 
     def beginning_with(self, tensors: Mapping[str, Tensor]) -> RoundSettings:
         """The settings of a run that begins with this model: solved heads are as large as its."""
-        if self.solver is None:
+        if self.solver is None or self.averages_head:
             return self
         norm = HEAD_NORM_FACTOR * float(tensors[self.solver.head.weight].double().norm())
         return replace(self, solver=replace(self.solver, norm=norm))
+
+    @property
+    def averages_head(self) -> bool:
+        """Whether local training goes on from the average of trained heads, not the solved one."""
+        stages = self.plan.stages
+        return any(set(self.spec.head) <= set(s.uploads) - set(s.settles) for s in stages)
 
     def trains_nothing(self, stage: int) -> bool:
         """Whether clients only pass over their examples: the head will be solved, all else is set.
@@ -145,7 +151,7 @@ def make_settings(
     solver = make_solver(spec, arguments["head"])
     return RoundSettings(
         spec=spec,
-        plan=_make_plan(spec, arguments, solved_head=solver is not None),
+        plan=_make_plan(spec, arguments),
         averaging=rule,
         limits=Limits.of(*ratios, robust=rule.robust),
         weighted_by_key=cohort.weighted_by_key,
@@ -161,16 +167,15 @@ def make_settings(
     )
 
 
-def _make_plan(
-    spec: PermutationSpec, arguments: Mapping[str, Any], *, solved_head: bool
-) -> StagePlan:
+def _make_plan(spec: PermutationSpec, arguments: Mapping[str, Any]) -> StagePlan:
     if arguments["one_shot"]:
         return StagePlan.one_shot(spec)
     return StagePlan.build(
         spec,
         arguments["groups_per_stage"],
         reestimate_statistics=arguments["reestimate_statistics"],
-        solved_head=solved_head,
+        solved_head=arguments["head"] == SOLVED,
+        averaged_head=arguments["head_start"] == AVERAGED,
     )
 
 

@@ -76,6 +76,7 @@ class StagePlan:
         *,
         reestimate_statistics: bool = True,
         solved_head: bool = False,
+        averaged_head: bool = False,
     ) -> StagePlan:
         """Plan the stages for a spec.
 
@@ -91,6 +92,9 @@ class StagePlan:
         solved_head : bool (default: False)
             Whether the head is solved from moments: then all other tensors settle before the last
             stage, in which nothing is trained and no tensor is sent.
+        averaged_head : bool (default: False)
+            With `solved_head`, whether the trained head goes up as well, with the last groups that
+            are matched: the next round's local training begins with its average.
 
         Raises
         ------
@@ -107,7 +111,14 @@ class StagePlan:
                 f"groups_per_stage was {groups_per_stage!r}; it must be a number >= 1 or 'all'."
             )
         bundles = [tuple(names[i : i + step]) for i in range(0, len(names), step)]
-        return cls(tuple(_stages(spec, bundles, reestimate_statistics, solved_head)))
+        stages = _stages(spec, bundles, reestimate_statistics, solved_head)
+        if solved_head:
+            stages[-1] = replace(stages[-1], uploads=())
+        if solved_head and averaged_head:
+            last = len(bundles) - 1
+            uploads = tuple(n for n in spec.axes if n in {*stages[last].uploads, *spec.head})
+            stages[last] = replace(stages[last], uploads=uploads)
+        return cls(tuple(stages))
 
     @classmethod
     def one_shot(cls, spec: PermutationSpec) -> StagePlan:
@@ -144,10 +155,7 @@ def _stages(
         settles.update({name: stage + 1 for name, stage in fed.items()})
         estimated = fed.keys() & set(spec.statistics)
     bundles = [*bundles, ()]  # nothing is matched in the head stage
-    stages = [_stage(spec, bundles, i, settles, estimated) for i in range(len(bundles))]
-    if solved_head:
-        stages[-1] = replace(stages[-1], uploads=())
-    return stages
+    return [_stage(spec, bundles, i, settles, estimated) for i in range(len(bundles))]
 
 
 def _is_late(

@@ -110,12 +110,14 @@ def test_a_stage_weighs_clients_by_examples_and_scales_the_head():
     parts = [moments_of(phi[:10], y[:10], 2), moments_of(phi[10:], y[10:], 2)]
     updates = [ClientUpdate({}, n, None, m) for n, m in zip((10.0, 20.0), parts, strict=True)]
 
-    plain = solve_stage(SPEC, updates, {"b": 8}, HeadSolver(HEAD), torch.float64)
+    plain = solve_stage(SPEC, updates, {"b": 8}, HeadSolver(HEAD, scale=1.0), torch.float64)
+    usual = solve_stage(SPEC, updates, {"b": 8}, HeadSolver(HEAD), torch.float64)
     large = solve_stage(SPEC, updates, {"b": 8}, HeadSolver(HEAD, norm=5.0), torch.float32)
 
     slow = slow_ridge(phi, y, 0.01, 2)
     np.testing.assert_allclose(plain.tensors["c.weight"], slow[:, :8], atol=1e-10)
     assert plain.head_solved
+    torch.testing.assert_close(usual.tensors["c.weight"], 10 * plain.tensors["c.weight"])
     assert large.tensors["c.weight"].norm().item() == pytest.approx(5.0)
     ratio = large.tensors["c.bias"].double() / plain.tensors["c.bias"]
     assert ratio.tolist() == pytest.approx([5.0 / float(plain.tensors["c.weight"].norm())] * 2)

@@ -7,7 +7,7 @@ from flwr.serverapp.exception import AggregationError
 from torch import nn
 from torch.nn import functional
 
-from fedma_flwr import FedMA, Stage, head_moments, load_model
+from fedma_flwr import FedAvg, FedMA, Stage, head_moments, load_model
 from fedma_flwr.averaging import ClientUpdate, contrary_moments, oversized_moments
 from fedma_flwr.protocol import CROSS_KEY, GRAM_KEY
 from fedma_flwr.structure import PermutationSpec, StagePlan, linear_head, sequential_spec
@@ -58,12 +58,26 @@ def test_a_round_has_two_exchanges_and_its_head_is_that_of_all_examples():
     torch.testing.assert_close(head, scale * solved, rtol=1e-4, atol=1e-4)
 
 
-def test_the_head_stays_as_large_as_the_first_one_times_two():
-    strategy = run(rounds=3)
+def test_local_training_goes_on_from_the_average_of_trained_heads():
+    """As FedAvg's does: all of the model but the head is that of FedAvg, round by round."""
+    fedma, plain = run(rounds=3), FedAvg(fraction_evaluate=0.0)
+    result = plain.start(InProcessGrid(make_app(steps=10), CLIENTS), initial_arrays(), num_rounds=3)
+
+    ours = fedma.result.arrays.to_torch_state_dict()
+    for name, tensor in result.arrays.to_torch_state_dict().items():
+        if name.startswith("c."):
+            assert not torch.allclose(ours[name], tensor, atol=1e-3)
+        else:
+            torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_to_start_from_stays_as_large_as_the_first_one_times_two():
+    strategy = run(rounds=3, head_start="solved")
 
     first = initial_arrays().to_torch_state_dict()["c.weight"].norm()
     last = strategy.result.arrays.to_torch_state_dict()["c.weight"].norm()
     assert float(last) == pytest.approx(2 * float(first), rel=1e-5)
+    assert "c.weight" not in strategy.settings.plan[0].uploads
 
 
 def test_bytes_of_the_head_stage_are_those_of_the_moments():
@@ -184,6 +198,7 @@ def test_batch_norm_costs_one_exchange_more():
     ("options", "words"),
     [
         ({"head": "averaged"}, r"head was 'averaged'; it must be 'trained' or 'solved'"),
+        ({"head_start": "own"}, r"head_start was 'own'; it must be 'averaged' or 'solved'"),
         ({"head_fraction": 1.5}, r"head_fraction was 1.5; it must lie between 0 and 1"),
         ({"one_shot": True, "groups_per_stage": 1}, r"one_shot=True.*head='solved'"),
     ],

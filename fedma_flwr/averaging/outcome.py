@@ -1,0 +1,62 @@
+"""What a stage's arithmetic gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedma_flwr.matching import Matching
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What the server knows after a stage.
+
+    Parameters
+    ----------
+    tensors : dict of str to Tensor
+        The settled tensors at the global widths.
+    assignments : tuple of dict of str to Tensor
+        For each client the (n,) global unit of each of its units, by group.
+    widths : dict of str to int
+        Global width of the groups matched in this stage.
+    matchings : dict of str to Matching
+        The matcher's results by group.
+    head_by_class : bool
+        Whether the head was averaged by class counts (False also when there is no head here).
+    head_solved : bool
+        Whether it was solved from moments.
+    local_head : dict of str to Tensor
+        The average of trained heads that clients sent without settling it, at the global widths.
+    """
+
+    tensors: dict[str, Tensor]
+    assignments: tuple[dict[str, Tensor], ...]
+    widths: dict[str, int] = field(default_factory=dict)
+    matchings: dict[str, Matching] = field(default_factory=dict)
+    head_by_class: bool = False
+    head_solved: bool = False
+    local_head: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def identity_shares(self) -> dict[str, float]:
+        """Share of clients whose unit ``i`` is global unit ``i``, by group."""
+        return {
+            group: sum(is_identity(own[group]) for own in self.assignments) / len(self.assignments)
+            for group in self.matchings
+        }
+
+    @property
+    def identity_share(self) -> float | None:
+        """Share of clients for which that holds in all groups; None if nothing was matched."""
+        if not self.matchings:
+            return None
+        alike = [all(map(is_identity, own.values())) for own in self.assignments]
+        return sum(alike) / len(alike)
+
+
+def is_identity(units: Tensor) -> bool:
+    """Whether an assignment sends unit ``i`` to global unit ``i``."""
+    return torch.equal(units, torch.arange(len(units)))
