@@ -33,6 +33,7 @@ Run = Callable[[Config, int], list[Entry]]
 LABELS = {
     "fedma": "FedMA",
     "fedma-bundled": "FedMA, one stage for all groups",
+    "fedma-solved": "FedMA, one stage, solved head",
     "fedavg": "FedAvg",
     "fedprox": "FedProx",
     "one-shot": "one-shot matching",
@@ -42,6 +43,7 @@ LABELS = {
 CONFIGS: dict[str, Config] = {
     "fedma": {"strategy": "fedma"},
     "fedma-bundled": {"strategy": "fedma", "groups-per-stage": "all"},
+    "fedma-solved": {"strategy": "fedma", "groups-per-stage": "all", "head": "solved"},
     "fedavg": {"strategy": "fedavg"},
     "fedprox": {"strategy": "fedprox"},
     "one-shot": {
@@ -77,6 +79,9 @@ NOT_LOCAL = {
     "head-weight-decay",
     "groups-per-stage",
     "one-shot",
+    "head",
+    "head-start",
+    "head-fraction",
     "max-growth",
     "weighted-units",
     "averaging",
