@@ -59,7 +59,8 @@ class Stage:
         instruction = protocol.find_instruction(message.content) or Instruction("", stages=1)
         config = _merged_config(message)
         arrays = next(iter(message.content.array_records.values()), ArrayRecord())
-        epochs, lr = config.get(protocol.EPOCHS_CONFIG_KEY), config.get(protocol.LEARNING_RATE_KEY)
+        epochs = _whole_number(config, protocol.EPOCHS_CONFIG_KEY)
+        lr = _number(config, protocol.LEARNING_RATE_KEY)
         return cls(
             round=instruction.round or int(config.get(protocol.SERVER_ROUND_KEY, 0)),
             index=instruction.stage,
@@ -68,10 +69,25 @@ class Stage:
             frozen=instruction.settled,
             trainable=tuple(name for name in arrays if name not in instruction.settled),
             # Moments need one pass: more would only repeat the sums.
-            epochs=1 if instruction.head_module else None if epochs is None else int(epochs),
+            epochs=1 if instruction.head_module else epochs,
             lr=None if lr is None else float(lr),
             solves_head=instruction.head_module != "",
         )
+
+
+def _number(config: Mapping[str, Any], key: str) -> float | None:
+    """A config value that may be missing; a `ClientError` names its key if it is no number."""
+    value = config.get(key)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise ClientError(f"{key} was {value!r}; it must be a number.")
+
+
+def _whole_number(config: Mapping[str, Any], key: str) -> int | None:
+    value = _number(config, key)
+    if value is not None and value != int(value):
+        raise ClientError(f"{key} was {value!r}; it must be a whole number.")
+    return None if value is None else int(value)
 
 
 def _merged_config(message: Message) -> dict[str, Any]:

@@ -136,7 +136,11 @@ def test_local_models_and_matchings_are_saved_once_and_then_started_from(tmp_pat
     assert len(files) == 2
     assert files[0].startswith("client-")
     assert [path.name for path in matchings.iterdir()] == ["round-000001.json"]
-    monkeypatch.setattr(BBPMAP, "match", None)  # nobody is to match again
+
+    def match(self, units, *, weights=None, max_width=None, seed=0):
+        raise AssertionError("nobody is to match again")
+
+    monkeypatch.setattr(BBPMAP, "match", match)
     again = start(**options).result["rounds"][0]
     assert again["client_epochs"] == first["client_epochs"] - 1  # local training was left out
     assert again["accuracy"] == first["accuracy"]
@@ -205,3 +209,18 @@ def test_the_readme_explains_every_config_key():
     readme = (PYPROJECT.parent / "README.md").read_text(encoding="utf-8")
     missing = [key for key in DEFAULTS if f"`{key}`" not in readme]
     assert missing == []
+
+
+def test_a_run_that_is_refused_keeps_what_an_earlier_one_has_left(tmp_path):
+    start(output_dir=str(tmp_path))
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    with pytest.raises(ValueError, match="max-growth"):
+        start(output_dir=str(tmp_path), max_growth=0.5)
+
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    start(output_dir=str(tmp_path), seed=1)
+    assert (tmp_path / "result.json").read_bytes() != kept["result.json"]
+    assert len((tmp_path / "exchanges.jsonl").read_text().splitlines()) == len(
+        kept["exchanges.jsonl"].decode().splitlines()
+    )

@@ -54,9 +54,13 @@ class OutputFolder:
         folder.mkdir(parents=True, exist_ok=True)
         if resume:
             self._read_rounds(folder / RESULT)
-        else:
-            for name in (EXCHANGES, RESULT, MODEL):  # an earlier run's must not pass for this one's
-                (folder / name).unlink(missing_ok=True)
+
+    def _clear(self) -> None:
+        """Remove what an earlier run has left: it must not pass for this one's."""
+        if self.folder is None or self._resumed:
+            return
+        for name in (EXCHANGES, RESULT, MODEL):
+            (self.folder / name).unlink(missing_ok=True)
 
     def _read_rounds(self, file: Path) -> None:
         if not file.exists():
@@ -104,6 +108,7 @@ class OutputFolder:
         tensors = protocol.to_tensors(arrays)
         parameters = sum(tensor.numel() for tensor in tensors.values())
         if server_round == 0:
+            self._clear()  # now, since a run that is refused before must not lose an earlier one's
             self._initial_parameters = parameters
             return
         if self._resumed:
