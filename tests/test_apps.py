@@ -212,14 +212,14 @@ def test_the_readme_explains_every_config_key():
 
 
 def test_a_run_that_is_refused_keeps_what_an_earlier_one_has_left(tmp_path):
-    start(output_dir=str(tmp_path))
+    start(tmp_path)
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     with pytest.raises(ValueError, match="max-growth"):
-        start(output_dir=str(tmp_path), max_growth=0.5)
+        start(tmp_path, max_growth=0.5)
 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
-    start(output_dir=str(tmp_path), seed=1)
+    start(tmp_path, seed=1)
     assert (tmp_path / "result.json").read_bytes() != kept["result.json"]
     assert len((tmp_path / "exchanges.jsonl").read_text().splitlines()) == len(
         kept["exchanges.jsonl"].decode().splitlines()
