@@ -74,6 +74,7 @@ def test_malformed_text_is_refused(text):
         AxisExpression.parse(text)
 
 
-def test_an_expression_without_factors_is_refused():
+@pytest.mark.parametrize("terms", [(), ((),), ((), ("a",)), (("a",), ())])
+def test_an_expression_without_factors_is_refused(terms):
     with pytest.raises(SpecError, match="at least one factor"):
-        AxisExpression(((),))
+        AxisExpression(terms)

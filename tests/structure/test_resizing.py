@@ -73,8 +73,8 @@ KINDS = {
 
 
 def settings(module):
-    """The numbers, texts and tuples among a module's attributes."""
-    return {n: v for n, v in vars(module).items() if isinstance(v, int | float | str | tuple)}
+    """The numbers, texts and tuples among a module's attributes; 4.0 is not 4."""
+    return {n: repr(v) for n, v in vars(module).items() if isinstance(v, int | float | str | tuple)}
 
 
 def inputs(shapes):
@@ -136,6 +136,13 @@ def test_buffers_follow():
     resized = resize(nn.BatchNorm1d(3), nn.BatchNorm1d(4).state_dict())
     assert resized.running_var.shape == (4,)
     assert resized.num_batches_tracked.dtype == torch.int64
+
+
+def test_a_module_takes_nothing_from_those_inside_it():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    before = set(vars(model))
+    resize(model, nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4)).state_dict())
+    assert set(vars(model)) == before
 
 
 def test_names_and_axes_that_differ_are_refused():

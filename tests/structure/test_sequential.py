@@ -21,14 +21,15 @@ def test_convolutions_batch_norm_and_flatten():
 
 
 @pytest.mark.parametrize(
-    "layers",
+    ("layers", "message"),
     [
-        (nn.Linear(2, 3), nn.LSTM(3, 2), nn.Linear(2, 1)),
-        (nn.Linear(2, 3), nn.Linear(4, 1)),
-        (nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 2, 1)),
-        (nn.Linear(2, 3), nn.BatchNorm1d(4), nn.Linear(3, 1)),
+        ((nn.Linear(2, 3), nn.LSTM(3, 2), nn.Linear(2, 1)), r"'1' \(LSTM\)"),
+        ((nn.Linear(2, 3), nn.Linear(4, 1)), "'1' reads 4 inputs, no multiple of the 3 units"),
+        ((nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 2, 1)), "'0' is a grouped convolution"),
+        ((nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 2, 1)), "'1' is a gr"),
+        ((nn.Linear(2, 3), nn.BatchNorm1d(4), nn.Linear(3, 1)), "'1' does not follow a layer"),
     ],
 )
-def test_what_it_does_not_know_is_refused(layers):
-    with pytest.raises(SpecError):
+def test_what_it_does_not_know_is_refused(layers, message):
+    with pytest.raises(SpecError, match=message):
         sequential_spec(nn.Sequential(*layers))
