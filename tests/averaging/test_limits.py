@@ -169,6 +169,20 @@ def test_at_the_bound_nothing_is_changed():
     assert bound_weights({}, 3.0) == {}
 
 
+def test_where_most_send_no_counts_who_does_keeps_them():
+    updates = {n: ClientUpdate({}, 6.0) for n in range(3)}
+    updates[3] = ClientUpdate({}, 6.0, torch.tensor([1.0, 5.0]))
+    bounded = bound_weights(updates, 10.0)
+    assert bounded[3].class_counts.tolist() == [1.0, 5.0]
+    assert all(bounded[n].class_counts is None for n in range(3))
+
+
+def test_counts_may_be_fractions():
+    updates = {n: ClientUpdate({}, 1.0, torch.tensor([0.25, 0.25])) for n in range(2)}
+    updates[2] = ClientUpdate({}, 1.0, torch.tensor([3.0, 1.0]))
+    assert bound_weights(updates, 1.0)[2].class_counts.tolist() == [0.375, 0.125]
+
+
 def test_the_lower_of_two_clients_in_the_middle_says_what_is_usual():
     updates = {n: ClientUpdate({}, float(n)) for n in (1, 2, 8, 9)}
     assert [u.examples for u in bound_weights(updates, 1.5).values()] == [1.0, 2.0, 3.0, 3.0]

@@ -69,6 +69,8 @@ def test_trimmed_mean(values, cut, expected):
         ([1, 2, 3, 4, 100], 0.2, None, 2.5),
         # 0.4 of five clients are two: one was far, one more is cut at either end.
         ([1, 2, 3, 4, 100], 0.4, None, 2.5),
+        # The same without symmetry: 2 and 3 are left.
+        ([1, 2, 3, 7, 100], 0.4, None, 2.5),
         # Three of ten hold the entry: 100 is far, and one of the other two may be hostile.
         ([1, 2, 100], 0.2, 10, 1.5),
         ([1, 2, 4, 5], 0.2, 10, 3),
@@ -77,6 +79,11 @@ def test_trimmed_mean(values, cut, expected):
 def test_who_is_far_has_no_say(values, share, cohort, expected):
     averaging = Averaging("trimmed_mean", share)
     assert combine(averaging, values, None, cohort) == pytest.approx(expected)
+
+
+def test_a_fifth_is_cut_off_unless_told_otherwise():
+    assert Averaging("trimmed_mean") == Averaging("trimmed_mean", 0.2)
+    assert Averaging() == Averaging("mean", 0.2)
 
 
 def test_zeros_between_weights_of_either_sign_have_no_say():

@@ -6,8 +6,9 @@ import torch
 from fedma_flwr import FedMA, load_model
 from fedma_flwr.averaging import ClientUpdate, RoundStart
 from fedma_flwr.averaging.head import keep_absent_rows
-from fedma_flwr.averaging.server_step import step_towards
+from fedma_flwr.averaging.server_step import step_towards, take_step
 from fedma_flwr.matching import IdentityMatching
+from fedma_flwr.structure import PermutationSpec
 from fedma_flwr.testing import InProcessGrid
 from tests.toy import CLIENTS, SPEC, Net, fit, initial_arrays, make_app, reply
 
@@ -67,6 +68,43 @@ def test_rows_of_absent_classes_stay(counts, rows):
     )
 
     assert kept.tolist() == rows
+
+
+STEPPED = PermutationSpec(
+    groups={"h": 2},
+    axes={"w": "h, 1", "n.running_mean": "h", "n": "", "out": "2, h"},
+    statistics=["n.running_mean"],
+    head=["out"],
+)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_only_weights_are_damped_and_only_the_head_keeps_rows(rate):
+    """Integers and running statistics are the clients', whatever the rate."""
+    past = {
+        "w": torch.zeros(2, 1),
+        "n.running_mean": torch.zeros(2),
+        "n": torch.tensor(0),
+        "out": torch.zeros(2, 2),
+    }
+    settled = {name: torch.full_like(tensor, 8) for name, tensor in past.items()}
+    same = {"h": torch.arange(2)}
+    start = RoundStart(past, [same], [same], {"h": 2})
+    updates = [ClientUpdate({}, 1.0, torch.tensor([4.0, 0.0]))]
+    found = take_step(STEPPED, settled, start, updates, rate)
+    assert found["w"].tolist() == [[8 * rate]] * 2
+    assert found["out"].tolist() == [[8 * rate] * 2, [0.0, 0.0]]  # nobody has the second class
+    assert found["n.running_mean"].tolist() == [8.0, 8.0]
+    assert found["n"].tolist() == 8
+    assert settled["w"].tolist() == [[8.0], [8.0]]  # what was given stays
+
+
+def test_groups_matched_later_join_those_matched_before():
+    start = RoundStart({}, [{}], [{"a": UNITS[0]}], {"a": 2})
+    later = start.after_matching([{"b": UNITS[1]}], {"b": 3})
+    assert later.widths == {"a": 2, "b": 3}
+    assert [units.tolist() for units in later.assignments[0].values()] == [[0, 1], [1, 2]]
+    assert start.widths == {"a": 2}
 
 
 def run(counts=None, rounds=2, **options):

@@ -5,9 +5,11 @@ import math
 import pytest
 
 from fedma_flwr import FedAvg, FedMA, FedProx
+from fedma_flwr.averaging import Averaging, Limits
 from fedma_flwr.matching import BBPMAP
 from fedma_flwr.server import arguments
 from fedma_flwr.server.arguments import check_arguments, check_output
+from fedma_flwr.structure import PermutationSpec
 from tests.toy import SPEC
 
 TINY = 5e-324
@@ -31,6 +33,7 @@ LIMITS = {
     "stage_timeout": ([None, TINY, 1, INFINITE], [0, 0.0, -TINY, NAN, "abc"]),
     "proximal_mu": ([0, 0.0, TINY, 1e300], [-TINY, INFINITE, NAN, "abc", None]),
     "initialisation": (["common", "own"], ["Common", "", "abc", None, 1]),
+    "head": (["trained", "solved"], ["Solved", "", "abc", None, 0]),
     "max_growth": ([1, 1.0, ABOVE_1, 1e300], [BELOW_1, 0, INFINITE, NAN, "abc", None]),
     "server_learning_rate": ([TINY, 0.5, 1, 1.0], [0, 0.0, -TINY, ABOVE_1, NAN, "abc", None]),
     "averaging": (["mean", "median", "trimmed_mean"], ["Mean", "", "abc", None, 0]),
@@ -78,6 +81,50 @@ def test_all_strategies_ask_about_what_they_share(make, name):
         make(**{name: -1})
 
 
+def test_defaults_are_what_the_documentation_says():
+    """And what they were: a run that names none must stay what it is."""
+    strategy = FedMA(spec=SPEC)
+    settings = strategy.settings
+    assert settings.matcher == BBPMAP(gamma=1.0, local_variance=1.0, prior_variance=1.0)
+    assert len(settings.plan) == 3
+    assert settings.config_overrides == {"retrain": {}, "head": {}}
+    assert settings.averaging == Averaging("mean", 0.2)
+    assert settings.limits == Limits(10.0, 10.0) == Limits()
+    assert {
+        name: getattr(settings, name)
+        for name in (
+            "initialisation",
+            "max_growth",
+            "weighted_units",
+            "server_learning_rate",
+            "wire_dtype",
+            "seed",
+            "solver",
+        )
+    } == {
+        "initialisation": "common",
+        "max_growth": 2.0,
+        "weighted_units": False,
+        "server_learning_rate": 1.0,
+        "wire_dtype": "float32",
+        "seed": 0,
+        "solver": None,
+    }
+    for each in (strategy, FedAvg(), FedProx()):
+        assert (each.seed, each.node_timeout, each.stage_timeout) == (0, 600.0, None)
+        assert (each.checkpoint_dir, each.resume, each.on_exchange) == (None, False, None)
+    assert FedProx().proximal_mu == 0.001
+    assert (FedMA.needs_mod, FedAvg.needs_mod) == (True, False)
+
+
+def test_statistics_are_estimated_anew_unless_told_otherwise():
+    axes = {"a": "h, 1", "n.running_mean": "h", "c": "2, h"}
+    spec = PermutationSpec({"h": 2}, axes, statistics=["n.running_mean"])
+    assert FedMA(spec=spec).settings.plan[1].estimates == ("n.running_mean",)
+    kept = FedMA(spec=spec, reestimate_statistics=False).settings.plan
+    assert all(stage.estimates == () for stage in kept)
+
+
 def test_a_name_without_a_rule_is_passed_over_and_those_after_it_are_not():
     check_arguments({"weighted_by_key": object()})
     with pytest.raises(ValueError, match=r"^seed was -1;"):
@@ -111,6 +158,7 @@ def test_what_does_not_go_with_posterior_means_is_refused_one_by_one(options, sa
         ({"groups_per_stage": "all"}, "groups_per_stage"),
         ({"retrain_config": {"lr": 0.1}}, "retrain_config"),
         ({"head_config": {"lr": 0.1}}, "head_config"),
+        ({"head": "solved"}, "head='solved'"),
         (
             {"retrain_config": {"lr": 1.0}, "head_config": {"lr": 1.0}},
             "retrain_config, head_config",
