@@ -81,6 +81,37 @@ def test_who_is_far_has_no_say(values, share, cohort, expected):
     assert combine(averaging, values, None, cohort) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("values", "weights", "near"),
+    [
+        # Median 2, distances 1, 0, 1, 2: usually 1 (the upper one of two), so that 2 is not far.
+        ([1, 2, 3, 4], [2, 3, 1, 1], [True, True, True, True]),
+        ([1, 2, 3, 4.01], [2, 3, 1, 1], [True, True, True, False]),
+        # However little it weighs, and however much: it is the distance that counts.
+        ([1, 2, 3, 100], [1, 1, 1, 0.001], [True, True, True, False]),
+        ([1, 2, 3, 4, 9], [1, 20, 20, 1, 1], [True, True, True, True, False]),
+        ([7], [5], [True]),
+        ([1, 2], [0, 0], [True, True]),
+    ],
+)
+def test_near_is_up_to_twice_the_usual_distance(values, weights, near):
+    assert robust.near_the_median(column(values), column(weights)) == near
+
+
+def test_the_distance_is_a_root_mean_square_over_what_a_client_holds():
+    """Beside the median, 0, the third client has (3, 4): a distance of sqrt(12.5), or of 4."""
+    tensors = [torch.tensor([1.0, -1.0]), torch.tensor([-1.0, 1.0]), torch.tensor([3.0, 4.0])]
+    tensors += [torch.zeros(2)] * 2
+    everything = [torch.ones(2)] * 5
+    distances = [1.0, 1.0, 12.5**0.5, 0.0, 0.0]
+    assert sorted(distances)[2] == 1.0
+    assert robust.near_the_median(tensors, everything) == [True, True, False, True, True]
+    small = [*tensors[:2], torch.tensor([1.9, 9.0]), *tensors[3:]]
+    holds_one = [*everything[:2], torch.tensor([1.0, 0.0]), *everything[3:]]
+    assert robust.near_the_median(small, holds_one) == [True] * 5
+    assert robust.near_the_median(small, everything)[2] is False
+
+
 def test_a_fifth_is_cut_off_unless_told_otherwise():
     assert Averaging("trimmed_mean") == Averaging("trimmed_mean", 0.2)
     assert Averaging() == Averaging("mean", 0.2)
@@ -165,6 +196,13 @@ def test_blocks_do_not_matter(monkeypatch):
     monkeypatch.setattr(robust, "_BLOCK", 50)
     found = averaging.combine(tensors, weights, 3.0)
     torch.testing.assert_close(found, whole, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["mean", "median", "trimmed_mean"])
+@pytest.mark.parametrize("shape", [(0,), (0, 2), (2, 0), ()])
+def test_tensors_without_numbers_and_single_numbers_have_an_average(kind, shape):
+    found = Averaging(kind).combine([torch.ones(shape)] * 3, [torch.ones(())] * 3, 3.0)
+    assert torch.equal(found, torch.ones(shape, dtype=torch.float64))
 
 
 def update(value, examples=1.0, counts=None):
