@@ -49,7 +49,7 @@ def linear_head(spec: PermutationSpec) -> LinearHead | str:
         return f"the head is not one layer, it has the tensors {', '.join(spec.head)}"
     weights = [name for name in spec.head if len(spec.axes[name]) > 1]
     biases = [name for name in spec.head if len(spec.axes[name]) == 1]
-    if len(weights) != 1 or len(biases) > 1 or len(spec.head) > 2:
+    if len(weights) != 1 or len(biases) > 1 or len(weights + biases) < len(spec.head):
         return f"the head has other tensors than a weight and a bias: {', '.join(spec.head)}"
     outputs, _, *kernel = spec.axes[weights[0]]
     if spec.output_axis(weights[0]) != 0 or any(a.groups or a.size({}) != 1 for a in kernel):

@@ -139,9 +139,32 @@ def test_json_by_hand():
     assert PermutationSpec.from_json(full.to_json()) == full
 
 
-def test_the_table_says_why_a_group_is_fixed():
-    assert "h  a view" in str(RICH)
-    assert "gates.weight  [h + h, conv x 2]" in str(RICH)
+def test_the_table_by_hand():
+    spec = PermutationSpec(
+        groups={"g": UnitGroup(2, growable=False, reason="so"), "h": 3},
+        axes={"a": "5, g x 2", "m": "g", "b": "h + 1, g", "n": "2, h"},
+        outputs={"a": 1},
+        pinned={"a[0]": "why"},
+    )
+    assert str(spec).splitlines() == [
+        "group   units  grows  made by -> used by",
+        "g       2      no     a, m -> b",
+        "h       3      yes    b -> n",
+        "(head)                n",
+        "",
+        "matched at fixed width:",
+        "g  so",
+        "",
+        "a  [5, g x 2]",
+        "m  [g]",
+        "b  [h + 1, g]",
+        "n  [2, h]",
+        "",
+        "pinned:",
+        "a[0]  why",
+    ]
+    assert "pinned" not in str(MLP)
+    assert "fixed" not in str(MLP)
 
 
 def test_the_default_head_has_fixed_outputs():

@@ -135,6 +135,19 @@ def test_statistics_that_are_not_estimated_anew_settle_with_what_makes_their_uni
     assert [stage.estimates for stage in plan.stages] == [(), (), ()]
 
 
+def test_a_head_that_is_solved_has_a_stage_of_its_own_in_which_nothing_is_sent():
+    plan = StagePlan.build(RESIDUAL, solved_head=True)
+    rest = [("stem.weight",), ("inner.weight",), ("back.weight",)]
+    assert settled(plan) == [*rest, ("head.weight",)]
+    assert [stage.uploads for stage in plan.stages] == [*rest, ()]
+    assert [stage.solves_head for stage in plan.stages] == [False, False, False, True]
+    assert not any(stage.solves_head for stage in StagePlan.build(RESIDUAL).stages)
+    # Where all else settles early enough anyway, no stage is added.
+    assert settled(StagePlan.build(AHEAD, solved_head=True)) == settled(StagePlan.build(AHEAD))
+    without_groups = StagePlan.build(PermutationSpec({}, {"w": "2, 3"}), solved_head=True)
+    assert [stage.solves_head for stage in without_groups.stages] == [False]
+
+
 def test_a_plan_in_one_shot():
     plan = StagePlan.one_shot(AHEAD)
     (stage,) = plan.stages
