@@ -43,12 +43,13 @@ def name_of(file):
 def imports(file):
     """Modules of the package that a file imports when it is imported itself, as `name_of` names.
 
-    Imports inside functions, and those that only a type checker sees, do not count.
+    Imports inside functions do not count; those that only a type checker sees do.
     """
     module = name_of(file)
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     found = set()
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    statements = ast.parse(file.read_text(encoding="utf-8")).body
+    for node in [n for s in statements for n in (s.body if isinstance(s, ast.If) else [s])]:
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names if a.name.startswith("fedma_flwr")}
         elif isinstance(node, ast.ImportFrom):

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedma_flwr.structure import spec_text
 from fedma_flwr.structure.axes import AxisExpression, SpecError, as_axes
 from fedma_flwr.structure.spec_checks import check_parts
-from fedma_flwr.structure.state_dict_names import named_variances
+from fedma_flwr.structure.spec_parts import SpecParts
 from fedma_flwr.structure.unit_groups import UnitGroup, as_group
 from fedma_flwr.structure.unit_selection import check_units, place_units, take_units
 from fedma_flwr.structure.widths import solve_widths
@@ -24,7 +24,7 @@ StateDict = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, init=False)
-class PermutationSpec:
+class PermutationSpec(SpecParts):
     """The groups of a model and, for every axis of every state-dict tensor, its axis expression.
 
     Parameters
@@ -65,14 +65,6 @@ class PermutationSpec:
     ('b.weight',)
     """
 
-    groups: Mapping[str, UnitGroup]
-    axes: Mapping[str, tuple[AxisExpression, ...]]
-    outputs: Mapping[str, int]
-    statistics: tuple[str, ...]
-    head: tuple[str, ...]
-    pinned: Mapping[str, str]
-    variances: Mapping[str, str]
-
     def __init__(
         self,
         groups: Mapping[str, UnitGroup | int],
@@ -98,37 +90,6 @@ class PermutationSpec:
         object.__setattr__(self, "variances", MappingProxyType(pairs))
         check_parts(self)
         object.__setattr__(self, "head", self.head or self.default_head())
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Width of every group in the initial model."""
-        return {name: group.size for name, group in self.groups.items()}
-
-    def default_head(self) -> tuple[str, ...]:
-        """The tensors whose output axis is fixed."""
-        return tuple(name for name in self.axes if not self.output_groups(name))
-
-    def default_variances(self) -> dict[str, str]:
-        """The running variances, with their means, that torch's own names tell."""
-        return named_variances(self.axes, self.statistics)
-
-    def output_axis(self, tensor: str) -> int:
-        """Index of the axis along which a tensor's units (or outputs) lie."""
-        return self.outputs.get(tensor, 0)
-
-    def output_groups(self, tensor: str) -> frozenset[str]:
-        """Groups on the output axis of a tensor; empty for the head and for fixed tensors."""
-        axes = self.axes[tensor]
-        return axes[self.output_axis(tensor)].groups if axes else frozenset()
-
-    def input_groups(self, tensor: str) -> frozenset[str]:
-        """Groups on all axes of a tensor but its output axis."""
-        others = (a for i, a in enumerate(self.axes[tensor]) if i != self.output_axis(tensor))
-        return frozenset().union(*(axis.groups for axis in others))
-
-    def tensor_groups(self, tensor: str) -> frozenset[str]:
-        """Groups on any axis of a tensor."""
-        return frozenset().union(*(axis.groups for axis in self.axes[tensor]))
 
     def shapes(self, widths: Mapping[str, int] | None = None) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor for the given widths (groups left out keep their size)."""
@@ -174,10 +135,6 @@ class PermutationSpec:
         if extra := [name for name in state_dict if name not in self.axes]:
             raise SpecError(f"The state dict has tensors that the spec does not describe: {extra}.")
         self.widths(state_dict, known=widths)
-
-    def describe(self, tensor: str) -> str:
-        """The axis expressions of one tensor, separated by commas."""
-        return ", ".join(str(axis) for axis in self.axes[tensor])
 
     def permute(
         self, state_dict: StateDict, permutations: Mapping[str, Tensor]

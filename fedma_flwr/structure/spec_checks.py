@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fedma_flwr.structure.axes import SpecError
-
-if TYPE_CHECKING:
-    from fedma_flwr.structure.spec import PermutationSpec
+from fedma_flwr.structure.spec_parts import SpecParts
 
 
-def check_parts(spec: PermutationSpec) -> None:
+def check_parts(spec: SpecParts) -> None:
     """Refuse a spec whose parts do not fit together.
 
     Raises
@@ -29,7 +25,7 @@ def check_parts(spec: PermutationSpec) -> None:
     _check_variances(spec)
 
 
-def _check_groups(spec: PermutationSpec) -> None:
+def _check_groups(spec: SpecParts) -> None:
     for name, group in spec.groups.items():
         if group.size < 1:
             raise SpecError(f"Group {name!r} has size {group.size}; it must be at least 1.")
@@ -40,7 +36,7 @@ def _check_groups(spec: PermutationSpec) -> None:
         raise SpecError(f"`groups` lists groups that no axis uses: {unused}.")
 
 
-def _check_variances(spec: PermutationSpec) -> None:
+def _check_variances(spec: SpecParts) -> None:
     for variance, mean in spec.variances.items():
         if missing := [name for name in (variance, mean) if name not in spec.statistics]:
             raise SpecError(f"`variances` names tensors that are no `statistics`: {missing}.")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedma_flwr.structure.axes import SpecError
-
-if TYPE_CHECKING:
-    from fedma_flwr.structure.spec import PermutationSpec
-    from fedma_flwr.structure.unit_groups import UnitGroup
+from fedma_flwr.structure.spec_parts import SpecParts
+from fedma_flwr.structure.unit_groups import UnitGroup
 
 
-def to_json(spec: PermutationSpec) -> str:
+def to_json(spec: SpecParts) -> str:
     """Compact JSON; what equals its default is left out (LeNet: 250 bytes)."""
     parts: dict[str, Any] = {
         "groups": {name: _group_entry(group) for name, group in spec.groups.items()},
@@ -53,7 +51,7 @@ def parse_json(text: str) -> dict[str, Any]:
     return dict(parts)
 
 
-def table(spec: PermutationSpec) -> str:
+def table(spec: SpecParts) -> str:
     """The groups, with the tensors that make and use their units; then every tensor's axes."""
     rows = [("group", "units", "grows", "made by -> used by")]
     for name, group in spec.groups.items():
