@@ -48,6 +48,9 @@ def test_ties_are_judged_by_the_size_of_the_totals():
     for gained, found in ((1e-7, [1, 0]), (1e-5, [0, 1])):
         problem = Problem(np.array([[1e6, 1e6], [1e6, 1e6 + gained]]), np.zeros(2), np.full(2, 9.0))
         assert improve(problem, np.array([1, 0]), np.arange(2)).tolist() == found
+    nothing = Problem(np.zeros((2, 2)), np.zeros(2), np.full(2, 9.0))
+    for columns in ([0, 1], [1, 0]):
+        assert improve(nothing, np.array(columns), np.arange(2)).tolist() == columns
 
 
 def test_new_units_are_left_for_what_they_cost():

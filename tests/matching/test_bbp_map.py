@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedma_flwr.matching import BBPMAP, IdentityMatching, Matcher, search
+from fedma_flwr.matching.validate import check_units
 
 
 def units_of(widths, size=8, seed=0):
@@ -112,6 +113,7 @@ BAD_UNITS = [
     ([np.ones((2, 3)), np.ones(3)], r"client 1 has shape \(3,\)"),
     ([np.ones((2, 3)), np.ones((0, 3))], r"client 1 has shape \(0, 3\)"),
     ([np.ones((2, 3)), np.full((1, 3), np.nan)], r"client 1, shape \(1, 3\), has NaN"),
+    ([np.array([[1.0, 2.0], [np.nan, 3.0]])], r"client 0, shape \(2, 2\), has NaN"),
     ([np.full((2, 3), np.inf)], r"client 0, shape \(2, 3\), has NaN or infinity"),
     ([np.array([["a", "b"]])], r"client 0, shape \(1, 2\), has dtype"),
 ]
@@ -122,6 +124,10 @@ BAD_UNITS = [
 def test_bad_units_are_refused(matcher, units, message):
     with pytest.raises(ValueError, match=message):
         matcher.match(units)
+
+
+def test_units_whose_squares_overflow_are_taken():
+    assert check_units([np.full((2, 3), 1e200)])[0].tolist() == [[1e200] * 3] * 2
 
 
 @pytest.mark.parametrize(
@@ -151,8 +157,11 @@ def test_bad_options_are_refused(options, message):
         ({"orders": [[0, 1]] * 4}, r"orders: expected shape \(5, 2\)"),
         ({"weights": [1.0]}, r"weights: expected shape \(2,\)"),
         ({"weights": [1.0, -1.0]}, r"weights: client 1 has -1.0"),
+        ({"weights": [0.0, 1.0]}, r"weights: client 0 has 0.0"),
+        ({"weights": [1.0, np.inf]}, r"weights: client 1 has inf"),
         ({"prior_mean": [1.0, 2.0]}, r"prior_mean: .* shape \(2,\)"),
         ({"prior_mean": np.nan}, r"prior_mean: expected a finite"),
+        ({"prior_mean": [0.0, np.nan, 0.0]}, r"prior_mean: expected a finite"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

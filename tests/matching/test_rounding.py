@@ -100,9 +100,17 @@ def test_rows_far_from_their_units_are_measured_at_once():
         assert [bool(rows[0]) for rows in first.measured] == far
 
 
-def test_a_row_at_the_prior_mean_is_far_from_any_other():
-    """The prior mean (1, 0) and the rows (1, 0), (0, 0.7) have the mean (2/3, 0.23)."""
+@pytest.mark.parametrize(
+    ("rows", "far"),
+    [
+        # With the prior mean (1, 0) their mean is (2/3, 0.23): the first is at the prior mean.
+        ([[1.0, 0.0], [0.0, 0.7]], [True, False]),
+        # It is (2, 0), at 1/4 from either, and these are at 9/4 from the prior mean.
+        ([[2.5, 0.0], [2.5, 0.0]], [False, False]),
+    ],
+)
+def test_far_is_measured_by_the_distance_from_the_prior_mean(rows, far):
     gain = ScalarGain(local=1.0, prior=1.0, mean=np.array([1.0, 0.0]), log_determinant=False)
-    global_units = shared([np.array([[1.0, 0.0]]), np.array([[0.0, 0.7]])])
+    global_units = shared([np.array([row]) for row in rows])
     first = FirstBounds(global_units, gain, np.zeros_like, [np.zeros(1, dtype=bool)] * 2)
-    assert [bool(rows[0]) for rows in first.measured] == [True, False]
+    assert [bool(rows[0]) for rows in first.measured] == far
