@@ -144,6 +144,11 @@ def test_units_are_scaled_down_to_the_usual_size():
     assert torch.equal(last["n"], large["n"])
 
 
+def test_a_single_number_is_scaled_down_too():
+    numbers = [{"s": torch.tensor(value)} for value in (2.0, -2.0, -9.0)]
+    assert [tensors["s"].item() for tensors in robust.scale_down(numbers, ["s"])] == [2, -2, -2]
+
+
 def test_small_biases_beside_zeros_keep_their_size():
     zeros = {"b": torch.zeros(2)}
     *_, last = robust.scale_down([zeros, zeros, {"b": torch.tensor([0.1, -5.0])}], ["b"])
