@@ -24,6 +24,7 @@ ONE_OR_MORE = ([1, 1.0, ABOVE_1, INFINITE], [BELOW_1, 0, -1, NAN, "abc"])
 LIMITS = {
     "fraction_train": SHARE,
     "fraction_evaluate": SHARE,
+    "head_fraction": SHARE,
     "min_train_nodes": CLIENTS,
     "min_evaluate_nodes": CLIENTS,
     "min_available_nodes": CLIENTS,
@@ -34,6 +35,7 @@ LIMITS = {
     "proximal_mu": ([0, 0.0, TINY, 1e300], [-TINY, INFINITE, NAN, "abc", None]),
     "initialisation": (["common", "own"], ["Common", "", "abc", None, 1]),
     "head": (["trained", "solved"], ["Solved", "", "abc", None, 0]),
+    "head_start": (["averaged", "solved"], ["Solved", "", "abc", None, 0]),
     "max_growth": ([1, 1.0, ABOVE_1, 1e300], [BELOW_1, 0, INFINITE, NAN, "abc", None]),
     "server_learning_rate": ([TINY, 0.5, 1, 1.0], [0, 0.0, -TINY, ABOVE_1, NAN, "abc", None]),
     "averaging": (["mean", "median", "trimmed_mean"], ["Mean", "", "abc", None, 0]),

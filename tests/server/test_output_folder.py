@@ -76,7 +76,9 @@ def test_a_run_is_told_round_by_round(tmp_path, clock):
 def test_an_earlier_runs_files_do_not_pass_for_this_ones(tmp_path):
     for name in ("exchanges.jsonl", "result.json", "model.safetensors", "mine.txt"):
         (tmp_path / name).write_text("old")
-    OutputFolder(tmp_path, SPEC, {})
+    folder = OutputFolder(tmp_path, SPEC, {})
+    assert len(list(tmp_path.iterdir())) == 4  # the run may yet be refused
+    folder.add_round(0, initial_arrays(), History(), loss=0.0, accuracy=0.0)
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
 
