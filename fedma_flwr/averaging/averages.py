@@ -60,7 +60,8 @@ class Averaging:
             In float64; 0 where nobody holds an entry.
         """
         if not self.robust:
-            return _mean(values, weights)
+            by_holders = cohort_weight is not None
+            return _mean_of_holders(values, weights) if by_holders else _mean(values, weights)
         shape = values[0].shape or torch.Size([1])
         tensors = [value.reshape(shape) for value in values]
         wide = [weight.to(torch.float64).expand(shape) for weight in weights]
@@ -80,7 +81,18 @@ class Averaging:
 
 
 def _mean(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """The weighted mean as running sums: one client's tensor in float64 at a time."""
+    """The mean where everybody holds everything: sums of values times shares of the weight.
+
+    Dividing a sum of products would differ in the last bit, and training makes more of that.
+    """
+    shape = values[0].shape
+    masses = torch.stack([weight.to(torch.float64).expand(shape) for weight in weights])
+    stacked = torch.stack([value.to(torch.float64) for value in values])
+    return (stacked * (masses / masses.sum(0).clamp_min(_TINY))).sum(0)
+
+
+def _mean_of_holders(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """The mean over those who hold an entry, as running sums: one client in float64 at a time."""
     total = torch.zeros(values[0].shape, dtype=torch.float64)
     mass = torch.zeros(values[0].shape, dtype=torch.float64)
     for value, weight in zip(values, weights, strict=True):
