@@ -31,13 +31,9 @@ class FedAvg(ResumableCohort):
         Those of `ResumableCohort`, `SeededCohort` and of Flower's FedAvg.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._sent: list[Message] = []
-
     def _begin(self, timeout: float) -> None:
         super()._begin(timeout)
-        self._sent = []
+        self._sent: list[Message] = []
 
     def start(
         self,

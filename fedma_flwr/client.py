@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedma_flwr.client_moments import current_hook
 from fedma_flwr.client_statistics import estimate_statistics
 from fedma_flwr.protocol import ClientError, Instruction
 from fedma_flwr.structure import resize
+from fedma_flwr.structure.state_dict_names import RUNNING_MEAN
 
 Source = Message | ArrayRecord | Mapping[str, Tensor]
 
@@ -78,6 +80,9 @@ class Stage:
 def _number(config: Mapping[str, Any], key: str) -> float | None:
     """A config value that may be missing; a `ClientError` names its key if it is no number."""
     value = config.get(key)
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
     raise ClientError(f"{key} was {value!r}; it must be a number.")
@@ -85,7 +90,7 @@ def _number(config: Mapping[str, Any], key: str) -> float | None:
 
 def _whole_number(config: Mapping[str, Any], key: str) -> int | None:
     value = _number(config, key)
-    if value is not None and value != int(value):
+    if value is not None and not float(value).is_integer():
         raise ClientError(f"{key} was {value!r}; it must be a whole number.")
     return None if value is None else int(value)
 
@@ -170,7 +175,7 @@ def _freeze(model: nn.Module, settled: frozenset[str]) -> None:
             parameter.requires_grad_(False)
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
-        if f"{dot}running_mean" in settled:
+        if f"{dot}{RUNNING_MEAN}" in settled:
             # requires_grad does not stop running statistics, and model.train() undoes eval().
             module.register_forward_pre_hook(_use_kept_statistics)
 

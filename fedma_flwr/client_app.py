@@ -17,7 +17,20 @@ from torch.utils.data import DataLoader, TensorDataset
 from fedma_flwr.client import Stage, class_counts, load_model, proximal_term
 from fedma_flwr.client_moments import head_moments
 from fedma_flwr.mod import fedma_mod
-from fedma_flwr.protocol import LOCAL, PROXIMAL_MU_KEY
+from fedma_flwr.protocol import (
+    ARRAYS_KEY,
+    CLASS_COUNTS_KEY,
+    CONFIG_KEY,
+    EPOCHS_CONFIG_KEY,
+    EPOCHS_KEY,
+    LEARNING_RATE_KEY,
+    LOCAL,
+    METRICS_KEY,
+    NUM_EXAMPLES_KEY,
+    PARTITION_KEY,
+    PARTITIONS_KEY,
+    PROXIMAL_MU_KEY,
+)
 from fedma_flwr.tasks import RunConfig, Task, default_device, get_task
 from fedma_flwr.tasks.config import SEED, integer, number, text
 
@@ -46,9 +59,9 @@ def train(message: Message, context: Context) -> Message:
         loss, epochs = task.train(model, dataset, penalty=penalty, **options), options["epochs"]
         if saved is not None:
             _save(model, saved)
-    metrics = {**_counts(dataset, task.num_classes), "epochs": epochs, "train-loss": loss}
+    metrics = {**_counts(dataset, task.num_classes), EPOCHS_KEY: epochs, "train-loss": loss}
     arrays = ArrayRecord(model.cpu().state_dict())
-    content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
+    content = RecordDict({ARRAYS_KEY: arrays, METRICS_KEY: MetricRecord(metrics)})
     return Message(content, reply_to=message)
 
 
@@ -58,15 +71,15 @@ def _moments(
     """One forward pass. Hooks would do as well, but not where steps are replayed on a GPU."""
     model.to(default_device())
     batches = DataLoader(dataset, batch_size=_PASS_BATCH)
-    metrics = MetricRecord({**_counts(dataset, num_classes), "epochs": 0})
-    content = RecordDict({"arrays": head_moments(model, batches), "metrics": metrics})
+    metrics = MetricRecord({**_counts(dataset, num_classes), EPOCHS_KEY: 0})
+    content = RecordDict({ARRAYS_KEY: head_moments(model, batches), METRICS_KEY: metrics})
     return Message(content, reply_to=message)
 
 
 def _counts(dataset: TensorDataset, num_classes: int) -> dict[str, Any]:
     return {
-        "num-examples": len(dataset),
-        "class-counts": class_counts(dataset.tensors[1], num_classes),
+        NUM_EXAMPLES_KEY: len(dataset),
+        CLASS_COUNTS_KEY: class_counts(dataset.tensors[1], num_classes),
     }
 
 
@@ -78,8 +91,8 @@ def evaluate(message: Message, context: Context) -> Message:
     index, clients = _place(context)
     share = TensorDataset(*(t[index::clients] for t in task.load_test(context.run_config).tensors))
     loss, accuracy = task.evaluate(model, share)
-    metrics = MetricRecord({"num-examples": len(share), "loss": loss, "accuracy": accuracy})
-    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+    metrics = MetricRecord({NUM_EXAMPLES_KEY: len(share), "loss": loss, "accuracy": accuracy})
+    return Message(RecordDict({METRICS_KEY: metrics}), reply_to=message)
 
 
 def _config(message: Message, context: Context) -> dict[str, Any]:
@@ -89,14 +102,14 @@ def _config(message: Message, context: Context) -> dict[str, Any]:
     """
     own = ("momentum", "batch-size")
     fixed = {key: value for key, value in context.run_config.items() if key in own}
-    return {**fixed, **message.content.config_records["config"]}
+    return {**fixed, **message.content.config_records[CONFIG_KEY]}
 
 
 def _training_options(config: RunConfig) -> dict[str, Any]:
     """Those of `Task.train` that the config decides."""
     return {
-        "epochs": integer(config, "local-epochs"),
-        "lr": number(config, "lr"),
+        "epochs": integer(config, EPOCHS_CONFIG_KEY),
+        "lr": number(config, LEARNING_RATE_KEY),
         "momentum": number(config, "momentum"),
         "weight_decay": number(config, "weight-decay"),
         "batch_size": integer(config, "batch-size"),
@@ -123,12 +136,12 @@ def _initial_model(task: Task, context: Context) -> nn.Module:
 
 def _place(context: Context) -> tuple[int, int]:
     node = context.node_config
-    if "partition-id" not in node or "num-partitions" not in node:
+    if PARTITION_KEY not in node or PARTITIONS_KEY not in node:
         raise ValueError(
             "The shipped tasks need the client's share of the data: start the SuperNode with "
             '--node-config "partition-id=0 num-partitions=10".'
         )
-    return int(node["partition-id"]), int(node["num-partitions"])
+    return int(node[PARTITION_KEY]), int(node[PARTITIONS_KEY])
 
 
 def _partition(task: Task, context: Context) -> TensorDataset:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-MEAN, VARIANCE = "running_mean", "running_var"  # buffers of torch's batch norms
+from fedma_flwr.structure.state_dict_names import RUNNING_MEAN, RUNNING_VARIANCE
 
 
 class StatisticsHook:
@@ -40,8 +40,8 @@ class StatisticsHook:
         variance, mean = torch.var_mean(batch, axes, correction=0)  # (channels,)
         precise = torch.float32 if mean.device.type == "mps" else torch.float64
         self._add(batch.numel() // batch.shape[1], mean.to(precise), variance.to(precise))
-        getattr(module, MEAN).copy_(self._mean)
-        getattr(module, VARIANCE).copy_(self._squares / max(self._count - 1, 1))
+        getattr(module, RUNNING_MEAN).copy_(self._mean)
+        getattr(module, RUNNING_VARIANCE).copy_(self._squares / max(self._count - 1, 1))
 
     def _add(self, count: int, mean: Tensor, variance: Tensor) -> None:
         """Chan, Golub and LeVeque's update (1983)."""
@@ -65,5 +65,5 @@ def estimate_statistics(model: nn.Module, names: Sequence[str]) -> None:
     """
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{dot}{MEAN}" in names:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{dot}{RUNNING_MEAN}" in names:
             module.register_forward_hook(StatisticsHook(), with_kwargs=True)

@@ -28,6 +28,8 @@ CLASS_COUNTS_KEY, EPOCHS_KEY = "class-counts", "epochs"  # optional metrics of a
 SERVER_ROUND_KEY, PROXIMAL_MU_KEY = "server-round", "proximal-mu"  # config of a message
 EPOCHS_CONFIG_KEY, LEARNING_RATE_KEY = "local-epochs", "lr"  # what `Stage` reads of it
 CLIENT_KEY, PARTITION_KEY = "client-key", "partition-id"  # of a node's config, the first one wins
+PARTITIONS_KEY = "num-partitions"  # of a node's config, for the shipped app
+CONFIG_KEY, NUM_EXAMPLES_KEY = "config", "num-examples"  # FedAvg's defaults, the shipped app's
 
 HELLO, UPDATE, FULL = "hello", "update", "full"  # kinds of instruction
 DONE, LOST = "done", "lost"  # statuses of a report

@@ -16,12 +16,6 @@ _HALVES = {FLOAT16: torch.float16, BFLOAT16: torch.bfloat16}
 _STYPE = "fedma."  # + the wire's dtype: serialisation type of an array in half precision
 
 
-def check_wire_dtype(wire_dtype: str) -> None:
-    """Refuse what is no precision of the wire."""
-    if wire_dtype not in WIRE_DTYPES:
-        raise ValueError(f"wire_dtype was {wire_dtype!r}; it must be one of {WIRE_DTYPES}.")
-
-
 def is_halved(dtype: torch.dtype, dims: int, wire_dtype: str) -> bool:
     """Whether a tensor crosses in half precision.
 

@@ -4,6 +4,7 @@ from fedma_flwr.averaging.averages import AVERAGES, MEAN, MEDIAN, TRIMMED_MEAN, 
 from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.head import HeadSolver
 from fedma_flwr.averaging.head_moments import HeadMoments
+from fedma_flwr.averaging.judging import judge
 from fedma_flwr.averaging.limits import (
     LARGEST,
     LARGEST_INTEGER,
@@ -32,6 +33,7 @@ __all__ = [
     "StageOutcome",
     "bound_weights",
     "contrary_moments",
+    "judge",
     "oversized",
     "oversized_moments",
     "settle_stage",

@@ -16,7 +16,7 @@ from fedma_flwr.averaging.outcome import StageOutcome
 from fedma_flwr.averaging.robust import scale_down
 from fedma_flwr.averaging.running_statistics import from_pooled, to_poolable
 from fedma_flwr.averaging.server_step import RoundStart, take_step
-from fedma_flwr.matching import Matcher, Matching
+from fedma_flwr.matching import Matcher, Matching, check_matching
 from fedma_flwr.structure import (
     PermutationSpec,
     PlannedStage,
@@ -103,12 +103,14 @@ def settle_stage(
     for number, group in enumerate(stage.groups):
         found.signatures[group] = signature_tensors(spec, group, matched | found.widths.keys())
         chosen = (saved or {}).get(group, matcher)
+        units = [signature(spec, group, found.signatures[group], t).numpy() for t in found.wide]
         matching = chosen.match(
-            [signature(spec, group, found.signatures[group], t).numpy() for t in found.wide],
+            units,
             weights=weights if weighted else None,
             max_width=max_widths[group],
             seed=seed + number,
         )
+        check_matching(matching, [len(rows) for rows in units], max_widths[group])
         _take(spec, group, matching, found)
     settled = _average_units(spec, stage, found, weights, averaging)
     by_class = _average_rest(spec, stage, updates, found.wide, settled, averaging=averaging)

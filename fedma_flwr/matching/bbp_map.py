@@ -64,12 +64,12 @@ class BBPMAP:
     local_variance, prior_variance : float or None (default: None)
         Variance of local units around their global unit, and of global units around the prior
         mean; both or none. None: calibrated from the data, so that the units' scale does not
-        matter (see ``calibrate.py``); ``log_determinant`` is then False, and the popularity's
+        matter (see ``calibration.py``); ``log_determinant`` is then False, and the popularity's
         weight and cap are those that suit the data.
     sweeps : int (default: 5)
         At most so many sweeps over the clients after the first pass.
     max_width : int or None (default: None)
-        The largest global width of whatever is matched; ``match`` takes one as well.
+        The largest global width where ``match`` is given none.
     output : {"mean", "posterior"} (default: "mean")
         What a global unit is: its members' (weighted) mean, or the posterior mean, which is
         shrunk towards the prior mean.
@@ -245,7 +245,7 @@ class BBPMAP:
         orders : int array-like, shape (sweeps, J), or None
             The clients' order in every sweep; None: drawn from ``seed``.
         max_width : int or None
-            The largest global width; the matcher's own holds where it is smaller.
+            The largest global width, in place of the matcher's own.
 
         Raises
         ------

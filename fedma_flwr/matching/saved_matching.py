@@ -29,7 +29,7 @@ class SavedMatching:
     sweeps : int (default: 0)
         The sweeps that it took.
     max_width : int or None (default: None)
-        The largest global width.
+        The largest global width where ``match`` is given none.
 
     Raises
     ------

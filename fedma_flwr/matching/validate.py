@@ -108,15 +108,15 @@ def check_orders(orders: Any, sweeps: int, clients: int, seed: int) -> Integers:
     return array.astype(np.int64)
 
 
-def check_max_width(units: Sequence[Floats], *limits: int | None) -> int | None:
-    """Return the smallest of some limits on the width, None where there is none.
+def check_max_width(units: Sequence[Floats], own: int | None, given: int | None) -> int | None:
+    """Return the limit on the width: the one that ``match`` is given, else the matcher's own.
 
     Raises
     ------
     ValueError
         It is below the widest client.
     """
-    max_width = min((limit for limit in limits if limit is not None), default=None)
+    max_width = own if given is None else given
     widest = max(range(len(units)), key=lambda client: len(units[client]))
     if max_width is not None and max_width < len(units[widest]):
         raise ValueError(

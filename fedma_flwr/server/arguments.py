@@ -6,6 +6,7 @@ What is refused is a ``ValueError`` that names the argument, what it was and wha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 from fedma_flwr.averaging import AVERAGES, MEAN
@@ -20,7 +21,10 @@ AVERAGED = "averaged"  # what local training goes on from beside a solved head, 
 _Rule = tuple[Callable[[Any], bool], str]  # what is allowed, and in words
 
 _SHARE: _Rule = (lambda value: 0.0 <= value <= 1.0, "it must lie between 0 and 1")
-_CLIENTS: _Rule = (lambda value: value >= 1, "at least one client is needed")
+_CLIENTS: _Rule = (
+    lambda value: isinstance(value, Integral) and int(value) >= 1,
+    "at least one client is needed, a whole number of them",
+)
 _SECONDS: _Rule = (lambda value: value > 0, "it must be a number of seconds above 0")
 _RATIO: _Rule = (lambda value: value >= 1.0, "it must be 1 or more")
 _RULES: dict[str, _Rule] = {
@@ -31,7 +35,10 @@ _RULES: dict[str, _Rule] = {
     "min_evaluate_nodes": _CLIENTS,
     "min_available_nodes": _CLIENTS,
     "num_rounds": (lambda value: value >= 1, "it must be at least 1"),
-    "seed": (lambda value: value >= 0, "it must not be negative"),
+    "seed": (
+        lambda value: isinstance(value, Integral) and int(value) >= 0,
+        "it must be a whole number and not be negative",
+    ),
     "node_timeout": _SECONDS,
     "stage_timeout": (lambda value: value is None or value > 0, _SECONDS[1]),
     "proximal_mu": (lambda value: 0.0 <= value < float("inf"), "it must be 0 or more"),

@@ -176,7 +176,7 @@ def _encode(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "tensors": list(model.tensors),
         "clients": {key: list(groups) for key, groups in model.assignments.items()},
         "popularity": list(model.popularity),
-        "local_head": list(model.local_head),
+        **({"local_head": list(model.local_head)} if model.local_head else {}),
         "exchanges": [record.to_json() for record in checkpoint.exchanges],
         "given_up": checkpoint.given_up,
         **{kind: _plain(getattr(checkpoint, kind)) for kind in _METRICS},

@@ -9,7 +9,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedma_flwr import protocol
-from fedma_flwr.averaging import bound_weights, contrary_moments, oversized, oversized_moments
+from fedma_flwr.averaging import judge
 from fedma_flwr.server.history import ExchangeRecord, mean_epochs
 from fedma_flwr.server.messages import count_reply, make_message, sent_to
 from fedma_flwr.server.replies import StageReply, read_reply
@@ -109,15 +109,9 @@ class Exchange:
         """Drop clients whose units are out of all proportion, and bound what the others weigh."""
         settings, model = self.current.settings, self.current.model.tensors
         updates = {node: reply.update for node, reply in received.items() if reply.update}
-        ratio = settings.limits.max_norm_ratio
-        refused = oversized(settings.spec, updates, model, ratio)
-        refused |= oversized_moments(updates, ratio)
-        if settings.averaging.robust:
-            refused |= contrary_moments(updates)
+        updates, refused = judge(settings.spec, updates, model, settings.limits, settings.averaging)
         for node, reason in refused.items():
             self._drop(node, reason)
-            del updates[node]
-        updates = bound_weights(updates, settings.limits.max_weight_ratio)
         key = settings.weighted_by_key
         return {node: received[node].weighing(update, key) for node, update in updates.items()}
 

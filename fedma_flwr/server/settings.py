@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -90,7 +91,7 @@ class RoundSettings:
         texts = {f.name: str(getattr(self, f.name)) for f in fields(self)}
         if self.solver is None:  # as in the checkpoints of runs that knew no other
             del texts["solver"]
-        return {**texts, "matcher": _as_text(self.matcher), "spec": self.spec.to_json()}
+        return {**texts, "matcher": _as_text(self.matcher), "spec": _shape_of(self.spec)}
 
 
 #: A solved head is so many times as large as the head that the run began with. The solved heads of
@@ -211,6 +212,13 @@ def log_settings(settings: RoundSettings) -> None:
     log(INFO, "\t│\t├── Averaging: %s", settings.averaging)
     log(INFO, "\t│\t├── Limits: %s", settings.limits)
     log(INFO, "\t│\t└── Precision on the wire: %s", settings.wire_dtype)
+
+
+def _shape_of(spec: PermutationSpec) -> str:
+    """A spec as text, as checkpoints have it: which variance is whose follows from the model."""
+    parts = json.loads(spec.to_json())
+    parts.pop("variances", None)
+    return json.dumps(parts, separators=(",", ":"))
 
 
 def _as_text(matcher: Matcher) -> str:

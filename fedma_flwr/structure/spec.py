@@ -86,10 +86,10 @@ class PermutationSpec(SpecParts):
         }
         for name, value in parts.items():
             object.__setattr__(self, name, value)
-        pairs = self.default_variances() if variances is None else dict(variances)
+        pairs = SpecParts.default_variances(self) if variances is None else dict(variances)
         object.__setattr__(self, "variances", MappingProxyType(pairs))
         check_parts(self)
-        object.__setattr__(self, "head", self.head or self.default_head())
+        object.__setattr__(self, "head", self.head or SpecParts.default_head(self))
 
     def shapes(self, widths: Mapping[str, int] | None = None) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor for the given widths (groups left out keep their size)."""

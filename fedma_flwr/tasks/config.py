@@ -114,7 +114,7 @@ def naming_keys(run_config: RunConfig) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        said = re.sub(r"\b[a-z]+(_[a-z]+)+\b", key_of, str(error))
+        said = re.sub(r"(?<![/'\"\w])[a-z]+(_[a-z]+)+(?![/'\"\w])", key_of, str(error))
         if said == str(error) or type(error) is not ValueError:  # others say more than their text
             raise
         raise ValueError(said) from error

@@ -5,7 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fedma_flwr.matching import BBPMAP, IdentityMatching, Matcher, SavedMatching, check_matcher
+from fedma_flwr.matching import (
+    BBPMAP,
+    IdentityMatching,
+    Matcher,
+    Matching,
+    SavedMatching,
+    check_matcher,
+    check_matching,
+)
 
 THREE = [np.eye(3, 10), 1.1 * np.eye(3, 10)[::-1]]
 SAVED = SavedMatching((np.arange(3), np.arange(3)))
@@ -88,8 +96,8 @@ def test_outputs():
     assert BBPMAP.reference().output == "posterior"
 
 
-@pytest.mark.parametrize(("own", "given"), [(None, 6), (6, None), (6, 9), (9, 6), (6, 6)])
-def test_the_smaller_width_holds(own, given):
+@pytest.mark.parametrize(("own", "given"), [(None, 6), (6, None), (9, 6), (2, 6), (6, 6)])
+def test_the_width_that_is_given_takes_the_place_of_the_matchers_own(own, given):
     units = [10.0 * np.eye(8)[:4], 10.0 * np.eye(8)[4:]]
     matcher = BBPMAP.reference(gamma=1e9)  # it would have all eight
     limited = dataclasses.replace(matcher, max_width=own).match(units, max_width=given)
@@ -98,3 +106,28 @@ def test_the_smaller_width_holds(own, given):
     apart = (np.arange(4), np.arange(4, 8))
     with pytest.raises(ValueError, match="max_width: 6, the saved matching has 8"):
         SavedMatching(apart, max_width=own).match(units, max_width=given)
+
+
+def matching(assignments, width=2, units=None):
+    assignments = tuple(np.array(units) for units in assignments)
+    popularity = np.bincount(np.concatenate(assignments), minlength=width)
+    return Matching(assignments, np.zeros((units or width, 3)), popularity, 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ([[0, 1], [1, 0]], "returned a list, not a Matching"),
+        (matching([[0, 1]]), r"assigned \[2\] units; the clients have \[2, 2\]"),
+        (matching([[0, 1], [1, 1]]), "two units in one global unit"),
+        (matching([[0, 1], [0, 2]], 3), "made 3 global units; at most 2 were allowed"),
+        (matching([[0, 1], [1, 0]], units=3), "3 global units, but the popularity of 2"),
+    ],
+)
+def test_what_is_no_matching_names_the_matcher(found, words):
+    with pytest.raises(ValueError, match=f"^matcher: .*{words}"):
+        check_matching(found, [2, 2], 2)
+
+
+def test_a_matching_passes():
+    check_matching(matching([[0, 1], [1, 0]]), [2, 2], None)

@@ -1,0 +1,50 @@
+"""Which clients' updates count in a stage, and for how much: one call for all bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fedma_flwr.averaging.averages import Averaging
+from fedma_flwr.averaging.client_update import ClientUpdate
+from fedma_flwr.averaging.limits import Limits, bound_weights, oversized
+from fedma_flwr.averaging.moment_limits import contrary_moments, oversized_moments
+from fedma_flwr.structure import PermutationSpec
+
+
+def judge(
+    spec: PermutationSpec,
+    updates: Mapping[int, ClientUpdate],
+    model: Mapping[str, Tensor],
+    limits: Limits,
+    averaging: Averaging,
+) -> tuple[dict[int, ClientUpdate], dict[int, str]]:
+    """Refuse what is out of all proportion, and bound what the others weigh.
+
+    Parameters
+    ----------
+    spec : PermutationSpec
+        The model's spec.
+    updates : mapping of int to ClientUpdate
+        What the clients sent, by node.
+    model : mapping of str to Tensor
+        The last global model.
+    limits : Limits
+        How much larger and heavier than usual a client may be.
+    averaging : Averaging
+        A robust one refuses moments that contradict all others' as well.
+
+    Returns
+    -------
+    dict of int to ClientUpdate
+        What counts, by node.
+    dict of int to str
+        Why a client is refused, by node.
+    """
+    refused = oversized(spec, updates, model, limits.max_norm_ratio)
+    refused |= oversized_moments(updates, limits.max_norm_ratio)
+    if averaging.robust:
+        refused |= contrary_moments(updates)
+    kept = {node: update for node, update in updates.items() if node not in refused}
+    return bound_weights(kept, limits.max_weight_ratio), refused
