@@ -78,25 +78,52 @@ STEPPED = PermutationSpec(
 )
 
 
-@pytest.mark.parametrize("rate", [1.0, 0.5])
-def test_only_weights_are_damped_and_only_the_head_keeps_rows(rate):
-    """Integers and running statistics are the clients', whatever the rate."""
-    past = {
-        "w": torch.zeros(2, 1),
-        "n.running_mean": torch.zeros(2),
-        "n": torch.tensor(0),
-        "out": torch.zeros(2, 2),
-    }
-    settled = {name: torch.full_like(tensor, 8) for name, tensor in past.items()}
+def step(past, settled, *rate):
+    """Of one client that holds all units and has examples of the first of two classes only."""
     same = {"h": torch.arange(2)}
     start = RoundStart(past, [same], [same], {"h": 2})
     updates = [ClientUpdate({}, 1.0, torch.tensor([4.0, 0.0]))]
-    found = take_step(STEPPED, settled, start, updates, rate)
-    assert found["w"].tolist() == [[8 * rate]] * 2
-    assert found["out"].tolist() == [[8 * rate] * 2, [0.0, 0.0]]  # nobody has the second class
+    return take_step(STEPPED, settled, start, updates, *rate)
+
+
+def filled(value):
+    return {
+        "w": torch.full((2, 1), value),
+        "n.running_mean": torch.full((2,), value),
+        "n": torch.tensor(int(value)),
+        "out": torch.full((2, 2), value),
+    }
+
+
+@pytest.mark.parametrize("rate", [(), (1.0,), (0.5,)])
+def test_only_weights_are_damped_and_only_the_head_keeps_rows(rate):
+    """Integers and running statistics are the clients', whatever the rate."""
+    settled = filled(8.0)
+    found = step(filled(2.0), settled, *rate)
+    moved = 5.0 if rate == (0.5,) else 8.0
+    assert found["w"].tolist() == [[moved]] * 2
+    assert found["out"].tolist() == [[moved] * 2, [2.0, 2.0]]  # nobody has the second class
     assert found["n.running_mean"].tolist() == [8.0, 8.0]
     assert found["n"].tolist() == 8
-    assert settled["w"].tolist() == [[8.0], [8.0]]  # what was given stays
+    assert settled["out"].tolist() == [[8.0, 8.0]] * 2  # what was given stays
+
+
+def test_a_whole_step_is_the_mean_itself():
+    """Nothing is lost on the way there and back, however large the past was."""
+    found = step({**filled(0.0), "out": torch.full((2, 2), 1e30)}, filled(8.0))
+    assert found["out"][0].tolist() == [8.0, 8.0]
+
+
+def test_axes_that_are_not_matched_yet_keep_the_clients_own_units():
+    start = RoundStart(
+        tensors={"b.weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]])},
+        selections=[{"a": torch.tensor([0, 1]), "b": torch.tensor([1])}],
+        assignments=[{"b": torch.tensor([1])}],
+        widths={"b": 2},
+    )
+    values, known = start.in_new_units(SPEC, "b.weight")
+    assert values.tolist() == [[0.0, 0.0], [3.0, 4.0]]
+    assert known.tolist() == [[False, False], [True, True]]
 
 
 def test_groups_matched_later_join_those_matched_before():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedma_flwr.averaging import ClientUpdate, settle_stage
+from fedma_flwr.averaging import Averaging, ClientUpdate, RoundStart, settle_stage
 from fedma_flwr.matching import BBPMAP, IdentityMatching, Matching
 from fedma_flwr.server.settings import max_width
 from fedma_flwr.structure import PermutationSpec, StagePlan, resize, sequential_spec
@@ -226,8 +226,7 @@ def test_a_matcher_is_told_what_it_needs():
             matched=frozenset(),
             matcher=Told(),
             max_widths={"g": 4, "h": 6},
-            seed=40,
-            **options,
+            **{"seed": 40, **options},
         )
         return [entry[:3] for entry in told]
 
@@ -235,6 +234,92 @@ def test_a_matcher_is_told_what_it_needs():
     assert settle_both(weighted=True) == [([2.0, 5.0], 4, 40), ([2.0, 5.0], 6, 41)]
     assert told[1][3] == [(3, 2), (3, 2)]
     assert settle_both(saved={"g": IdentityMatching()}) == [(None, 6, 41)]
+
+
+def test_what_has_no_matched_unit_is_averaged_by_examples():
+    """Units count equally unless told otherwise; a tensor of its own weighs as its client does."""
+    spec = PermutationSpec(
+        groups={"h": 1}, axes={"scale": "1", "w": "h, 1", "out": "1, h"}, head=["out"]
+    )
+    updates = [
+        ClientUpdate({"w": torch.tensor([[v]]), "scale": torch.tensor([v])}, examples)
+        for v, examples in ((1.0, 1.0), (5.0, 3.0))
+    ]
+    found = settle(spec, updates, IdentityMatching()).tensors
+    assert (found["w"].tolist(), found["scale"].tolist()) == ([[3.0]], [4.0])
+
+
+def test_a_head_whose_units_are_matched_with_it_goes_by_class_and_counts_who_lacks_a_unit():
+    """One shot: what a unit adds to an output is averaged over all clients, with and without it."""
+    updates = [
+        ClientUpdate(
+            tensors(a_weight=[[1.0], [1.0]], a_bias=[0.0, 0.0], b_weight=weight, b_bias=[0.0, 0.0]),
+            1.0,
+            torch.tensor(counts),
+        )
+        for weight, counts in (([[1.0, 2.0]] * 2, [1.0, 3.0]), ([[4.0, 8.0]] * 2, [1.0, 1.0]))
+    ]
+    outcome = settle_stage(
+        SPEC,
+        StagePlan.one_shot(SPEC)[0],
+        updates,
+        matched=frozenset(),
+        matcher=fixed([0, 1], [1, 2], width=3),
+        max_widths={"h": 4},
+    )
+    assert outcome.head_by_class
+    assert outcome.tensors["b.weight"].tolist() == [[0.5, 3.0, 4.0], [0.75, 2.5, 2.0]]
+
+
+def test_only_weights_are_scaled_down_for_a_robust_average():
+    """Usual is 14, which 18 becomes. Running statistics and integers may differ as they like.
+
+    What is left of the weights is 14 three times, so that 12 and 13 are far from the median.
+    """
+    spec = PermutationSpec(
+        groups={"h": 1},
+        axes={"w": "h, 1", "n.running_mean": "h", "n": "1", "out": "1, h"},
+        statistics=["n.running_mean"],
+        head=["out"],
+    )
+    updates = [
+        ClientUpdate(
+            {
+                "w": torch.tensor([[v]]),
+                "n.running_mean": torch.tensor([v]),
+                "n": torch.tensor([int(v)]),
+            },
+            1.0,
+        )
+        for v in (12.0, 13.0, 14.0, 18.0, 18.0)
+    ]
+    outcome = settle_stage(
+        spec,
+        StagePlan.build(spec, reestimate_statistics=False)[0],
+        updates,
+        matched=frozenset(),
+        matcher=IdentityMatching(),
+        max_widths={"h": 1},
+        averaging=Averaging("trimmed_mean", 0.0),
+    )
+    found = outcome.tensors
+    assert (found["n.running_mean"].item(), found["n"].item()) == (15.0, 15)
+    assert found["w"].item() == 14.0
+
+
+def test_seed_and_rate_have_defaults():
+    seeds = []
+
+    class Noting(IdentityMatching):
+        def match(self, units, *, weights=None, max_width=None, seed=0):
+            seeds.append(seed)
+            return super().match(units)
+
+    updates = [ClientUpdate(tensors(a_weight=[[1.0], [2.0]], a_bias=[8.0, 9.0]), 1.0)]
+    past = tensors(a_weight=[[0.0], [0.0]], a_bias=[0.0, 0.0])
+    start = RoundStart(past, [{"h": torch.arange(2)}], [{}], {})
+    assert settle(SPEC, updates, Noting(), start=start).tensors["a.bias"].tolist() == [8.0, 9.0]
+    assert seeds == [0]
 
 
 def test_integers_are_rounded_not_cut_off():

@@ -54,6 +54,7 @@ def test_the_identity_share_counts_clients_that_have_it_in_all_groups(clients, t
 def test_without_a_matching_there_is_no_share():
     assert StageOutcome({}, ({}, {})).identity_share is None
     assert StageOutcome({}, ({}, {})).identity_shares == {}
+    assert StageOutcome({}, ({}, {})).head_by_class is False
 
 
 def test_a_narrow_client_is_the_identity_on_the_units_it_has():
