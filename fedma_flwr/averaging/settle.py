@@ -13,8 +13,8 @@ from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.head import HeadSolver, class_weights
 from fedma_flwr.averaging.holders import holding_mask
 from fedma_flwr.averaging.outcome import StageOutcome
+from fedma_flwr.averaging.pooled_statistics import from_pooled, to_poolable
 from fedma_flwr.averaging.robust import scale_down
-from fedma_flwr.averaging.running_statistics import from_pooled, to_poolable
 from fedma_flwr.averaging.server_step import RoundStart, take_step
 from fedma_flwr.matching import Matcher, Matching, check_matching
 from fedma_flwr.structure import (
