@@ -15,9 +15,9 @@ from fedma_flwr.averaging import ClientUpdate, RoundStart, StageOutcome, settle_
 from fedma_flwr.protocol import Instruction
 from fedma_flwr.server.arguments import OWN
 from fedma_flwr.server.global_model import GlobalModel
+from fedma_flwr.server.matchings_folder import GroupMatching, SavedRound
 from fedma_flwr.server.members import Member, Outgoing
 from fedma_flwr.server.replies import Expected
-from fedma_flwr.server.saved_matchings import GroupMatching, SavedRound
 from fedma_flwr.server.settings import RoundSettings
 
 
