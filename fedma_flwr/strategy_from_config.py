@@ -28,7 +28,7 @@ MATCHERS = ("bbpmap", "reference", "learned", "identity")
 
 
 def make_strategy(
-    config: RunConfig, spec: PermutationSpec | None, recorder: OutputFolder
+    config: RunConfig, spec: PermutationSpec | None, output_folder: OutputFolder
 ) -> SeededCohort:
     """The strategy that the run config names.
 
@@ -38,7 +38,7 @@ def make_strategy(
         The run config.
     spec : PermutationSpec or None
         Of the config's model; only FedMA needs one.
-    recorder : OutputFolder
+    output_folder : OutputFolder
         Takes the exchanges.
 
     Returns
@@ -53,7 +53,7 @@ def make_strategy(
     """
     check_choice(config, "strategy", STRATEGIES)
     options = _cohort_options(config)
-    options["on_exchange"] = recorder.add_exchange
+    options["on_exchange"] = output_folder.add_exchange
     with naming_keys(config):
         if config["strategy"] == FEDAVG:
             return FedAvg(**options)

@@ -10,7 +10,7 @@ from flwr.app import Array
 from torch import Tensor
 
 from fedma_flwr import wire
-from fedma_flwr.server.reply_metrics import ReplyError
+from fedma_flwr.server.reply_errors import ReplyError
 
 _NPY = "numpy.ndarray"
 _NPY_HEADER_BYTES = 4096  # more than numpy ever writes before the data
