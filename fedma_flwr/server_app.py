@@ -20,8 +20,8 @@ from fedma_flwr.tasks.config import (
     integer,
     limit,
     naming_keys,
-    number,
     text,
+    train_config,
 )
 
 app = ServerApp()
@@ -72,7 +72,7 @@ def run(grid: Grid, config: RunConfig, spec: PermutationSpec | None = None) -> O
             ArrayRecord(model.state_dict()),
             num_rounds=integer(config, "num-server-rounds"),
             timeout=limit(config, "stage-timeout"),
-            train_config=_train_config(config),
+            train_config=ConfigRecord({**train_config(config)}),
             evaluate_fn=_evaluation(config, task, strategy, output_folder),
         )
     output_folder.add_model(result.arrays)
@@ -87,12 +87,6 @@ def _checked_task(config: RunConfig, num_nodes: int) -> Task:
     counts = (integer(config, key) for key in ("min-available-nodes", "num-partitions"))
     task.validate(config, max(num_nodes, *counts))
     return task
-
-
-def _train_config(config: RunConfig) -> ConfigRecord:
-    """What clients are told for the local stage."""
-    values = {key: number(config, key) for key in ("lr", "weight-decay")}
-    return ConfigRecord({"local-epochs": integer(config, "local-epochs"), **values})
 
 
 def _evaluation(
