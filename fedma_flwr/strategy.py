@@ -283,7 +283,7 @@ class FedMA(ResumableCohort):
         self.history.conclude(server_round)
         contents = consistent_metrics(reply.metrics for reply in received.values())
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-        exchange.current.saved.save(exchange.current.matched)
+        exchange.current.saved.save(exchange.current.settled.matchings)
         self._finish(server_round, metrics, exchange.current.committed())
         return protocol.to_arrays(self._model.tensors), metrics
 
