@@ -19,6 +19,8 @@ from fedma_flwr.matching.first_bounds import FirstBounds
 from fedma_flwr.matching.products import Products
 from fedma_flwr.matching.single_precision import SingleSums, aligned
 
+Shape = tuple[int, int, torch.dtype]  # of a product (n, D) x (D, m): n, m, precision
+
 
 def plant(
     clients: int, width: int, size: int, *, own: float = 0.1, noise: float = 0.2, seed: int = 0
@@ -53,8 +55,34 @@ def measure(
 
 
 def _measure_once(matcher: BBPMAP, units: list[np.ndarray]) -> tuple[Matching, dict[str, float]]:
-    shapes: list[tuple[int, int, torch.dtype]] = []
     solver = Stopwatch(assignment.solve)
+    with (
+        patch.object(assignment, "solve", solver),
+        recorded_products() as shapes,
+        peak_memory() as peak,
+    ):
+        start = clock()
+        matching = matcher.match(units)
+        seconds = clock() - start
+    inputs = sum(rows.nbytes for rows in units)
+    products = time_products(shapes, units[0].shape[1])
+    return matching, {
+        "seconds": seconds,
+        "products": products,
+        "assignments": solver.seconds,
+        "over_floor": seconds / (products + solver.seconds),
+        "memory": (inputs + peak["bytes"]) / inputs,
+        "gpu_memory": peak["gpu_bytes"] / inputs,
+    }
+
+
+@contextmanager
+def recorded_products() -> Iterator[list[Shape]]:
+    """Note the products that the engine computes, in the order in which it does.
+
+    Long because each of the three ways in which it does is wrapped here.
+    """
+    shapes: list[Shape] = []
     multiply, multiply_roughly = Products._multiply, Products._multiply_roughly
     multiply_all = FirstBounds._multiply_measured_rows
 
@@ -72,35 +100,19 @@ def _measure_once(matcher: BBPMAP, units: list[np.ndarray]) -> tuple[Matching, d
         return multiply_roughly(self, slots, room)
 
     def recorded_all(self: FirstBounds) -> None:
-        width, counts = (
-            aligned(self._global_units.width),
-            [int(rows.sum()) for rows in self.measured],
-        )
+        width = aligned(self._global_units.width)
+        counts = [int(rows.sum()) for rows in self.measured]
         own = [(count, len(rows)) for count, rows in zip(counts, self.measured, strict=True)]
-        shapes.extend((*shape, torch.float32) for shape in ((width, width), (sum(counts), width)))
-        shapes.extend((*shape, torch.float32) for shape in own)
+        sizes = [(width, width), (sum(counts), width), *own]
+        shapes.extend((*size, torch.float32) for size in sizes)
         multiply_all(self)
 
     with (
-        patch.object(assignment, "solve", solver),
         patch.object(Products, "_multiply", recorded),
         patch.object(Products, "_multiply_roughly", recorded_roughly),
         patch.object(FirstBounds, "_multiply_measured_rows", recorded_all),
-        peak_memory() as peak,
     ):
-        start = clock()
-        matching = matcher.match(units)
-        seconds = clock() - start
-    inputs = sum(rows.nbytes for rows in units)
-    products = time_products(shapes, units[0].shape[1])
-    return matching, {
-        "seconds": seconds,
-        "products": products,
-        "assignments": solver.seconds,
-        "over_floor": seconds / (products + solver.seconds),
-        "memory": (inputs + peak["bytes"]) / inputs,
-        "gpu_memory": peak["gpu_bytes"] / inputs,
-    }
+        yield shapes
 
 
 def clock() -> float:
@@ -127,7 +139,7 @@ class Stopwatch:
             self.seconds += clock() - start
 
 
-def time_products(shapes: list[tuple[int, int, torch.dtype]], size: int) -> float:
+def time_products(shapes: list[Shape], size: int) -> float:
     """Return the seconds of products (n, D) x (D, slots) of the given shapes, a median of five."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     count = max(max(n, m) for n, m, _ in shapes)

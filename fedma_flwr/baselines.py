@@ -20,6 +20,7 @@ from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.history import ExchangeRecord, all_failed, mean_epochs
 from fedma_flwr.server.messages import error_reason, sent_to
 from fedma_flwr.server.resuming import ResumableCohort
+from fedma_flwr.structure.stages import LOCAL
 
 
 class FedAvg(ResumableCohort):
@@ -81,7 +82,7 @@ class FedAvg(ResumableCohort):
         return arrays, metrics
 
     def _record_exchange(self, server_round: int, replies: list[Message]) -> None:
-        record = ExchangeRecord(server_round, 0, 1, protocol.LOCAL, cohort=len(self._sent))
+        record = ExchangeRecord(server_round, 0, 1, LOCAL, cohort=len(self._sent))
         nodes = sent_to(self._sent)
         answered = {nodes[r.metadata.reply_to_message_id]: r for r in replies if not r.has_error()}
         record.dropped = {

@@ -24,15 +24,15 @@ from fedma_flwr.protocol import (
     EPOCHS_CONFIG_KEY,
     EPOCHS_KEY,
     LEARNING_RATE_KEY,
-    LOCAL,
     METRICS_KEY,
     NUM_EXAMPLES_KEY,
     PARTITION_KEY,
     PARTITIONS_KEY,
     PROXIMAL_MU_KEY,
 )
+from fedma_flwr.structure.stages import LOCAL
 from fedma_flwr.tasks import RunConfig, Task, default_device, get_task
-from fedma_flwr.tasks.config import SEED, integer, number, text
+from fedma_flwr.tasks.config import SEED, WEIGHT_DECAY_KEY, integer, number, text
 
 app = ClientApp(mods=[fedma_mod])
 _PASS_BATCH = 500  # examples in a forward pass without gradients
@@ -111,7 +111,7 @@ def _training_options(config: RunConfig) -> dict[str, Any]:
         "epochs": integer(config, EPOCHS_CONFIG_KEY),
         "lr": number(config, LEARNING_RATE_KEY),
         "momentum": number(config, "momentum"),
-        "weight_decay": number(config, "weight-decay"),
+        "weight_decay": number(config, WEIGHT_DECAY_KEY),
         "batch_size": integer(config, "batch-size"),
     }
 

@@ -18,6 +18,7 @@ from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
 from fedma_flwr import wire
+from fedma_flwr.structure.stages import LOCAL
 from fedma_flwr.wire import FLOAT32
 
 VERSION = 2
@@ -33,7 +34,6 @@ CONFIG_KEY, NUM_EXAMPLES_KEY = "config", "num-examples"  # FedAvg's defaults, th
 
 HELLO, UPDATE, FULL = "hello", "update", "full"  # kinds of instruction
 DONE, LOST = "done", "lost"  # statuses of a report
-LOCAL, RETRAIN, HEAD = "local", "retrain", "head"  # names of stages
 
 ADD_THE_MOD = (
     "make the ClientApp with `ClientApp(mods=[fedma_mod])` (from fedma_flwr import fedma_mod)"

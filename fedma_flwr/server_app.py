@@ -20,8 +20,8 @@ from fedma_flwr.tasks.config import (
     integer,
     limit,
     naming_keys,
-    number,
     text,
+    train_config,
 )
 
 app = ServerApp()
@@ -64,19 +64,19 @@ def run(grid: Grid, config: RunConfig, spec: PermutationSpec | None = None) -> O
         spec = None
     elif spec is None:  # deriving takes seconds; the baselines have no use for it
         spec = derive_spec(model, task.example_inputs())
-    recorder = make_recorder(config, spec)
-    strategy = make_strategy(config, spec, recorder)
+    output_folder = make_output_folder(config, spec)
+    strategy = make_strategy(config, spec, output_folder)
     with naming_keys(config):
         result = strategy.start(
             grid,
             ArrayRecord(model.state_dict()),
             num_rounds=integer(config, "num-server-rounds"),
             timeout=limit(config, "stage-timeout"),
-            train_config=_train_config(config),
-            evaluate_fn=_evaluation(config, task, strategy, recorder),
+            train_config=ConfigRecord({**train_config(config)}),
+            evaluate_fn=_evaluation(config, task, strategy, output_folder),
         )
-    recorder.add_model(result.arrays)
-    return recorder
+    output_folder.add_model(result.arrays)
+    return output_folder
 
 
 def _checked_task(config: RunConfig, num_nodes: int) -> Task:
@@ -89,28 +89,24 @@ def _checked_task(config: RunConfig, num_nodes: int) -> Task:
     return task
 
 
-def _train_config(config: RunConfig) -> ConfigRecord:
-    """What clients are told for the local stage."""
-    values = {key: number(config, key) for key in ("lr", "weight-decay")}
-    return ConfigRecord({"local-epochs": integer(config, "local-epochs"), **values})
-
-
 def _evaluation(
-    config: RunConfig, task: Task, strategy: SeededCohort, recorder: OutputFolder
+    config: RunConfig, task: Task, strategy: SeededCohort, output_folder: OutputFolder
 ) -> Callable[[int, ArrayRecord], MetricRecord]:
     """Return what measures and records the global model after every round."""
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         net = load_model(task.build_model(config, 0), arrays)
         loss, accuracy = task.evaluate(net, task.load_test(config))
-        recorder.add_round(server_round, arrays, strategy.history, loss=loss, accuracy=accuracy)
+        output_folder.add_round(
+            server_round, arrays, strategy.history, loss=loss, accuracy=accuracy
+        )
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
     return evaluate
 
 
-def make_recorder(config: RunConfig, spec: PermutationSpec | None) -> OutputFolder:
-    """The recorder of a run."""
+def make_output_folder(config: RunConfig, spec: PermutationSpec | None) -> OutputFolder:
+    """The output folder of a run, or what stands for it where nothing is written."""
     about = {
         "strategy": config["strategy"],
         "task": config["task"],

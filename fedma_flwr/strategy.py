@@ -24,11 +24,11 @@ from fedma_flwr.server.arguments import AVERAGED, COMMON, TRAINED, check_argumen
 from fedma_flwr.server.cohort import TRAIN_STREAM
 from fedma_flwr.server.exchange import Exchange
 from fedma_flwr.server.global_model import GlobalModel
+from fedma_flwr.server.matchings_folder import MatchingsFolder, SavedRound
 from fedma_flwr.server.replies import StageReply
 from fedma_flwr.server.reply_metrics import consistent_metrics
 from fedma_flwr.server.resuming import ResumableCohort
 from fedma_flwr.server.round import CommunicationRound
-from fedma_flwr.server.saved_matchings import MatchingsFolder, SavedRound
 from fedma_flwr.server.settings import log_settings, make_settings, make_spec
 from fedma_flwr.server.stage_end import end_stage
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec
@@ -283,7 +283,7 @@ class FedMA(ResumableCohort):
         self.history.conclude(server_round)
         contents = consistent_metrics(reply.metrics for reply in received.values())
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-        exchange.current.saved.save(exchange.current.matched)
+        exchange.current.saved.save(exchange.current.settled.matchings)
         self._finish(server_round, metrics, exchange.current.committed())
         return protocol.to_arrays(self._model.tensors), metrics
 

@@ -17,9 +17,9 @@ from fedma_flwr.tasks.config import (
     SEED,
     arguments,
     check_choice,
-    integer,
+    head_config,
     naming_keys,
-    number,
+    retrain_config,
     text,
 )
 
@@ -28,7 +28,7 @@ MATCHERS = ("bbpmap", "reference", "learned", "identity")
 
 
 def make_strategy(
-    config: RunConfig, spec: PermutationSpec | None, recorder: OutputFolder
+    config: RunConfig, spec: PermutationSpec | None, output_folder: OutputFolder
 ) -> SeededCohort:
     """The strategy that the run config names.
 
@@ -38,7 +38,7 @@ def make_strategy(
         The run config.
     spec : PermutationSpec or None
         Of the config's model; only FedMA needs one.
-    recorder : OutputFolder
+    output_folder : OutputFolder
         Takes the exchanges.
 
     Returns
@@ -53,7 +53,7 @@ def make_strategy(
     """
     check_choice(config, "strategy", STRATEGIES)
     options = _cohort_options(config)
-    options["on_exchange"] = recorder.add_exchange
+    options["on_exchange"] = output_folder.add_exchange
     with naming_keys(config):
         if config["strategy"] == FEDAVG:
             return FedAvg(**options)
@@ -88,7 +88,7 @@ def _cohort_options(config: RunConfig) -> dict[str, Any]:
 def _fedma_options(config: RunConfig) -> dict[str, Any]:
     stages = arguments(config, "groups_per_stage", "one_shot")
     if not stages["one_shot"]:
-        stages |= _later_configs(config)
+        stages |= {"retrain_config": retrain_config(config), "head_config": head_config(config)}
     averaging = arguments(config, "averaging", "trimmed_share", "weighted_units")
     limits = arguments(config, "max_growth", "max_norm_ratio", "max_weight_ratio")
     others = arguments(config, "server_learning_rate", "wire_dtype")
@@ -108,23 +108,6 @@ def _initialisation(config: RunConfig) -> str:
     if value not in (COMMON, OWN, SEED):
         raise ValueError(f"initialisation must be {COMMON}, {OWN} or {SEED}, not {value!r}")
     return OWN if value == SEED else value
-
-
-def _later_configs(config: RunConfig) -> dict[str, Any]:
-    """What overrides the train config in the stages after the first."""
-    epochs, lr = integer(config, "retrain-epochs"), number(config, "retrain-lr")
-    return {
-        "retrain_config": {
-            "local-epochs": epochs,
-            "lr": lr,
-            "weight-decay": number(config, "retrain-weight-decay"),
-        },
-        "head_config": {
-            "local-epochs": max(1, round(epochs * number(config, "head-epochs-factor"))),
-            "lr": lr * number(config, "head-lr-factor"),
-            "weight-decay": number(config, "head-weight-decay"),
-        },
-    }
 
 
 def make_matcher(config: RunConfig) -> Matcher:

@@ -13,7 +13,8 @@ from torch import Tensor
 FLOAT32, FLOAT16, BFLOAT16 = "float32", "float16", "bfloat16"
 WIRE_DTYPES = (FLOAT32, FLOAT16, BFLOAT16)
 _HALVES = {FLOAT16: torch.float16, BFLOAT16: torch.bfloat16}
-_STYPE = "fedma."  # + the wire's dtype: serialisation type of an array in half precision
+NPY = "numpy.ndarray"  # Flower's serialisation type of an array
+_STYPE = "fedma."  # + the wire's dtype: that of an array in half precision
 
 
 def is_halved(dtype: torch.dtype, dims: int, wire_dtype: str) -> bool:
@@ -73,7 +74,7 @@ def wire_form(dtype: torch.dtype, shape: tuple[int, ...], wire_dtype: str) -> tu
     """Serialisation type and number of bytes (without a header) that a tensor must come with."""
     if is_halved(dtype, len(shape), wire_dtype):
         return _STYPE + wire_dtype, 2 * math.prod(shape)
-    return "numpy.ndarray", dtype.itemsize * math.prod(shape)
+    return NPY, dtype.itemsize * math.prod(shape)
 
 
 def to_arrays(tensors: Mapping[str, Tensor], wire_dtype: str = FLOAT32) -> ArrayRecord:

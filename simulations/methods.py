@@ -127,7 +127,7 @@ class InProcess:
     _specs: dict[str, PermutationSpec] = field(default_factory=dict, repr=False)
 
     def __call__(self, config: Config, clients: int) -> list[Entry]:
-        """Run; return the recorder's rounds."""
+        """Run; return the output folder's rounds."""
         grid = InProcessGrid(
             app, clients, config, intercept=lambda message, context: self.on_message()
         )

@@ -8,7 +8,13 @@ from fedma_flwr.server.output_folder import OutputFolder
 from fedma_flwr.server_app import run
 from fedma_flwr.strategy_from_config import make_strategy
 from fedma_flwr.structure import SpecError
-from fedma_flwr.tasks.config import READERS, check_types, naming_keys
+from fedma_flwr.tasks.config import (
+    READERS,
+    check_types,
+    head_config,
+    naming_keys,
+    train_config,
+)
 from fedma_flwr.testing import InProcessGrid
 from tests.tasks.configs import DEFAULTS, TINY
 from tests.toy import SPEC
@@ -100,6 +106,24 @@ def test_a_value_that_an_argument_may_not_have_names_the_key(key, value):
     assert str(value) in str(error.value)
     argument = key.replace("-", "_")
     assert argument == key or argument not in str(error.value)
+
+
+def test_what_every_stage_is_told_about_training():
+    own = {"local-epochs": 7, "lr": 0.5, "weight-decay": 0.25}
+    retrain = {"retrain-epochs": 3, "retrain-lr": 0.125, "retrain-weight-decay": 0.0625}
+    head = {"head-epochs-factor": 1.5, "head-lr-factor": 0.5, "head-weight-decay": 0.03125}
+    config = {**DEFAULTS, **own, **retrain, **head}
+
+    assert list(train_config(config).items()) == list(own.items())
+    overrides = make_strategy(config, SPEC, OutputFolder(None, None, {})).settings.config_overrides
+    # Their text is in checkpoints: the order counts.
+    assert str(overrides) == str(
+        {
+            "retrain": {"local-epochs": 3, "lr": 0.125, "weight-decay": 0.0625},
+            "head": {"local-epochs": 4, "lr": 0.0625, "weight-decay": 0.03125},
+        }
+    )
+    assert head_config({**config, "head-epochs-factor": 0.01})["local-epochs"] == 1
 
 
 def test_a_key_of_fedprox_alone():

@@ -13,8 +13,8 @@ from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.head import HeadSolver, class_weights
 from fedma_flwr.averaging.holders import holding_mask
 from fedma_flwr.averaging.outcome import StageOutcome
+from fedma_flwr.averaging.pooled_statistics import from_pooled, to_poolable
 from fedma_flwr.averaging.robust import scale_down
-from fedma_flwr.averaging.running_statistics import from_pooled, to_poolable
 from fedma_flwr.averaging.server_step import RoundStart, take_step
 from fedma_flwr.matching import Matcher, Matching, check_matching
 from fedma_flwr.structure import (
@@ -114,8 +114,9 @@ def settle_stage(
         _take(spec, group, matching, found)
     settled = _average_units(spec, stage, found, weights, averaging)
     by_class = _average_rest(spec, stage, updates, found.wide, settled, averaging=averaging)
+    # A head that is going to be solved is averaged too: local training goes on from it.
     unsettled = [n for n in spec.head if n in stage.uploads and n not in settled]
-    local_head = _average_by_examples(unsettled, updates, found.wide, averaging)
+    local_head = {n: _average_over_all(n, updates, found.wide, averaging) for n in unsettled}
     settled = from_pooled(spec, settled, like)
     if matcher.output == "posterior":
         _set_posterior_means(spec, found, settled)
@@ -227,28 +228,26 @@ def _average_rest(
     for name in stage.settles:
         if name in settled:
             continue
-        values = [tensors[name] for tensors in wide]
-        weights = [torch.full((), update.examples, dtype=torch.float64) for update in updates]
+        counts = None
         if name in spec.head:
             counts = class_weights(spec, name, updates, capped=averaging.robust)
-            weights, by_class = (weights, by_class) if counts is None else (list(counts), True)
-        settled[name] = _as_dtype(averaging.combine(values, weights), values[0].dtype)
+        settled[name] = _average_over_all(name, updates, wide, averaging, counts)
+        by_class = by_class or counts is not None
     return by_class
 
 
-def _average_by_examples(
-    names: Sequence[str],
+def _average_over_all(
+    name: str,
     updates: Sequence[ClientUpdate],
     wide: Sequence[Mapping[str, Tensor]],
     averaging: Averaging,
-) -> dict[str, Tensor]:
-    """Heads that local training goes on from, averaged as by FedAvg."""
-    weights = [torch.full((), update.examples, dtype=torch.float64) for update in updates]
-    averaged = {}
-    for name in names:
-        values = [tensors[name] for tensors in wide]
-        averaged[name] = _as_dtype(averaging.combine(values, weights), values[0].dtype)
-    return averaged
+    weights: Tensor | None = None,
+) -> Tensor:
+    """The average of a tensor over all clients; without weights by their examples, as in FedAvg."""
+    if weights is None:
+        weights = torch.tensor([update.examples for update in updates], dtype=torch.float64)
+    values = [tensors[name] for tensors in wide]
+    return _as_dtype(averaging.combine(values, list(weights)), values[0].dtype)
 
 
 def _set_posterior_means(

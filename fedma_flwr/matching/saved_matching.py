@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from .arrays import Floats, Integers, average_members
+from .checking import check_assignments
 from .matcher import Matching, Output
 from .validate import check_max_width, check_units, check_weights
 
@@ -109,25 +110,3 @@ def matching_of(
         plain = mean if weights is None else average_members(units, assignments, width)
         objective = float((popularity**2 / (1 + popularity) * (plain**2).sum(1)).sum())
     return Matching(assignments, mean, popularity, objective, sweeps)
-
-
-def check_assignments(assignments: Sequence[Integers]) -> None:
-    """Refuse what cannot be the assignments of one group.
-
-    Raises
-    ------
-    ValueError
-        No client, a client without units, two units of a client in one global unit, a negative
-        number, or a global unit that no client has.
-    """
-    if not assignments or not all(len(assignment) for assignment in assignments):
-        raise ValueError("assignments: expected at least one client, each with at least one unit")
-    for client, assignment in enumerate(assignments):
-        if len(np.unique(assignment)) < len(assignment):
-            raise ValueError(f"assignments: client {client} has two units in one global unit")
-    used = np.unique(np.concatenate(assignments))
-    if not np.array_equal(used, np.arange(len(used))):
-        raise ValueError(
-            f"assignments: expected global units 0 .. {len(used) - 1} and every one of them, got "
-            f"{used[0]} .. {used[-1]}"
-        )

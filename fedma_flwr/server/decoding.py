@@ -10,9 +10,8 @@ from flwr.app import Array
 from torch import Tensor
 
 from fedma_flwr import wire
-from fedma_flwr.server.reply_metrics import ReplyError
+from fedma_flwr.server.reply_errors import ReplyError
 
-_NPY = "numpy.ndarray"
 _NPY_HEADER_BYTES = 4096  # more than numpy ever writes before the data
 
 
@@ -43,7 +42,7 @@ def decode(
     """
     wanted = str(dtype).removeprefix("torch.")
     stype, size = wire.wire_form(dtype, shape, wire_dtype)
-    header = _NPY_HEADER_BYTES if stype == _NPY else 0
+    header = _NPY_HEADER_BYTES if stype == wire.NPY else 0
     if array.dtype != wanted or not size <= len(array.data) <= size + header:
         raise ReplyError(
             f"tensor {name!r} comes as {array.dtype} in {len(array.data)} bytes; {wanted} of shape "
@@ -52,7 +51,7 @@ def decode(
     try:
         if array.stype != stype:
             raise TypeError(f"its serialisation is {array.stype!r} instead of {stype!r}")
-        if stype == _NPY:
+        if stype == wire.NPY:
             _check_header(array.data, shape, wanted)
         return wire.to_tensor(array).reshape(shape)
     except Exception as error:  # whatever hostile bytes provoke in the decoder

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from flwr.app import Message, RecordDict
 
 from fedma_flwr.server.messages import error_reason
-from fedma_flwr.server.reply_metrics import ReplyError, alike, read_evaluation
+from fedma_flwr.server.reply_errors import ReplyError
+from fedma_flwr.server.reply_metrics import alike, read_evaluation
 
 
 def usable_evaluations(

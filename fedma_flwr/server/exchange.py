@@ -13,7 +13,7 @@ from fedma_flwr.averaging import judge
 from fedma_flwr.server.history import ExchangeRecord, mean_epochs
 from fedma_flwr.server.messages import count_reply, make_message, sent_to
 from fedma_flwr.server.replies import StageReply, read_reply
-from fedma_flwr.server.reply_metrics import FailedError, ReplyError
+from fedma_flwr.server.reply_errors import FailedError, ReplyError
 from fedma_flwr.server.round import CommunicationRound
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from flwr.app import Message, RecordDict
 
 from fedma_flwr import protocol
-from fedma_flwr.server.reply_metrics import ReplyError
+from fedma_flwr.server.reply_errors import ReplyError
 
 
 def make_message(

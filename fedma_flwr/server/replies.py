@@ -15,13 +15,8 @@ from fedma_flwr.averaging import LARGEST, LARGEST_INTEGER, ClientUpdate
 from fedma_flwr.averaging.head_moments import HeadMoments, fault_of, triangle_size
 from fedma_flwr.server.decoding import decode
 from fedma_flwr.server.messages import error_reason
-from fedma_flwr.server.reply_metrics import (
-    MAX_COUNT,
-    FailedError,
-    ReplyError,
-    read_metrics,
-    read_weight,
-)
+from fedma_flwr.server.reply_errors import FailedError, ReplyError
+from fedma_flwr.server.reply_metrics import MAX_COUNT, read_metrics, read_weight
 from fedma_flwr.structure import PermutationSpec, SpecError
 
 

@@ -9,17 +9,10 @@ from typing import Any
 from flwr.app import MetricRecord, RecordDict
 
 from fedma_flwr import protocol
+from fedma_flwr.server.reply_errors import ReplyError
 
 #: More examples than any client has; sums of as many as there are clients stay exact and finite.
 MAX_COUNT = 2**53
-
-
-class ReplyError(Exception):
-    """A reply cannot be used; the message says why."""
-
-
-class FailedError(ReplyError):
-    """A reply says that the client failed, or that its app is not made for FedMA."""
 
 
 def read_metrics(content: RecordDict) -> MetricRecord:

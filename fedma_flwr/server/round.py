@@ -10,15 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from fedma_flwr import protocol, wire
+from fedma_flwr import protocol
 from fedma_flwr.averaging import ClientUpdate, RoundStart, StageOutcome, settle_stage, solve_stage
 from fedma_flwr.protocol import Instruction
 from fedma_flwr.server.arguments import OWN
 from fedma_flwr.server.global_model import GlobalModel
+from fedma_flwr.server.matchings_folder import SavedRound
 from fedma_flwr.server.members import Member, Outgoing
 from fedma_flwr.server.replies import Expected
-from fedma_flwr.server.saved_matchings import GroupMatching, SavedRound
 from fedma_flwr.server.settings import RoundSettings
+from fedma_flwr.server.settled_so_far import SettledSoFar
 
 
 class CommunicationRound:
@@ -64,10 +65,7 @@ class CommunicationRound:
         self.size = len(self.members)  # of the cohort, before anyone is dropped
         self.config = dict(config)
         self.nonce = nonce
-        self.settled: dict[str, Tensor] = {}
-        self.widths: dict[str, int] = {}
-        self.local_head: dict[str, Tensor] = {}
-        self.matched: dict[str, GroupMatching] = {}
+        self.settled = SettledSoFar()
         self.saved = saved or SavedRound(None, number, [])
 
     # ------------------------------------------------------------------ what a client holds
@@ -136,7 +134,7 @@ class CommunicationRound:
             uploads=plan[stage].uploads,
             estimates=plan[stage].estimates,
             assignments={group: member.assignments[group] for group in groups},
-            widths={group: self.widths[group] for group in groups},
+            widths={group: self.settled.widths[group] for group in groups},
             spec="" if update else self.settings.spec.to_json(),
             arrays_key=self.settings.arrayrecord_key,
             wire_dtype=self.settings.wire_dtype,
@@ -166,7 +164,7 @@ class CommunicationRound:
     def _news(self, stage: int) -> dict[str, Tensor]:
         """What has become known since the stage before; at the start, last round's head."""
         settles = self.settings.plan[stage - 1].settles  # stage 0: those of the last stage
-        source = self.settled if stage else self.model.to_train
+        source = self.settled.tensors if stage else self.model.to_train
         return {name: source[name] for name in settles}
 
     def _everything(self, member: Member, stage: int) -> dict[str, Tensor]:
@@ -178,12 +176,12 @@ class CommunicationRound:
         if stage == 0 and self._begins_anew:
             return {}
         if member.guest:  # the head does not count where its inputs are summed
-            shapes = spec.shapes(self.widths)
+            shapes = spec.shapes(self.settled.widths)
             head = {n: self.model.tensors[n].new_zeros(shapes[n]) for n in spec.head}
-            return {**head, **self.settled}
+            return {**head, **self.settled.tensors}
         local = spec.select(self.model.to_train, self._selection(member))
-        own = {name: tensor for name, tensor in local.items() if name not in self.settled}
-        return {**spec.expand(own, member.assignments, self.widths), **self.settled}
+        own = {name: tensor for name, tensor in local.items() if name not in self.settled.tensors}
+        return {**spec.expand(own, member.assignments, self.settled.widths), **self.settled.tensors}
 
     # ------------------------------------------------------------------ what it must reply
 
@@ -193,7 +191,7 @@ class CommunicationRound:
             spec=self.settings.spec,
             uploads=self.settings.plan[stage].uploads,
             dtypes={name: tensor.dtype for name, tensor in self.model.tensors.items()},
-            widths={**member.widths, **self.widths},
+            widths={**member.widths, **self.settled.widths},
             max_widths=self.settings.max_widths,
             token=self.token(stage),
             weighted_by_key=self.settings.weighted_by_key,
@@ -206,7 +204,7 @@ class CommunicationRound:
         solver = self.settings.solver
         if solver is None or not self.settings.plan[stage].solves_head:
             return None
-        outputs, inputs, *_ = self.settings.spec.shapes(self.widths)[solver.head.weight]
+        outputs, inputs, *_ = self.settings.spec.shapes(self.settled.widths)[solver.head.weight]
         return inputs, outputs
 
     # ------------------------------------------------------------------ what comes of it
@@ -216,31 +214,24 @@ class CommunicationRound:
         nodes = [node for node in self.asked(stage) if node in updates]
         self.members = {node: m for node, m in self.members.items() if node in updates}
         outcome = self._averaged(stage, [updates[node] for node in nodes])
-        if outcome.head_solved:
-            self.settled.update(wire.rounded(outcome.tensors, self.settings.wire_dtype))
-            return outcome
-        for member, assignments in zip(self.members.values(), outcome.assignments, strict=True):
-            member.assignments.update(assignments)
-        self.widths.update(outcome.widths)
-        # Server and clients must hold the same numbers, or a resumed run would differ.
-        self.settled.update(wire.rounded(outcome.tensors, self.settings.wire_dtype))
-        self.local_head.update(wire.rounded(outcome.local_head, self.settings.wire_dtype))
         keys = [member.key for member in self.members.values()]
-        for group, matching in outcome.matchings.items():
-            self.matched[group] = GroupMatching.of(keys, matching)
+        self.settled.add(outcome, keys, self.settings.wire_dtype)
+        if not outcome.head_solved:  # nothing was matched there, and guests have had their say too
+            for member, assignments in zip(self.members.values(), outcome.assignments, strict=True):
+                member.assignments.update(assignments)
         return outcome
 
     def _averaged(self, stage: int, updates: Sequence[ClientUpdate]) -> StageOutcome:
         settings, planned = self.settings, self.settings.plan[stage]
         if settings.solver is not None and planned.solves_head:
             dtype = self.model.tensors[settings.solver.head.weight].dtype
-            return solve_stage(settings.spec, updates, self.widths, settings.solver, dtype)
+            return solve_stage(settings.spec, updates, self.settled.widths, settings.solver, dtype)
         members = list(self.members.values())
         return settle_stage(
             settings.spec,
             planned,
             updates,
-            matched=frozenset(self.widths),
+            matched=frozenset(self.settled.widths),
             matcher=settings.matcher,
             max_widths=settings.max_widths,
             weighted=settings.weighted_units,
@@ -262,7 +253,7 @@ class CommunicationRound:
             self.model.tensors,
             [self._selection(member) for member in members],
             [member.assignments for member in members],
-            self.widths,
+            self.settled.widths,
         )
 
     def committed(self) -> GlobalModel:
@@ -271,9 +262,9 @@ class CommunicationRound:
         # Clients that do not know their assignments (one-shot) are sent everything next time.
         unknown = ".matched" if last.groups else ""
         return GlobalModel(
-            tensors={name: self.settled[name] for name in self.model.tensors},
+            tensors={name: self.settled.tensors[name] for name in self.model.tensors},
             token=self.token(last.index) + unknown,
             assignments={member.key: dict(member.assignments) for member in self.members.values()},
-            popularity={group: found.popularity for group, found in self.matched.items()},
-            local_head=self.local_head,
+            popularity={group: found.popularity for group, found in self.settled.matchings.items()},
+            local_head=self.settled.local_head,
         )

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from fedma_flwr.averaging import Averaging, HeadSolver, Limits
 from fedma_flwr.matching import Matcher
-from fedma_flwr.protocol import HEAD, RETRAIN
 from fedma_flwr.server.arguments import AVERAGED, SOLVED, TRAINED, check_model, check_spec
 from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.structure import (
@@ -25,6 +24,7 @@ from fedma_flwr.structure import (
     linear_head,
     prove_spec,
 )
+from fedma_flwr.structure.stages import HEAD, RETRAIN
 
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
 

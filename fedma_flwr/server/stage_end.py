@@ -63,9 +63,9 @@ def _settle(exchange: Exchange, received: Mapping[int, StageReply]) -> None:
     updates = {node: reply.update for node, reply in received.items() if reply.update}
     outcome = current.settle(exchange.stage, updates)
     record.seconds_matching = time.monotonic() - started
-    record.widths = dict(current.widths)
+    record.widths = dict(current.settled.widths)
     last = exchange.stage == record.stages - 1
-    parameters = count_parameters(current.settled if last else current.model.tensors)
+    parameters = count_parameters(current.settled.tensors if last else current.model.tensors)
     record.growth = parameters / current.settings.initial_parameters
     record.describe(outcome, current.settings.spec, current.settings.weighted_by_key)
 

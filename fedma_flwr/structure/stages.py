@@ -10,6 +10,7 @@ from fedma_flwr.structure.signatures import signature_tensors
 from fedma_flwr.structure.spec import PermutationSpec
 from fedma_flwr.structure.state_dict_names import module_of
 
+LOCAL, RETRAIN, HEAD = "local", "retrain", "head"  # names of stages
 GroupsPerStage = int | Literal["all"]
 
 
@@ -43,7 +44,7 @@ class PlannedStage:
     @property
     def solves_head(self) -> bool:
         """Whether clients send the moments of the head's inputs in place of tensors."""
-        return self.name == "head" and not self.uploads
+        return self.name == HEAD and not self.uploads
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class StagePlan:
             The model's spec; its groups stand in forward order.
         """
         tensors = tuple(spec.axes)
-        return cls((PlannedStage(0, "local", tuple(spec.groups), tensors, tensors),))
+        return cls((PlannedStage(0, LOCAL, tuple(spec.groups), tensors, tensors),))
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -188,7 +189,7 @@ def _stage(
     last = len(bundles) - 1
     return PlannedStage(
         index=index,
-        name="local" if index == 0 else "head" if index == last else "retrain",
+        name=LOCAL if index == 0 else HEAD if index == last else RETRAIN,
         groups=bundles[index],
         settles=settled,
         uploads=tuple(name for name in spec.axes if name in needed),
@@ -259,4 +260,4 @@ def _matching_tensors(
     return needed
 
 
-__all__ = ["GroupsPerStage", "PlannedStage", "StagePlan"]
+__all__ = ["HEAD", "LOCAL", "RETRAIN", "GroupsPerStage", "PlannedStage", "StagePlan"]

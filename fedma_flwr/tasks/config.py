@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from fedma_flwr.protocol import EPOCHS_CONFIG_KEY, LEARNING_RATE_KEY
+
 RunConfig = Mapping[str, bool | float | int | str]
 Reader = Callable[[RunConfig, str], Any]
 SEED = "seed"  # of initialisation: every client draws the same weights, and none are sent
+WEIGHT_DECAY_KEY = "weight-decay"  # beside protocol's two, what a client is told about training
 
 
 def text(run_config: RunConfig, key: str) -> str:
@@ -101,6 +104,34 @@ def arguments(run_config: RunConfig, *names: str) -> dict[str, Any]:
     """Return the values of the arguments `names`, whose keys have hyphens for underscores."""
     keys = {name: name.replace("_", "-") for name in names}
     return {name: READERS[key](run_config, key) for name, key in keys.items()}
+
+
+def train_config(run_config: RunConfig) -> dict[str, int | float]:
+    """Return what clients are told about training, unless a later stage's own overrides it."""
+    return {
+        EPOCHS_CONFIG_KEY: integer(run_config, EPOCHS_CONFIG_KEY),
+        LEARNING_RATE_KEY: number(run_config, LEARNING_RATE_KEY),
+        WEIGHT_DECAY_KEY: number(run_config, WEIGHT_DECAY_KEY),
+    }
+
+
+def retrain_config(run_config: RunConfig) -> dict[str, int | float]:
+    """Return what overrides `train_config` in the retrain stages."""
+    return {
+        EPOCHS_CONFIG_KEY: integer(run_config, "retrain-epochs"),
+        LEARNING_RATE_KEY: number(run_config, "retrain-lr"),
+        WEIGHT_DECAY_KEY: number(run_config, "retrain-weight-decay"),
+    }
+
+
+def head_config(run_config: RunConfig) -> dict[str, int | float]:
+    """Return what overrides `train_config` in the head stage."""
+    epochs = integer(run_config, "retrain-epochs") * number(run_config, "head-epochs-factor")
+    return {
+        EPOCHS_CONFIG_KEY: max(1, round(epochs)),
+        LEARNING_RATE_KEY: number(run_config, "retrain-lr") * number(run_config, "head-lr-factor"),
+        WEIGHT_DECAY_KEY: number(run_config, "head-weight-decay"),
+    }
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from fedma_flwr import wire
 from fedma_flwr.averaging import LARGEST, LARGEST_INTEGER
 from fedma_flwr.protocol import Report
 from fedma_flwr.server.replies import Expected, read_reply
-from fedma_flwr.server.reply_metrics import FailedError, ReplyError, read_weight
+from fedma_flwr.server.reply_errors import FailedError, ReplyError
+from fedma_flwr.server.reply_metrics import read_weight
 from fedma_flwr.structure import PermutationSpec
 
 SPEC = PermutationSpec(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from fedma_flwr.structure.axes import AxisExpression
-from fedma_flwr.structure.proving.model_in_proof import Outputs, Subject
+from fedma_flwr.structure.proving.model_in_proof import ModelInProof, Outputs
 from fedma_flwr.structure.unit_selection import take_units
 
 # Other readings of axes that are tried before giving up on naming a single tensor.
@@ -15,14 +15,14 @@ _MAX_READINGS = 200
 
 
 def diagnose(
-    subject: Subject, reference: Outputs, tolerance: float, permutations: Mapping[str, Tensor]
+    model: ModelInProof, reference: Outputs, tolerance: float, permutations: Mapping[str, Tensor]
 ) -> str:
     """Explain why permuting all groups changes the output.
 
     Parameters
     ----------
-    subject : Subject
-        The model under test, at weights for which the spec was found to be wrong.
+    model : ModelInProof
+        The model in proof, at weights for which the spec was found to be wrong.
     reference : list of Tensor
         Its output.
     tolerance : float
@@ -30,11 +30,11 @@ def diagnose(
     permutations : mapping of str to Tensor
         The permutation of every group that changes the output.
     """
-    spec = subject.spec
+    spec = model.spec
     for group, order in permutations.items():
-        touched = {n: t for n, t in subject.tensors.items() if group in spec.tensor_groups(n)}
+        touched = {n: t for n, t in model.tensors.items() if group in spec.tensor_groups(n)}
         moved = spec.select(touched, {group: order})
-        change = subject.change(moved, reference)
+        change = model.change(moved, reference)
         if change < tolerance:
             continue
         tensors = ", ".join(repr(name) for name in moved)
@@ -42,19 +42,19 @@ def diagnose(
             f"Permuting the units of group {group!r} in {tensors} changes the output by "
             f"{change:.1%}, so that the spec is wrong"
         )
-        for name, axes, hint in _readings(subject, group):
-            other = take_units(subject.tensors[name], axes, {group: order}, spec.sizes)
-            if subject.change({**moved, name: other}, reference) < tolerance:
+        for name, axes, hint in _readings(model, group):
+            other = take_units(model.tensors[name], axes, {group: order}, spec.sizes)
+            if model.change({**moved, name: other}, reference) < tolerance:
                 return f"{message}: tensor {name!r} [{spec.describe(name)}] {hint}."
         return f"{message}; no change to a single tensor's axes would mend it."
     return "Permuting all groups at once changes the output, though none does by itself."
 
 
 def _readings(
-    subject: Subject, group: str
+    model: ModelInProof, group: str
 ) -> Iterator[tuple[str, tuple[AxisExpression, ...], str]]:
     """Other axes for single tensors: without the group, or with it in another place."""
-    spec, width = subject.spec, subject.spec.sizes[group]
+    spec, width = model.spec, model.spec.sizes[group]
     count = 0
     for name, axes in spec.axes.items():
         for dim, axis in enumerate(axes):

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.proving.model_in_proof import Subject
-from fedma_flwr.structure.proving.running_statistics import fit_statistics
+from fedma_flwr.structure.proving.model_in_proof import ModelInProof
+from fedma_flwr.structure.proving.norm_statistics import fit_statistics
 
 _GAINS = (1.4, 1.0, 2.0, 1.4)
 ATTEMPTS = len(_GAINS)
 
 
-def redraw(subject: Subject, attempt: int, generator: torch.Generator) -> bool:
+def redraw(model: ModelInProof, attempt: int, generator: torch.Generator) -> bool:
     """Draw new tensors and inputs in place.
 
     Parameters
     ----------
-    subject : Subject
-        The model under test.
+    model : ModelInProof
+        The model in proof.
     attempt : int
         Each attempt draws in another way; the second keeps the model's own weights, nearly.
     generator : torch.Generator
@@ -38,31 +38,31 @@ def redraw(subject: Subject, attempt: int, generator: torch.Generator) -> bool:
     bool
         Whether the model runs on what was drawn, with a finite output.
     """
-    for name, tensor in subject.tensors.items():
-        if name in subject.tied:
+    for name, tensor in model.tensors.items():
+        if name in model.tied:
             continue
-        tensor.copy_(_draw(subject, name, attempt, generator))
-    subject.inputs = tree_map(
-        lambda value: _draw_input(subject, value, attempt, generator), subject.example
+        tensor.copy_(_draw(model, name, attempt, generator))
+    model.inputs = tree_map(
+        lambda value: _draw_input(model, value, attempt, generator), model.example
     )
-    if not _runs(subject):
-        subject.inputs = subject.example
+    if not _runs(model):
+        model.inputs = model.example
     if attempt != 1:
-        fit_statistics(subject, generator)
-    return _runs(subject)
+        fit_statistics(model, generator)
+    return _runs(model)
 
 
-def _runs(subject: Subject) -> bool:
+def _runs(model: ModelInProof) -> bool:
     try:
-        outputs = subject.run()
+        outputs = model.run()
     except SpecError:
         return False
     return all(not out.is_floating_point() or bool(out.isfinite().any()) for out in outputs)
 
 
-def _draw(subject: Subject, name: str, attempt: int, generator: torch.Generator) -> Tensor:
-    own: Tensor = subject.original[name].to(subject.tensors[name])
-    if not own.is_floating_point() or not _is_drawn(subject, name):
+def _draw(model: ModelInProof, name: str, attempt: int, generator: torch.Generator) -> Tensor:
+    own: Tensor = model.original[name].to(model.tensors[name])
+    if not own.is_floating_point() or not _is_drawn(model, name):
         return own
 
     def noise() -> Tensor:
@@ -71,11 +71,11 @@ def _draw(subject: Subject, name: str, attempt: int, generator: torch.Generator)
     if attempt == 1:
         step: Tensor = noise() * 0.1 * (float(own.std()) if own.numel() > 1 else 0.1)
         return own + step
-    if name in subject.spec.variances:
+    if name in model.spec.variances:
         return noise().abs().clamp(0.5, 1.5)
     if own.numel() == max(own.shape, default=1):
         return _draw_vector(own, noise())
-    scale = _GAINS[attempt] / math.sqrt(_fan_in(subject, name))
+    scale = _GAINS[attempt] / math.sqrt(_fan_in(model, name))
     if attempt == 0 and (spread := float(own.std())) > 0:
         return own * (scale / spread)  # random already, and large ones take long to draw
     drawn = noise() * scale
@@ -91,23 +91,23 @@ def _draw_vector(own: Tensor, noise: Tensor) -> Tensor:
     return drawn + mean if abs(mean) > 0.5 else drawn
 
 
-def _is_drawn(subject: Subject, name: str) -> bool:
+def _is_drawn(model: ModelInProof, name: str) -> bool:
     """Parameters, and buffers that follow units; other buffers may be constants of the code."""
-    return name in subject.parameters or bool(subject.spec.tensor_groups(name))
+    return name in model.parameters or bool(model.spec.tensor_groups(name))
 
 
-def _fan_in(subject: Subject, name: str) -> float:
-    tensor = subject.tensors[name]
-    return max(tensor.numel() / tensor.shape[subject.spec.output_axis(name)], 1)
+def _fan_in(model: ModelInProof, name: str) -> float:
+    tensor = model.tensors[name]
+    return max(tensor.numel() / tensor.shape[model.spec.output_axis(name)], 1)
 
 
-def _draw_input(subject: Subject, value: Any, attempt: int, generator: torch.Generator) -> Any:
+def _draw_input(model: ModelInProof, value: Any, attempt: int, generator: torch.Generator) -> Any:
     if not isinstance(value, Tensor) or value.dtype == torch.bool or value.is_complex():
         return value
     if value.is_floating_point():
         drawn = torch.randn(value.shape, generator=generator, dtype=value.dtype)
         return drawn.abs() if attempt == 2 else drawn
-    tables = [m.num_embeddings for m in subject.model.modules() if isinstance(m, nn.Embedding)]
+    tables = [m.num_embeddings for m in model.module.modules() if isinstance(m, nn.Embedding)]
     high = max(min(tables, default=0), int(value.max()) + 1 if value.numel() else 1)
     return torch.randint(0, high, value.shape, generator=generator, dtype=value.dtype)
 

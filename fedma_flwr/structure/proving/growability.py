@@ -8,20 +8,20 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from fedma_flwr.structure.proving.model_in_proof import Subject, relative_change
+from fedma_flwr.structure.proving.model_in_proof import ModelInProof, relative_change
 from fedma_flwr.structure.refusals import first_line
 from fedma_flwr.structure.resizing import resize
 
 
 def why_not_growable(
-    subject: Subject, tolerance: float, generator: torch.Generator
+    model: ModelInProof, tolerance: float, generator: torch.Generator
 ) -> dict[str, str]:
     """For every group that must keep its width, why.
 
     Parameters
     ----------
-    subject : Subject
-        The model under test, at weights on which its output depends.
+    model : ModelInProof
+        The model in proof, at weights on which its output depends.
     tolerance : float
         Relative change that counts as none.
     generator : torch.Generator
@@ -32,8 +32,8 @@ def why_not_growable(
     If any two groups may grow one without the other, a few runs show it: run ``k`` lets the groups
     grow whose number has bit ``k`` set. Otherwise every group is tried by itself.
     """
-    groups = [name for name, group in subject.spec.groups.items() if group.growable]
-    trial = _Trial(subject, tolerance, generator)
+    groups = [name for name, group in model.spec.groups.items() if group.growable]
+    trial = _Trial(model, tolerance, generator)
     bits = range(len(groups).bit_length())
     coded = [[g for i, g in enumerate(groups, start=1) if i >> bit & 1] for bit in bits]
     if not any(trial.problem(dict.fromkeys(some, 1)) for some in coded):
@@ -44,11 +44,11 @@ def why_not_growable(
 
 
 class _Trial:
-    def __init__(self, subject: Subject, tolerance: float, generator: torch.Generator) -> None:
-        self.subject = subject
+    def __init__(self, model: ModelInProof, tolerance: float, generator: torch.Generator) -> None:
+        self.model = model
         self.tolerance = tolerance
         self.generator = generator
-        self.reference = subject.run()
+        self.reference = model.run()
 
     def together(self, groups: Sequence[str]) -> dict[str, str]:
         """Let all groups grow by different amounts at once."""
@@ -59,20 +59,20 @@ class _Trial:
         """What goes wrong when groups grow by the given numbers of units; empty if nothing."""
         if not growth:
             return ""
-        subject = self.subject
-        widths = {name: subject.spec.sizes[name] + more for name, more in growth.items()}
+        model = self.model
+        widths = {name: model.spec.sizes[name] + more for name, more in growth.items()}
         places = {
-            name: torch.randperm(width, generator=self.generator)[: subject.spec.sizes[name]]
+            name: torch.randperm(width, generator=self.generator)[: model.spec.sizes[name]]
             for name, width in widths.items()
         }
-        state = subject.spec.expand(subject.tensors, places, widths)
+        state = model.spec.expand(model.tensors, places, widths)
         try:
-            with restored(subject.model):
-                own = resize(subject.model, state).state_dict()
+            with restored(model.module):
+                own = resize(model.module, state).state_dict()
                 for name, tensor in state.items():
-                    if tensor is not subject.tensors[name]:
+                    if tensor is not model.tensors[name]:
                         own[name].copy_(tensor)
-                change = relative_change(subject.run(), self.reference)
+                change = relative_change(model.run(), self.reference)
         except Exception as error:  # whatever goes wrong, the group keeps its width
             cause = error.__cause__ or error
             return f"the model does not run with more units ({first_line(cause)})"

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from fedma_flwr.structure.axes import SpecError
 from fedma_flwr.structure.proving.diagnosis import diagnose
 from fedma_flwr.structure.proving.drawing import with_another_batch
-from fedma_flwr.structure.proving.model_in_proof import Subject, relative_change
+from fedma_flwr.structure.proving.model_in_proof import ModelInProof, relative_change
 
 # Largest relative change of the output, in float64, that counts as none.
 TOLERANCE = 1e-9
@@ -20,7 +20,7 @@ TOLERANCE = 1e-9
 _SMALL = 2**14
 
 
-def check_invariance(subject: Subject, generator: torch.Generator) -> float:
+def check_invariance(model: ModelInProof, generator: torch.Generator) -> float:
     """Permute all groups at once, in two ways; the largest relative change of the output.
 
     Raises
@@ -28,12 +28,12 @@ def check_invariance(subject: Subject, generator: torch.Generator) -> float:
     SpecError
         If it is more than rounding errors; the message names the group and tensor.
     """
-    reference = subject.run()
+    reference = model.run()
     worst = 0.0
-    for permutations in generating_permutations(subject.spec.sizes, generator):
-        change = relative_change(subject.permuted(permutations), reference)
+    for permutations in generating_permutations(model.spec.sizes, generator):
+        change = relative_change(model.permuted(permutations), reference)
         if not change < TOLERANCE:
-            raise SpecError(diagnose(subject, reference, TOLERANCE, permutations))
+            raise SpecError(diagnose(model, reference, TOLERANCE, permutations))
         worst = max(worst, change)
     return worst
 
@@ -65,9 +65,9 @@ def generating_permutations(
     return (cycles, swaps) if cycles else ()
 
 
-def is_chaotic(subject: Subject, generator: torch.Generator) -> bool:
+def is_chaotic(model: ModelInProof, generator: torch.Generator) -> bool:
     """Whether rounding errors of inputs and small tensors alone come near the tolerance."""
-    reference, inputs = subject.run(), subject.inputs
+    reference, inputs = model.run(), model.inputs
 
     def shake(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.dtype != torch.float64:
@@ -75,27 +75,27 @@ def is_chaotic(subject: Subject, generator: torch.Generator) -> bool:
         noise = torch.randn(value.shape, generator=generator, dtype=value.dtype)
         return value * (1 + 1e-15 * noise)
 
-    small = {n: shake(t) for n, t in subject.tensors.items() if t.numel() <= _SMALL}
-    subject.inputs = tree_map(shake, inputs)
-    change = subject.change(small, reference)
-    subject.inputs = inputs
+    small = {n: shake(t) for n, t in model.tensors.items() if t.numel() <= _SMALL}
+    model.inputs = tree_map(shake, inputs)
+    change = model.change(small, reference)
+    model.inputs = inputs
     return not change <= TOLERANCE / 10
 
 
-def check_another_batch(subject: Subject, generator: torch.Generator) -> float:
+def check_another_batch(model: ModelInProof, generator: torch.Generator) -> float:
     """Code may take another way for a batch of another size; where it runs, it is tried."""
-    inputs = subject.inputs
-    subject.inputs = with_another_batch(inputs)
+    inputs = model.inputs
+    model.inputs = with_another_batch(inputs)
     try:
-        return check_invariance(subject, generator) if is_repeatable(subject) else 0.0
+        return check_invariance(model, generator) if is_repeatable(model) else 0.0
     finally:
-        subject.inputs = inputs
+        model.inputs = inputs
 
 
-def is_repeatable(subject: Subject) -> bool:
+def is_repeatable(model: ModelInProof) -> bool:
     """Whether the model runs in this mode on these inputs, and twice with the same result."""
     try:
-        first, second = subject.run(), subject.run()
+        first, second = model.run(), model.run()
     except SpecError:
         return False
     finite = all(not out.is_floating_point() or bool(out.isfinite().all()) for out in first)

@@ -1,4 +1,4 @@
-"""A private float64 copy of a model, and weights, inputs and statistics drawn to test it with."""
+"""The private float64 copy of a model that a spec is proven on, and what its output changes by."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fedma_flwr.structure.spec import PermutationSpec
 Outputs = list[Tensor]
 
 
-class Subject:
-    """A model under test: evaluation mode, float64, on the CPU.
+class ModelInProof:
+    """A private copy of a model that a spec is proven on: evaluation mode, float64, on the CPU.
 
     Parameters
     ----------
@@ -44,17 +44,17 @@ class Subject:
     ) -> None:
         if any(tensor.is_meta for tensor in model.state_dict().values()):
             raise SpecError("The model is on the meta device: it has no weights to prove with.")
-        self.model = private_copy(model, example_inputs).double().eval().requires_grad_(False)
+        self.module = private_copy(model, example_inputs).double().eval().requires_grad_(False)
         self.example = tree_map(_as_double, cpu_inputs(example_inputs))
         self.inputs = self.example
         self.training = False  # whether to run in training mode
         self.spec = spec
         # References: writing to them writes to the model.
         self.tensors: dict[str, Tensor] = {
-            name: tensor.detach() for name, tensor in self.model.state_dict().items()
+            name: tensor.detach() for name, tensor in self.module.state_dict().items()
         }
         self.original = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-        self.parameters = {name for name, _ in self.model.named_parameters()}
+        self.parameters = {name for name, _ in self.module.named_parameters()}
         spec.check(self.tensors)
         self.tied = self._ties()
         self.run()
@@ -62,7 +62,7 @@ class Subject:
     def _ties(self) -> set[str]:
         """Further names of tied parameters."""
         first: dict[int, str] = {}
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
             twin = first.setdefault(id(tensor), name)
             if self.spec.axes[twin] != self.spec.axes[name]:
                 raise SpecError(
@@ -80,10 +80,10 @@ class Subject:
             If the model does not run.
         """
         try:
-            mode = training_mode(self.model) if self.training else nullcontext()
+            mode = training_mode(self.module) if self.training else nullcontext()
             with quiet(), _plain_attention(), InDouble(), mode:
                 torch.default_generator.manual_seed(0)  # alone: the model is on the CPU
-                outputs = self.model(*tree_map(_copy, self.inputs))
+                outputs = self.module(*tree_map(_copy, self.inputs))
         except Exception as error:
             raise SpecError(
                 f"The model does not run in float64 on these inputs ({type(error).__name__}: "

@@ -21,7 +21,7 @@ from fedma_flwr.structure.proving.invariance import (
     is_chaotic,
     is_repeatable,
 )
-from fedma_flwr.structure.proving.model_in_proof import Subject
+from fedma_flwr.structure.proving.model_in_proof import ModelInProof
 from fedma_flwr.structure.proving.sensitivity import Pair, all_pairs, sensitive_pairs
 from fedma_flwr.structure.proving.spec_changes import with_growth, without_groups
 from fedma_flwr.structure.spec import PermutationSpec
@@ -101,8 +101,8 @@ def prove_spec(
     """
     _check_memory(model)
     generator = torch.Generator().manual_seed(seed)
-    subject = Subject(spec, model, example_inputs)
-    pending, worst = _try_draws(subject, generator)
+    in_proof = ModelInProof(spec, model, example_inputs)
+    pending, worst = _try_draws(in_proof, generator)
     unused = [g for g in spec.groups if all(pair in pending for pair in _pairs_of(spec, g))]
     if unused and not drop_unused:
         raise SpecError(
@@ -110,10 +110,10 @@ def prove_spec(
             f"inputs tried; tensors: {sorted({t for g, t in pending if g in unused})}."
         )
     spec = without_groups(spec, unused, "the output does not depend on it")
-    subject.spec = spec
+    in_proof.spec = spec
     inert = tuple(sorted(pair for pair in pending if pair[0] not in unused))
     return SpecProof(
-        with_growth(spec, why_not_growable(subject, TOLERANCE, generator)), worst, inert
+        with_growth(spec, why_not_growable(in_proof, TOLERANCE, generator)), worst, inert
     )
 
 
@@ -137,20 +137,20 @@ def _physical_memory() -> int | None:
         return None
 
 
-def _try_draws(subject: Subject, generator: torch.Generator) -> tuple[set[Pair], float]:
+def _try_draws(model: ModelInProof, generator: torch.Generator) -> tuple[set[Pair], float]:
     """Draw until the output depends on all pairs; those left, and the largest relative change.
 
-    The subject is left at the last draw that was good for anything.
+    The model is left at the last draw that was good for anything.
     """
-    pending, worst = all_pairs(subject), 0.0
+    pending, worst = all_pairs(model), 0.0
     good: tuple[int, Tensor] | None = None
     for attempt in range(ATTEMPTS):
         before = generator.get_state()
-        if not redraw(subject, attempt, generator) or is_chaotic(subject, generator):
+        if not redraw(model, attempt, generator) or is_chaotic(model, generator):
             continue
         good = attempt, before
-        worst = max(worst, check_invariance(subject, generator))
-        pending -= sensitive_pairs(subject, pending, generator)
+        worst = max(worst, check_invariance(model, generator))
+        pending -= sensitive_pairs(model, pending, generator)
         if not pending:
             break
     if good is None:
@@ -160,19 +160,21 @@ def _try_draws(subject: Subject, generator: torch.Generator) -> tuple[set[Pair],
         )
     if attempt != good[0]:
         generator.set_state(good[1])
-        redraw(subject, good[0], generator)
-    worst = max(worst, check_another_batch(subject, generator))
-    return pending, max(worst, _try_training_mode(subject, pending, generator))
+        redraw(model, good[0], generator)
+    worst = max(worst, check_another_batch(model, generator))
+    return pending, max(worst, _try_training_mode(model, pending, generator))
 
 
-def _try_training_mode(subject: Subject, pending: set[Pair], generator: torch.Generator) -> float:
+def _try_training_mode(
+    model: ModelInProof, pending: set[Pair], generator: torch.Generator
+) -> float:
     """Check invariance in training mode, if it can be; what the output depends on is struck off."""
-    subject.training = True
+    model.training = True
     worst = 0.0
-    if is_repeatable(subject) and not is_chaotic(subject, generator):
-        worst = check_invariance(subject, generator)
-        pending -= sensitive_pairs(subject, pending, generator)
-    subject.training = False
+    if is_repeatable(model) and not is_chaotic(model, generator):
+        worst = check_invariance(model, generator)
+        pending -= sensitive_pairs(model, pending, generator)
+    model.training = False
     return worst
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.proving.model_in_proof import Outputs, Subject, relative_change
-from fedma_flwr.structure.proving.running_statistics import DifferentiableStatistics
+from fedma_flwr.structure.proving.model_in_proof import ModelInProof, Outputs, relative_change
+from fedma_flwr.structure.proving.norm_statistics import DifferentiableStatistics
 
 Pair = tuple[str, str]  # group, tensor
 # Relative change that counts as one: far above what `TOLERANCE` would let pass as none.
@@ -23,24 +23,24 @@ _LARGE = 10**6
 _ROTATED = 16
 
 
-def all_pairs(subject: Subject) -> set[Pair]:
+def all_pairs(model: ModelInProof) -> set[Pair]:
     """Every group of several units with every tensor it is on; tied ones under one name."""
-    spec = subject.spec
+    spec = model.spec
     return {
         (group, name)
-        for name in spec.axes.keys() - subject.tied
+        for name in spec.axes.keys() - model.tied
         for group in spec.tensor_groups(name)
         if spec.sizes[group] > 1
     }
 
 
-def sensitive_pairs(subject: Subject, pairs: set[Pair], generator: torch.Generator) -> set[Pair]:
+def sensitive_pairs(model: ModelInProof, pairs: set[Pair], generator: torch.Generator) -> set[Pair]:
     """The pairs for which the output depends on the order of the group's units in the tensor.
 
     Parameters
     ----------
-    subject : Subject
-        The model under test, at drawn weights and inputs.
+    model : ModelInProof
+        The model in proof, at drawn weights and inputs.
     pairs : set of (str, str)
         Groups and tensors to look at.
     generator : torch.Generator
@@ -64,24 +64,24 @@ def sensitive_pairs(subject: Subject, pairs: set[Pair], generator: torch.Generat
     """
     if not pairs:
         return set()
-    reference = subject.run()
-    swaps = {pair: _Swap.draw(subject, pair, generator) for pair in sorted(pairs)}
-    by_derivative = _derivative(subject, swaps)
-    alone = {pair for pair in pairs if _is_alone(subject, pair)}
-    elements = sum(tensor.numel() for tensor in subject.tensors.values())
+    reference = model.run()
+    swaps = {pair: _Swap.draw(model, pair, generator) for pair in sorted(pairs)}
+    by_derivative = _derivative(model, swaps)
+    alone = {pair for pair in pairs if _is_alone(model, pair)}
+    elements = sum(tensor.numel() for tensor in model.tensors.values())
     confirmed = _CONFIRMED if elements < _LARGE else _CONFIRMED_IN_LARGE
     tried = {
         *_some([p for p in swaps if p in by_derivative - alone], confirmed, generator),
         *_some([p for p in swaps if p not in by_derivative], _ONE_BY_ONE, generator),
     }
-    changed = {pair for pair in sorted(tried) if swaps[pair].changes(subject, reference)}
+    changed = {pair for pair in sorted(tried) if swaps[pair].changes(model, reference)}
     return (by_derivative - tried) | changed
 
 
-def _is_alone(subject: Subject, pair: Pair) -> bool:
+def _is_alone(model: ModelInProof, pair: Pair) -> bool:
     """Whether a group is on one axis of one tensor only."""
-    group, spec = pair[0], subject.spec
-    names = spec.axes.keys() - subject.tied
+    group, spec = pair[0], model.spec
+    names = spec.axes.keys() - model.tied
     return sum(group in axis.groups for name in names for axis in spec.axes[name]) == 1
 
 
@@ -98,29 +98,29 @@ class _Swap:
     moves: tuple[tuple[int, Tensor, Tensor], ...]  # axis, positions, what comes to stand there
 
     @classmethod
-    def draw(cls, subject: Subject, pair: Pair, generator: torch.Generator) -> _Swap:
+    def draw(cls, model: ModelInProof, pair: Pair, generator: torch.Generator) -> _Swap:
         group, name = pair
-        sizes = subject.spec.sizes
+        sizes = model.spec.sizes
         units = torch.randperm(sizes[group], generator=generator)[:_ROTATED]
         rolled = units.roll(1)
         moves = tuple(
             (dim, axis.positions({group: units}, sizes), axis.positions({group: rolled}, sizes))
-            for dim, axis in enumerate(subject.spec.axes[name])
+            for dim, axis in enumerate(model.spec.axes[name])
             if group in axis.groups
         )
-        return cls(subject.tensors[name], moves)
+        return cls(model.tensors[name], moves)
 
-    def changes(self, subject: Subject, reference: Outputs) -> bool:
+    def changes(self, model: ModelInProof, reference: Outputs) -> bool:
         """Whether the output changes when the units are rotated on any one axis alone."""
-        return all(self._changes(subject, reference, *move) for move in self.moves)
+        return all(self._changes(model, reference, *move) for move in self.moves)
 
     def _changes(
-        self, subject: Subject, reference: Outputs, dim: int, places: Tensor, sources: Tensor
+        self, model: ModelInProof, reference: Outputs, dim: int, places: Tensor, sources: Tensor
     ) -> bool:
         tensor = self.tensor
         tensor.index_copy_(dim, places, tensor.index_select(dim, sources))
         try:
-            return relative_change(subject.run(), reference) > _THRESHOLD
+            return relative_change(model.run(), reference) > _THRESHOLD
         finally:
             tensor.index_copy_(dim, sources, tensor.index_select(dim, places))
 
@@ -133,9 +133,9 @@ class _Swap:
         return float((gradient.index_select(dim, places) * (new - old)).sum())
 
 
-def _derivative(subject: Subject, swaps: dict[Pair, _Swap]) -> set[Pair]:
+def _derivative(model: ModelInProof, swaps: dict[Pair, _Swap]) -> set[Pair]:
     """Pairs whose derivative towards the permuted tensor is not zero; one backward pass."""
-    own = {**dict(subject.model.named_parameters()), **dict(subject.model.named_buffers())}
+    own = {**dict(model.module.named_parameters()), **dict(model.module.named_buffers())}
     names = sorted({name for _, name in swaps} & own.keys())
     leaves = {name: own[name] for name in names if own[name].is_floating_point()}
     if not leaves:
@@ -144,7 +144,7 @@ def _derivative(subject: Subject, swaps: dict[Pair, _Swap]) -> set[Pair]:
         leaf.requires_grad_(True)
     try:
         with torch.enable_grad(), DifferentiableStatistics():
-            outputs = [out for out in subject.run() if out.requires_grad]
+            outputs = [out for out in model.run() if out.requires_grad]
             if not outputs:
                 return set()
             total = _projection(outputs)

@@ -19,7 +19,7 @@ def main(grid, context):
     config = context.run_config
     inputs, folder = config["inputs"], config["checkpoint-dir"]
     net = make_net(inputs)
-    recorder = OutputFolder(Path(config["output-dir"]), None, {}, resume=config["resume"])
+    output_folder = OutputFolder(Path(config["output-dir"]), None, {}, resume=config["resume"])
     strategy = FedMA(
         model=net,
         example_inputs=(torch.zeros(2, inputs),),
@@ -31,14 +31,16 @@ def main(grid, context):
         stage_timeout=config["stage-timeout"],
         retrain_config={"epochs": min(4, config["epochs"])},
         head_config={"epochs": min(4, config["epochs"])},
-        on_exchange=recorder.add_exchange,
+        on_exchange=output_folder.add_exchange,
         checkpoint_dir=folder or None,
         resume=config["resume"],
     )
 
     def evaluate_fn(server_round, arrays):
         loss, accuracy = evaluate(load_model(make_net(inputs), arrays), inputs)
-        recorder.add_round(server_round, arrays, strategy.history, loss=loss, accuracy=accuracy)
+        output_folder.add_round(
+            server_round, arrays, strategy.history, loss=loss, accuracy=accuracy
+        )
         return MetricRecord({"loss": loss, "accuracy": accuracy})
 
     result = strategy.start(
@@ -48,4 +50,4 @@ def main(grid, context):
         train_config=ConfigRecord({"epochs": config["epochs"]}),
         evaluate_fn=evaluate_fn,
     )
-    recorder.add_model(result.arrays)
+    output_folder.add_model(result.arrays)

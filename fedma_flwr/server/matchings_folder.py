@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedma_flwr.matching import Matching, SavedMatching
 from fedma_flwr.matching.arrays import Integers
-from fedma_flwr.matching.saved_matching import check_assignments
+from fedma_flwr.matching.checking import check_assignments
 from fedma_flwr.server.whole_files import written_whole
 
 FORMAT = 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedma_flwr.averaging.running_statistics import from_pooled, to_poolable
+from fedma_flwr.averaging.pooled_statistics import from_pooled, to_poolable
 from fedma_flwr.structure import PermutationSpec
 
 SPEC = PermutationSpec(

@@ -12,19 +12,19 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.proving.model_in_proof import Subject
+from fedma_flwr.structure.proving.model_in_proof import ModelInProof
 
 # Variances below this are raised to it: dividing by less would magnify rounding errors.
 _LEAST_VARIANCE = 1e-4
 
 
-def fit_statistics(subject: Subject, generator: torch.Generator) -> None:
+def fit_statistics(model: ModelInProof, generator: torch.Generator) -> None:
     """Give every batch norm statistics near those of what it reads, in the order of the calls.
 
     Parameters
     ----------
-    subject : Subject
-        The model under test, at drawn weights and inputs; its buffers are overwritten.
+    model : ModelInProof
+        The model in proof, at drawn weights and inputs; its buffers are overwritten.
     generator : torch.Generator
         Where the deviations from the exact statistics come from. With exact ones, or with those
         that a layer would have if no other deviated, deep networks saturate: what is 10 % off at
@@ -39,11 +39,11 @@ def fit_statistics(subject: Subject, generator: torch.Generator) -> None:
 
     hooks = [
         module.register_forward_pre_hook(fit)
-        for module in subject.model.modules()
+        for module in model.module.modules()
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_var is not None
     ]
     try:
-        subject.run()
+        model.run()
     except SpecError:
         return  # the caller finds out whether the model runs
     finally:

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as fn
 
 from fedma_flwr.structure import sequential_spec
-from fedma_flwr.structure.proving.model_in_proof import Subject
-from fedma_flwr.structure.proving.running_statistics import DifferentiableStatistics, fit_statistics
+from fedma_flwr.structure.proving.model_in_proof import ModelInProof
+from fedma_flwr.structure.proving.norm_statistics import DifferentiableStatistics, fit_statistics
 
 
 def deep(depth):
@@ -18,16 +18,16 @@ def deep(depth):
 
 def test_every_norm_reads_what_its_statistics_say():
     model = deep(20)
-    subject = Subject(sequential_spec(model), model, (torch.zeros(4, 1, 4, 4),))
+    in_proof = ModelInProof(sequential_spec(model), model, (torch.zeros(4, 1, 4, 4),))
     generator = torch.Generator().manual_seed(0)
-    subject.inputs = (torch.randn(4, 1, 4, 4, generator=generator, dtype=torch.float64),)
-    fit_statistics(subject, generator)
+    in_proof.inputs = (torch.randn(4, 1, 4, 4, generator=generator, dtype=torch.float64),)
+    fit_statistics(in_proof, generator)
     seen = []
-    for module in subject.model.modules():
+    for module in in_proof.module.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.fill_(1), module.bias.fill_(0)
             module.register_forward_hook(lambda m, args, out: seen.append(out.std()))
-    subject.run()
+    in_proof.run()
     assert len(seen) == 20
     assert all(0.7 < float(spread) < 1.5 for spread in seen)
 

@@ -8,7 +8,7 @@ import pytest
 from fedma_flwr import FedMA
 from fedma_flwr.matching import BBPMAP, IdentityMatching, Matching, SavedMatching
 from fedma_flwr.protocol import to_tensors
-from fedma_flwr.server.saved_matchings import GroupMatching, MatchingsFolder
+from fedma_flwr.server.matchings_folder import GroupMatching, MatchingsFolder
 from fedma_flwr.testing import InProcessGrid, SilentError
 from tests.toy import CLIENTS, SPEC, initial_arrays, make_app
 

@@ -1,0 +1,53 @@
+"""What a round has settled so far, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fedma_flwr import wire
+from fedma_flwr.averaging import StageOutcome
+from fedma_flwr.server.matchings_folder import GroupMatching
+
+
+@dataclass
+class SettledSoFar:
+    """What a round has settled so far.
+
+    Parameters
+    ----------
+    tensors : dict of str to Tensor
+        The settled tensors at the global widths, as the clients have them.
+    widths : dict of str to int
+        Global width of every group matched so far.
+    matchings : dict of str to GroupMatching
+        How each of these groups was matched.
+    local_head : dict of str to Tensor
+        The average of trained heads, where another one settles; see `StageOutcome`.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
+    matchings: dict[str, GroupMatching] = field(default_factory=dict)
+    local_head: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, outcome: StageOutcome, clients: Sequence[str], wire_dtype: str) -> None:
+        """Take over what a stage has given.
+
+        Parameters
+        ----------
+        outcome : StageOutcome
+            The stage's.
+        clients : sequence of str
+            Keys of the clients whose units were matched in it, in their order.
+        wire_dtype : str
+            Precision in which weights cross. Server and clients must hold the same numbers, or a
+            resumed run would differ.
+        """
+        self.tensors.update(wire.rounded(outcome.tensors, wire_dtype))
+        self.widths.update(outcome.widths)
+        self.local_head.update(wire.rounded(outcome.local_head, wire_dtype))
+        for group, matching in outcome.matchings.items():
+            self.matchings[group] = GroupMatching.of(clients, matching)
