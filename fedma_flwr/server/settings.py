@@ -91,7 +91,12 @@ class RoundSettings:
         texts = {f.name: str(getattr(self, f.name)) for f in fields(self)}
         if self.solver is None:  # as in the checkpoints of runs that knew no other
             del texts["solver"]
-        return {**texts, "matcher": _as_text(self.matcher), "spec": _shape_of(self.spec)}
+        return {
+            **texts,
+            "plan": repr(self.plan),
+            "matcher": _as_text(self.matcher),
+            "spec": _shape_of(self.spec),
+        }
 
 
 #: A solved head is so many times as large as the head that the run began with. The solved heads of

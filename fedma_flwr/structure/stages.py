@@ -136,12 +136,34 @@ class StagePlan:
     def __len__(self) -> int:
         return len(self.stages)
 
+    def __str__(self) -> str:
+        """A line for each stage, below the number of exchanges that a round has."""
+        exchanges = f"{len(self)} exchange{'s' * (len(self) > 1)} a round"
+        solved = self.stages[-1].solves_head
+        return "\n".join([exchanges, *(f"  {_in_words(s, solved)}" for s in self.stages)])
+
     def __getitem__(self, index: int) -> PlannedStage:
         return self.stages[index]
 
     def settled_before(self, index: int) -> tuple[str, ...]:
         """Tensors that are frozen during stage `index`."""
         return tuple(name for stage in self.stages[:index] for name in stage.settles)
+
+
+def _in_words(stage: PlannedStage, solved_head: bool) -> str:
+    """What clients do in a stage, what is matched after it, and what settles."""
+    head = stage.name == HEAD
+    if head:
+        does = "sum up the head's moments" if solved_head else "train the head"
+    else:
+        does = "train everything" if stage.name == LOCAL else "train what has not settled"
+    if stage.estimates:
+        only = solved_head and not stage.groups  # nothing is left that is trained
+        does = "estimate running statistics" if only else f"{does}, estimate running statistics"
+    matched = f"; matched: {', '.join(stage.groups)}" if stage.groups else ""
+    what = ("solved" if solved_head else "averaged") if head else "settled"
+    names = ", ".join(stage.settles) if head else f"{len(stage.settles)} tensors"
+    return f"{stage.index} {stage.name}: clients {does}{matched}; {what}: {names}"
 
 
 def _stages(
