@@ -119,7 +119,7 @@ class FedMA(ResumableCohort):
     Raises
     ------
     ValueError
-        If an argument is out of range; the message names it.
+        If an argument is out of range or of a wrong type; the message names it.
     SpecError
         If `spec` does not fit the model, or has no groups.
     UnsupportedModelError

@@ -5,9 +5,13 @@ What is refused is a ``ValueError`` that names the argument, what it was and wha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord
 
 from fedma_flwr.averaging import AVERAGES, MEAN
 from fedma_flwr.matching import Matcher, check_matcher
@@ -27,6 +31,23 @@ _CLIENTS: _Rule = (
 )
 _SECONDS: _Rule = (lambda value: value > 0, "it must be a number of seconds above 0")
 _RATIO: _Rule = (lambda value: value >= 1.0, "it must be 1 or more")
+_FLAG: _Rule = (lambda value: isinstance(value, bool | np.bool_), "it must be True or False")
+_FOLDER: _Rule = (
+    lambda value: value is None or isinstance(value, str | os.PathLike),
+    "it must be the path of a folder, or None",
+)
+_CONFIG: _Rule = (
+    # What Flower cannot send would fail in the stage that needs it, after others were trained.
+    lambda value: (
+        value is None or (isinstance(value, Mapping) and ConfigRecord(dict(value)) is not None)
+    ),
+    "it must be a mapping of config keys to numbers, texts or lists, such as {'local-epochs': 5}",
+)
+_KEY: _Rule = (lambda value: isinstance(value, str), "it must be a string")
+_FUNCTION: _Rule = (
+    lambda value: value is None or callable(value),
+    "it must be a function, or None",
+)
 _RULES: dict[str, _Rule] = {
     "fraction_train": _SHARE,
     "fraction_evaluate": _SHARE,
@@ -58,6 +79,13 @@ _RULES: dict[str, _Rule] = {
     "max_norm_ratio": _RATIO,
     "max_weight_ratio": (lambda value: value is None or value >= 1.0, _RATIO[1]),
     "wire_dtype": (lambda value: value in WIRE_DTYPES, f"it must be one of {WIRE_DTYPES}"),
+    **dict.fromkeys(("one_shot", "reestimate_statistics", "weighted_units", "resume"), _FLAG),
+    **dict.fromkeys(("checkpoint_dir", "matchings"), _FOLDER),
+    **dict.fromkeys(("retrain_config", "head_config"), _CONFIG),
+    **dict.fromkeys(("weighted_by_key", "arrayrecord_key", "configrecord_key"), _KEY),
+    **dict.fromkeys(
+        ("on_exchange", "train_metrics_aggr_fn", "evaluate_metrics_aggr_fn"), _FUNCTION
+    ),
 }
 
 
@@ -79,8 +107,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             continue
         allowed, words = _RULES[name]
         try:
-            fits = allowed(value)
-        except TypeError:  # text where a number belongs
+            fits = bool(allowed(value))
+        except (TypeError, ValueError):  # text where a number belongs, or an array
             fits = False
         if not fits:
             raise ValueError(f"{name} was {value!r}; {words}.")
@@ -94,6 +122,7 @@ def check_resuming(checkpoint_dir: object, resume: bool) -> None:
     ValueError
         It names the arguments.
     """
+    check_arguments({"checkpoint_dir": checkpoint_dir, "resume": resume})
     if resume and checkpoint_dir is None:
         raise ValueError("resume was True without checkpoint_dir: say where checkpoints are.")
 
@@ -162,8 +191,8 @@ def check_output(
         )
 
 
-def check_model(model: object, example_inputs: object) -> None:
-    """Refuse a model without inputs, and inputs without a model.
+def check_model(model: object, example_inputs: object, spec: object) -> None:
+    """Refuse a model without inputs, inputs without a model, and a spec that is none.
 
     Raises
     ------
@@ -174,6 +203,11 @@ def check_model(model: object, example_inputs: object) -> None:
         raise ValueError(
             "`model` and `example_inputs` go together: FedMA(model=Net(), example_inputs=(x,)), "
             "where Net()(x) works."
+        )
+    if spec is not None and not isinstance(spec, PermutationSpec):
+        raise ValueError(
+            f"spec was {spec!r}; it must be a PermutationSpec: PermutationSpec.from_json(text) "
+            "reads what `to_json` has written."
         )
 
 

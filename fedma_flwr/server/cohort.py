@@ -61,8 +61,8 @@ class SeededCohort(FlowerFedAvg):
         on_exchange: OnExchange | None = None,
         **fedavg: Any,
     ) -> None:
-        own = {"seed": seed, "node_timeout": node_timeout, "stage_timeout": stage_timeout}
-        check_arguments({**own, **fedavg})
+        times = {"node_timeout": node_timeout, "stage_timeout": stage_timeout}
+        check_arguments({"seed": seed, "on_exchange": on_exchange, **times, **fedavg})
         super().__init__(**fedavg)
         self.seed = seed
         self.node_timeout = node_timeout

@@ -124,7 +124,7 @@ def make_spec(
     spec: PermutationSpec | None,
 ) -> PermutationSpec:
     """Derive the spec, or prove the one that was given; a spec alone is taken at its word."""
-    check_model(model, example_inputs)
+    check_model(model, example_inputs, spec)
     if model is not None and example_inputs is not None:
         if spec is None:
             spec = derive_spec(model, example_inputs)

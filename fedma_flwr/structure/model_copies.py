@@ -27,13 +27,7 @@ def private_copy(model: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
         If the arguments are no model and inputs for it, if the model cannot be copied, if it has
         no parameters, or if its state dict is more than tensors of their own.
     """
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"model must be an nn.Module, but was {type(model).__name__}.")
-    if not isinstance(example_inputs, (tuple, list)):
-        raise UnsupportedModelError(
-            f"example_inputs must be a tuple of tensors, as in model(*example_inputs), but was "
-            f"{type(example_inputs).__name__}."
-        )
+    check_model_and_inputs(model, example_inputs)
     for value in torch.utils._pytree.tree_leaves(tuple(example_inputs)):
         if isinstance(value, Tensor) and not value.numel():
             raise UnsupportedModelError(
@@ -46,6 +40,23 @@ def private_copy(model: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
             return twin if any(p.is_meta for p in twin.parameters()) else twin.cpu()
     except Exception as error:
         raise unsupported(f"The model cannot be copied: {first_line(error)}") from error
+
+
+def check_model_and_inputs(model: object, example_inputs: object) -> None:
+    """Refuse what is no model, and what are no inputs, by type.
+
+    Raises
+    ------
+    UnsupportedModelError
+        It names the argument.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"model must be an nn.Module, but was {type(model).__name__}.")
+    if not isinstance(example_inputs, (tuple, list)):
+        raise UnsupportedModelError(
+            f"example_inputs must be a tuple of tensors, as in model(*example_inputs), but was "
+            f"{type(example_inputs).__name__}."
+        )
 
 
 def _check_state(model: nn.Module) -> None:

@@ -103,7 +103,7 @@ class StagePlan:
             If `groups_per_stage` is neither a positive number nor ``"all"``.
         """
         names = list(spec.groups)
-        if groups_per_stage == "all":
+        if isinstance(groups_per_stage, str) and groups_per_stage == "all":
             step = max(len(names), 1)
         elif isinstance(groups_per_stage, int) and groups_per_stage >= 1:
             step = groups_per_stage

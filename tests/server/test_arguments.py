@@ -1,16 +1,24 @@
 """Every argument at its limits, just beyond them, and of a type that has none."""
 
+import inspect
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from flwr.app import ConfigRecord
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedma_flwr import FedAvg, FedMA, FedProx
 from fedma_flwr.averaging import Averaging, Limits
 from fedma_flwr.matching import BBPMAP
 from fedma_flwr.server import arguments
 from fedma_flwr.server.arguments import check_arguments, check_output
-from fedma_flwr.structure import PermutationSpec
-from tests.toy import SPEC
+from fedma_flwr.server.cohort import SeededCohort
+from fedma_flwr.server.resuming import ResumableCohort
+from fedma_flwr.structure import PermutationSpec, UnsupportedModelError
+from tests.toy import SPEC, Net
 
 TINY = 5e-324
 BELOW_1, ABOVE_1 = math.nextafter(1.0, 0.0), math.nextafter(1.0, 2.0)
@@ -18,6 +26,14 @@ BELOW_HALF = math.nextafter(0.5, 0.0)
 NAN, INFINITE = math.nan, math.inf
 SHARE = ([0, 0.0, 0.5, 1, 1.0], [-TINY, ABOVE_1, NAN, INFINITE, "abc", None, []])
 CLIENTS = ([1, 2, 10**9], [0, -1, BELOW_1, NAN, "abc", None])
+FLAG = ([True, False, np.bool_(True)], ["no", "", "abc", 0, 1, None, []])
+FOLDER = (["abc", Path("abc"), None], [5, 2.5, True, b"abc", [], ["abc"]])
+CONFIG = (
+    [None, {}, {"lr": 0.1, "names": ["a"], "yes": True}, ConfigRecord({"local-epochs": 5})],
+    ["abc", "", 3, True, [], [("lr", 0.1)], {3: 0.1}, {"lr": None}, {"lr": {}}],
+)
+KEY = (["abc", ""], [3, None, b"abc", [], ["abc"]])
+FUNCTION = ([None, print, len], ["abc", 3, True, [], [print]])
 ONE_OR_MORE = ([1, 1.0, ABOVE_1, INFINITE], [BELOW_1, 0, -1, NAN, "abc"])
 
 #: What is allowed, and what is not.
@@ -43,12 +59,43 @@ LIMITS = {
     "max_norm_ratio": (ONE_OR_MORE[0], [*ONE_OR_MORE[1], None]),
     "max_weight_ratio": ([*ONE_OR_MORE[0], None], ONE_OR_MORE[1]),
     "wire_dtype": (["float32", "float16", "bfloat16"], ["float64", "", "abc", None, 16]),
+    "one_shot": FLAG,
+    "reestimate_statistics": FLAG,
+    "weighted_units": FLAG,
+    "resume": FLAG,
+    "checkpoint_dir": FOLDER,
+    "matchings": FOLDER,
+    "retrain_config": CONFIG,
+    "head_config": CONFIG,
+    "weighted_by_key": KEY,
+    "arrayrecord_key": KEY,
+    "configrecord_key": KEY,
+    "on_exchange": FUNCTION,
+    "train_metrics_aggr_fn": FUNCTION,
+    "evaluate_metrics_aggr_fn": FUNCTION,
 }
 #: How one is given to the strategy that has it.
 GIVE = {
     "num_rounds": lambda value: FedAvg().start(None, None, num_rounds=value),
     "proximal_mu": lambda value: FedProx(proximal_mu=value),
 }
+
+
+#: Values of the types that arguments without a rule may have.
+RIGHT = {"example_inputs": [[]], "matcher": [None], "groups_per_stage": [3, "all"]}
+
+
+def wrong_types():
+    """Every argument of `FedMA`, with values of types that it may not have."""
+    classes = (FedMA, ResumableCohort, SeededCohort, FlowerFedAvg)
+    given = [p for c in classes for p in inspect.signature(c.__init__).parameters.values()]
+    names = {p.name for p in given if p.kind == p.KEYWORD_ONLY or p.default != p.empty}
+    assert names > LIMITS.keys() - GIVE.keys()
+    for name in sorted(names):
+        allowed = LIMITS[name][0] if name in LIMITS else RIGHT.get(name, [])
+        for value in ("abc", 3, None, [1], np.zeros(2)):
+            if type(value) not in {type(other) for other in allowed}:
+                yield name, value
 
 
 def test_every_rule_is_here():
@@ -128,9 +175,27 @@ def test_statistics_are_estimated_anew_unless_told_otherwise():
 
 
 def test_a_name_without_a_rule_is_passed_over_and_those_after_it_are_not():
-    check_arguments({"weighted_by_key": object()})
+    check_arguments({"matcher": object()})
     with pytest.raises(ValueError, match=r"^seed was -1;"):
-        check_arguments({"weighted_by_key": object(), "seed": -1})
+        check_arguments({"matcher": object(), "seed": -1})
+
+
+@pytest.mark.parametrize(("name", "value"), wrong_types())
+def test_every_argument_of_a_wrong_type_is_refused_with_its_name(name, value):
+    model = {"model": Net(), "example_inputs": (torch.zeros(1, 2),)}
+    others = model if name in model else {} if name == "spec" else {"spec": SPEC}
+    with pytest.raises(ValueError, match=f"^{name} |`{name}`"):
+        FedMA(**{**others, name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("model", "abc"), ("model", Net), ("example_inputs", 3)]
+)
+@pytest.mark.parametrize("spec", [None, SPEC])
+def test_what_is_no_model_is_refused_whether_its_spec_is_given_or_not(name, value, spec):
+    model = {"model": Net(), "example_inputs": (torch.zeros(1, 2),)}
+    with pytest.raises(UnsupportedModelError, match=f"^{name} must be"):
+        FedMA(spec=spec, **{**model, name: value})
 
 
 POSTERIOR = BBPMAP.reference()

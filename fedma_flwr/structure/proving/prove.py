@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.model_copies import quiet
+from fedma_flwr.structure.model_copies import check_model_and_inputs, quiet
 from fedma_flwr.structure.proving.drawing import ATTEMPTS, redraw
 from fedma_flwr.structure.proving.growability import why_not_growable
 from fedma_flwr.structure.proving.invariance import (
@@ -98,7 +98,10 @@ def prove_spec(
         If the spec does not fit the model's tensors, if permuting a group changes the output, or
         if the output does not depend on a group. The message names the group and tensor. Also if
         the machine has less memory than the proof takes.
+    UnsupportedModelError
+        If the arguments are no model and inputs for it.
     """
+    check_model_and_inputs(model, example_inputs)
     _check_memory(model)
     generator = torch.Generator().manual_seed(seed)
     in_proof = ModelInProof(spec, model, example_inputs)
