@@ -207,6 +207,16 @@ def test_a_share_is_rounded_down_but_not_below_the_minimum():
     assert sizes(fraction_train=1.0) == 7
 
 
+def test_who_is_asked_beside_the_cohort_has_a_stream_of_its_own():
+    """Of ten nodes three train: a share of 0.8 asks five more, in stream 2 of the seed."""
+    strategy, cohort, others = FedAvg(seed=5), [11, 14, 17], [10, 12, 13, 15, 16, 18, 19]
+    strategy._online = list(range(10, 20))
+    places = sorted(np.random.default_rng([5, 4, 2]).choice(7, 5, replace=False))
+    assert strategy._others(cohort, 4, 0.8) == [others[place] for place in places]
+    assert strategy._others(cohort, 4, 1.0) == others
+    assert strategy._others(cohort, 4, 0.3) == strategy._others(cohort, 4, 0.1) == []
+
+
 def test_without_shares_nobody_is_asked():
     """Not even for its name."""
     asked = []

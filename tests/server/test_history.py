@@ -1,10 +1,14 @@
 """Records of exchanges, and what becomes of a stage that goes wrong."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from flwr.serverapp.exception import AggregationError
 
 from fedma_flwr import FedAvg, FedMA
+from fedma_flwr.matching import BBPMAP, IdentityMatching
+from fedma_flwr.server import exchange, hello, stage_end
 from fedma_flwr.server.global_model import GlobalModel, count_parameters
 from fedma_flwr.server.history import ExchangeRecord, History, all_failed
 from fedma_flwr.testing import InProcessGrid, SilentError
@@ -28,6 +32,14 @@ def test_a_record_survives_json():
     entry = record.to_json()
     entry.update(groups=list(record.groups), resent=list(record.resent))  # as JSON gives them
     assert ExchangeRecord.from_json(entry) == record
+
+
+def test_a_record_begins_with_nothing():
+    nothing = dict.fromkeys(("cohort", "answered", "bytes_down", "bytes_up", "epochs"), 0)
+    nothing |= {"seconds_waiting": 0, "seconds_matching": 0, "growth": 1, "identity": None}
+    nothing |= {"groups": (), "resent": (), "dropped": {}, "widths": {}, "popularity": {}}
+    named = {"round": 4, "stage": 0, "stages": 2, "name": "local", "objective": {}}
+    assert ExchangeRecord(4, 0, 2, "local").to_json() == {**named, **nothing}
 
 
 def test_totals_count_hellos_as_bytes_but_not_as_exchanges():
@@ -67,7 +79,13 @@ def test_new_clients_get_the_most_popular_units_and_others_their_own():
 
 
 def test_records_add_up_and_growth_is_measured_against_the_initial_model():
-    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0, initialisation="own", max_growth=1.5)
+    strategy = FedMA(
+        spec=SPEC,
+        fraction_evaluate=0.0,
+        initialisation="own",
+        matcher=BBPMAP.reference(gamma=10.0),  # one that makes new units
+        max_growth=3.0,
+    )
     result = start(strategy, rounds=2)
     for record in stages(strategy):
         assert (record.cohort, record.answered, record.stages) == (4, 4, 3)
@@ -83,6 +101,31 @@ def test_records_add_up_and_growth_is_measured_against_the_initial_model():
     ]  # fmt: skip
     numbers = sum(array.numpy().size for array in result.arrays.values())
     assert after_second == numbers / 158
+    assert len({1.0, after_first, after_second}) == 3
+
+
+def test_waiting_and_matching_are_timed_each_by_itself(monkeypatch):
+    """A clock that only the grid and the matcher move."""
+    clock = SimpleNamespace(now=100.0)
+    clock.monotonic = lambda: clock.now
+    for module in (hello, exchange, stage_end):
+        monkeypatch.setattr(module, "time", clock)
+
+    class SlowGrid(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            clock.now += 7.0
+            return super().send_and_receive(messages, timeout=timeout)
+
+    class SlowMatching(IdentityMatching):
+        def match(self, units, **options):
+            clock.now += 2.0
+            return super().match(units, **options)
+
+    strategy = FedMA(spec=SPEC, matcher=SlowMatching(), fraction_evaluate=0.0)
+    strategy.start(SlowGrid(make_app(steps=0), 2), initial_arrays(), num_rounds=1)
+    assert [record.name for record in strategy.history] == ["hello", "local", "retrain", "head"]
+    assert [record.seconds_waiting for record in strategy.history] == [7.0] * 4
+    assert [record.seconds_matching for record in strategy.history] == [0.0, 2.0, 2.0, 0.0]
 
 
 def fail_at(round_and_stage, clients, *, silent=False):
@@ -137,6 +180,20 @@ def test_a_reply_that_cannot_be_used_is_no_failure_of_the_clients_app():
     start(strategy, intercept=lie)
     assert list(strategy.history.given_up) == [1]
     assert len(stages(strategy)[0].dropped) == 4
+
+
+def test_a_reply_that_comes_twice_counts_once_and_the_others_are_still_read():
+    class Repeating(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            return [r for r in replies[:1] if r.content["fedma"]["status"] == "done"] + replies
+
+    strategies = [FedMA(spec=SPEC, fraction_evaluate=0.0) for _ in range(2)]
+    for strategy, kind in zip(strategies, (InProcessGrid, Repeating), strict=True):
+        strategy.start(kind(make_app(steps=1), 4), initial_arrays(), num_rounds=1)
+    once, repeated = map(stages, strategies)
+    assert [(r.answered, r.dropped) for r in repeated] == [(4, {})] * 3
+    assert [r.bytes_up for r in repeated] == [r.bytes_up for r in once]
 
 
 def test_the_baselines_records():

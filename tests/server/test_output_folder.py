@@ -51,7 +51,7 @@ def test_a_run_is_told_round_by_round(tmp_path, clock):
     path = tmp_path / "new" / "run"
     folder.add_round(0, initial_arrays(), history(), loss=9.0, accuracy=0.1)
     assert list(path.iterdir()) == []  # of the initial model only its size is noted
-    clock.now = 103.25
+    clock.now = 103.2504  # milliseconds are enough
     folder.add_round(1, grown(), history(1), loss=0.5, accuracy=0.75)
     folder.add_round(2, grown(), history(1, 2, given_up={2: "too few"}), loss=0.4, accuracy=0.8)
     first, second = result(path)["rounds"]
