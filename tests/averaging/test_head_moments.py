@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fedma_flwr.averaging import ClientUpdate, HeadMoments, HeadSolver, solve_stage
 from fedma_flwr.averaging.head_moments import fault_of, solve_head, sum_moments, upper_triangle
+from fedma_flwr.averaging.moment_limits import feature_size
 from fedma_flwr.structure import LinearHead
 from tests.toy import SPEC
 
@@ -122,6 +123,13 @@ def test_a_stage_weighs_clients_by_examples_and_scales_the_head():
     ratio = large.tensors["c.bias"].double() / plain.tensors["c.bias"]
     assert ratio.tolist() == pytest.approx([5.0 / float(plain.tensors["c.weight"].norm())] * 2)
     assert large.tensors["c.weight"].dtype == torch.float32
+
+
+def test_the_size_of_inputs_is_their_root_mean_square():
+    # Two examples of two inputs: squares 9, 16, 0 and 0.
+    phi = torch.tensor([[3.0, -4.0], [0.0, 0.0]]).double()
+    assert feature_size(moments_of(phi, torch.tensor([0, 1]), 2)) == 2.5
+    assert feature_size(HeadMoments(torch.zeros(0), torch.tensor([[1.0], [2.0]]))) == 0.0
 
 
 def test_moments_of_real_examples_have_no_fault():

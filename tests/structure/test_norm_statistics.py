@@ -32,6 +32,18 @@ def test_every_norm_reads_what_its_statistics_say():
     assert all(0.7 < float(spread) < 1.5 for spread in seen)
 
 
+def test_statistics_are_off_by_a_quarter_at_most_to_either_side():
+    model = nn.Sequential(nn.Linear(6, 50), nn.BatchNorm1d(50), nn.ReLU(), nn.Linear(50, 2))
+    in_proof = ModelInProof(sequential_spec(model), model, (torch.randn(40, 6),))
+    fit_statistics(in_proof, torch.Generator().manual_seed(0))
+    variance, mean = torch.var_mean(in_proof.module[0](in_proof.inputs[0]), 0, correction=0)
+    shares = in_proof.tensors["1.running_var"] / variance - 1
+    shifts = (in_proof.tensors["1.running_mean"] - mean) / variance.sqrt()
+    for off in (shares, shifts):
+        assert -0.25 <= float(off.min()) < -0.1
+        assert 0.1 < float(off.max()) <= 0.25
+
+
 @pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4), (5, 3, 4, 4)])
 @pytest.mark.parametrize("affine", [True, False])
 def test_a_batch_norm_by_running_statistics_is_written_out(shape, affine):

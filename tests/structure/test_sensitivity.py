@@ -9,6 +9,8 @@ from torch import nn
 from fedma_flwr.structure import PermutationSpec, SpecError, derive_spec, prove_spec
 from fedma_flwr.structure.axes import AxisExpression
 from fedma_flwr.structure.proving.invariance import generating_permutations
+from fedma_flwr.structure.proving.model_in_proof import ModelInProof
+from fedma_flwr.structure.proving.sensitivity import all_pairs, sensitive_pairs
 from tests.structure.networks import Net, derived, mlp, tokens
 
 
@@ -111,6 +113,30 @@ def test_the_permutations_tried_generate_all(size):
             reached.add(last)
             pending += [tuple(last[i] for i in step) for step in (cycle, swap)]
     assert len(reached) == math.factorial(size)
+
+
+def sensitive(model, groups, axes):
+    """The pairs of groups and tensors that the model's output depends on, as it is."""
+    in_proof = ModelInProof(PermutationSpec(groups, axes), model, (torch.ones(4, 6),))
+    generator = torch.Generator().manual_seed(0)
+    return sensitive_pairs(in_proof, all_pairs(in_proof), generator)
+
+
+@pytest.mark.parametrize(("weights", "pairs"), [([1, 1, 1, 1], set()), ([1, 2, 3, 4], {"w"})])
+def test_a_plain_sum_does_not_depend_on_the_order_of_what_is_added(weights, pairs):
+    model = mlp(lambda n, x: x * (n.w * n.v).sum(), w=nn.Parameter(torch.rand(4)))
+    model.register_buffer("v", torch.tensor(weights))
+    axes = {"a.weight": "8, 6", "a.bias": "8", "b.weight": "3, 8", "b.bias": "3"}
+    found = sensitive(model, {"g": 4}, {**axes, "w": "g", "v": "4"})
+    assert found == {("g", name) for name in pairs}
+
+
+def test_each_axis_of_a_tensor_must_matter_by_itself():
+    """The columns of w are added up: only the order of its rows says anything."""
+    model = mlp(lambda n, x: x * n.w.sum(1), w=nn.Parameter(torch.rand(8, 8)))
+    axes = {"a.weight": "g, 6", "a.bias": "g", "b.weight": "3, g", "b.bias": "3"}
+    found = sensitive(model, {"g": 8}, {**axes, "w": "g, g"})
+    assert found == {("g", name) for name in ("a.weight", "a.bias", "b.weight")}
 
 
 def test_what_is_merely_cyclic_is_refused():
