@@ -32,8 +32,8 @@ Run = Callable[[Config, int], list[Entry]]
 
 LABELS = {
     "fedma": "FedMA",
-    "fedma-bundled": "FedMA, one stage for all groups",
-    "fedma-solved": "FedMA, one stage, solved head",
+    "fedma-paper": "FedMA, the paper's plan",
+    "fedma-bundled": "FedMA, one stage, trained head",
     "fedavg": "FedAvg",
     "fedprox": "FedProx",
     "one-shot": "one-shot matching",
@@ -42,8 +42,8 @@ LABELS = {
 }
 CONFIGS: dict[str, Config] = {
     "fedma": {"strategy": "fedma"},
-    "fedma-bundled": {"strategy": "fedma", "groups-per-stage": "all"},
-    "fedma-solved": {"strategy": "fedma", "groups-per-stage": "all", "head": "solved"},
+    "fedma-paper": {"strategy": "fedma", "preset": "paper"},
+    "fedma-bundled": {"strategy": "fedma", "groups-per-stage": "all", "head": "trained"},
     "fedavg": {"strategy": "fedavg"},
     "fedprox": {"strategy": "fedprox"},
     "one-shot": {
@@ -77,6 +77,7 @@ NOT_LOCAL = {
     "head-epochs-factor",
     "head-lr-factor",
     "head-weight-decay",
+    "preset",
     "groups-per-stage",
     "one-shot",
     "head",

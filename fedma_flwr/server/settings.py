@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from logging import INFO
+from logging import INFO, WARNING
 from typing import Any
 
 from flwr.supercore import log
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedma_flwr.averaging import Averaging, HeadSolver, Limits
 from fedma_flwr.matching import Matcher
-from fedma_flwr.server.arguments import AVERAGED, SOLVED, TRAINED, check_model, check_spec
+from fedma_flwr.server.arguments import AUTO, AVERAGED, SOLVED, TRAINED, check_model, check_spec
 from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.structure import (
     PermutationSpec,
@@ -154,10 +154,10 @@ def make_settings(
     """
     rule = Averaging(arguments["averaging"], arguments["trimmed_share"])
     ratios = arguments["max_norm_ratio"], arguments["max_weight_ratio"]
-    solver = make_solver(spec, arguments["head"])
+    solver = None if arguments["one_shot"] else make_solver(spec, arguments["head"])
     return RoundSettings(
         spec=spec,
-        plan=_make_plan(spec, arguments),
+        plan=_make_plan(spec, arguments, solved_head=solver is not None),
         averaging=rule,
         limits=Limits.of(*ratios, robust=rule.robust),
         weighted_by_key=cohort.weighted_by_key,
@@ -173,14 +173,16 @@ def make_settings(
     )
 
 
-def _make_plan(spec: PermutationSpec, arguments: Mapping[str, Any]) -> StagePlan:
+def _make_plan(
+    spec: PermutationSpec, arguments: Mapping[str, Any], *, solved_head: bool
+) -> StagePlan:
     if arguments["one_shot"]:
         return StagePlan.one_shot(spec)
     return StagePlan.build(
         spec,
         arguments["groups_per_stage"],
         reestimate_statistics=arguments["reestimate_statistics"],
-        solved_head=arguments["head"] == SOLVED,
+        solved_head=solved_head,
         averaged_head=arguments["head_start"] == AVERAGED,
     )
 
@@ -191,12 +193,15 @@ def make_solver(spec: PermutationSpec, head: str) -> HeadSolver | None:
     Raises
     ------
     ValueError
-        If it cannot be solved: the message says why.
+        If it was to be solved and cannot be: the message says why.
     """
-    if head != SOLVED:
+    if head == TRAINED:
         return None
     found = linear_head(spec)
     if isinstance(found, str):
+        if head == AUTO:
+            log(WARNING, "The head is trained, it cannot be solved: %s.", found)
+            return None
         raise ValueError(
             f"head was {SOLVED!r}, but this model's head cannot be solved: {found}. Use "
             f"head={TRAINED!r}."
@@ -209,7 +214,7 @@ def log_settings(settings: RoundSettings) -> None:
     groups = ", ".join(f"{name} ({g.size})" for name, g in settings.spec.groups.items())
     log(INFO, "\t├──> FedMA settings:")
     log(INFO, "\t│\t├── Groups: %s", groups)
-    log(INFO, "\t│\t├── Stages of a round: %s", len(settings.plan))
+    log(INFO, "\t│\t├── Stages: %s", str(settings.plan).replace("\n", "\n\t│\t│\t"))
     log(INFO, "\t│\t├── Matcher: %s", settings.matcher)
     log(INFO, "\t│\t├── Initialisation: %s", settings.initialisation)
     log(INFO, "\t│\t├── Growth: at most %s times", settings.max_growth)

@@ -197,7 +197,7 @@ def test_batch_norm_costs_one_exchange_more():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"head": "averaged"}, r"head was 'averaged'; it must be 'trained' or 'solved'"),
+        ({"head": "averaged"}, r"head was 'averaged'; it must be 'auto', 'solved' or 'trained'"),
         ({"head_start": "own"}, r"head_start was 'own'; it must be 'averaged' or 'solved'"),
         ({"head_fraction": 1.5}, r"head_fraction was 1.5; it must lie between 0 and 1"),
         ({"one_shot": True, "groups_per_stage": 1}, r"one_shot=True.*head='solved'"),
