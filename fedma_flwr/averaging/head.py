@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fedma_flwr.averaging.client_update import ClientUpdate
-from fedma_flwr.averaging.head_moments import solve_head, sum_moments
+from fedma_flwr.averaging.head_moments import sum_moments
+from fedma_flwr.averaging.ridge_regression import solve_head
 from fedma_flwr.structure import LinearHead, PermutationSpec
 
 
@@ -21,7 +22,7 @@ class HeadSolver:
     ----------
     head : LinearHead
         The layer.
-    regularisation : float (default: 0.01)
+    regularisation : float, optional (default: None)
         See `solve_head`.
     scale : float (default: 10.0)
         What the outputs, which regression puts between 0 and 1, are multiplied by. Decisions do
@@ -32,7 +33,7 @@ class HeadSolver:
     """
 
     head: LinearHead
-    regularisation: float = 0.01
+    regularisation: float | None = None
     scale: float = 10.0
     norm: float = 0.0
 

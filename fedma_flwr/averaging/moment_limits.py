@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 
 from fedma_flwr.averaging.client_update import ClientUpdate
-from fedma_flwr.averaging.head_moments import HeadMoments, solve_head, sum_moments
+from fedma_flwr.averaging.head_moments import HeadMoments, sum_moments
+from fedma_flwr.averaging.ridge_regression import solve_head
 from fedma_flwr.averaging.robust import lower_median
 
 #: Squared error, an example, of the head that all others make. It is 1 where that head knows
@@ -74,7 +75,7 @@ def contrary_moments(updates: Mapping[int, ClientUpdate]) -> dict[int, str]:
 
 def _error_of_others(own: HeadMoments, others: HeadMoments) -> float:
     """Mean of ``|y - W [phi, 1]|^2`` over a client's examples, by its moments alone."""
-    weight, bias = solve_head(others, bias=True)
+    weight, bias = solve_head(others, bias=True, regularisation=0.01)
     full = weight if bias is None else torch.cat([weight, bias[:, None]], 1)  # (C, d + 1)
     fitted = (full @ own.square() * full).sum()
     agreed = (full * own.cross.to(full)).sum()

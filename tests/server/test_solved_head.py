@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn import functional
 
 from fedma_flwr import FedAvg, FedMA, Stage, head_moments, load_model
-from fedma_flwr.averaging import ClientUpdate, contrary_moments, oversized_moments
+from fedma_flwr.averaging import ClientUpdate, HeadMoments, contrary_moments, oversized_moments
+from fedma_flwr.averaging.head_moments import upper_triangle
+from fedma_flwr.averaging.ridge_regression import choose_regularisation
 from fedma_flwr.protocol import CROSS_KEY, GRAM_KEY
 from fedma_flwr.structure import PermutationSpec, StagePlan, linear_head, sequential_spec
 from fedma_flwr.testing import InProcessGrid
@@ -51,7 +53,10 @@ def test_a_round_has_two_exchanges_and_its_head_is_that_of_all_examples():
         y.append(labels)
     phi, targets = torch.cat(phi), functional.one_hot(torch.cat(y), 2).double()
     wide = torch.cat([phi, torch.ones(len(phi), 1)], 1)
-    regular = torch.diag(torch.tensor([0.01 * float((phi**2).sum()) / 8] * 8 + [0.0]))
+    chosen = choose_regularisation(
+        HeadMoments(upper_triangle(phi.T @ phi), targets.T @ wide), bias=True
+    )
+    regular = torch.diag(torch.tensor([chosen * float((phi**2).sum()) / 8] * 8 + [0.0]))
     solved = torch.linalg.solve(wide.T @ wide + regular, wide.T @ targets).T
     head = torch.cat([model.c.weight, model.c.bias[:, None]], 1).detach().double()
     scale = float(head.norm() / solved.norm())
