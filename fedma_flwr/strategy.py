@@ -20,8 +20,8 @@ from fedma_flwr.averaging import MEAN
 from fedma_flwr.matching import BBPMAP, Matcher
 from fedma_flwr.server.arguments import (
     AUTO,
-    AVERAGED,
     COMMON,
+    SOLVED,
     TRAINED,
     check_arguments,
     check_fedma,
@@ -78,9 +78,9 @@ class FedMA(ResumableCohort):
         machine had all data; it must be one linear layer, with a cross-entropy behind it.
         ``"trained"``: clients train it, and it is averaged by class counts. ``"auto"``: solved if
         it is one linear layer.
-    head_start : {"averaged", "solved"} (default: "averaged")
-        With a solved head, the head that the next round's local training goes on from: the average
-        of the trained ones, as in FedAvg, or the solved one, as large as the initial head twice.
+    head_start : {"solved", "averaged"} (default: "solved")
+        With a solved head, the head that the next round's local training goes on from: the
+        solved one, at four times a new layer's norm, or the trained ones' average, as in FedAvg.
     head_fraction : float (default: 1.0)
         Share of the clients that are there, cohort included, which a solved head asks for moments.
         Clients outside the cohort are sent the settled model for it.
@@ -150,7 +150,7 @@ class FedMA(ResumableCohort):
         one_shot: bool = False,
         reestimate_statistics: bool = True,
         head: str = AUTO,
-        head_start: str = AVERAGED,
+        head_start: str = SOLVED,
         head_fraction: float = 1.0,
         initialisation: str = COMMON,
         max_growth: float = 2.0,
@@ -227,7 +227,6 @@ class FedMA(ResumableCohort):
         tensors = protocol.to_tensors(initial_arrays)
         self.settings.spec.check(tensors, widths=self.settings.spec.sizes)
         self._begin(timeout)
-        self.settings = self.settings.beginning_with(tensors)
         self._model = GlobalModel(tensors)
         return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
 

@@ -160,16 +160,29 @@ def test_a_stage_weighs_clients_by_examples_and_scales_the_head():
         solver = HeadSolver(HEAD, regularisation=0.02, **options)
         return solve_stage(SPEC, updates, {"b": 8}, solver, dtype)
 
-    plain, usual, large = solved(scale=1.0), solved(), solved(torch.float32, norm=5.0)
+    plain, usual, bounded = solved(scale=1.0), solved(), solved(torch.float32, start_norm=0.1)
 
     slow = slow_ridge(phi, y, 0.02, 2)
     np.testing.assert_allclose(plain.tensors["c.weight"], slow[:, :8], atol=1e-10)
     assert plain.head_solved
     torch.testing.assert_close(usual.tensors["c.weight"], 10 * plain.tensors["c.weight"])
-    assert large.tensors["c.weight"].norm().item() == pytest.approx(5.0)
-    ratio = large.tensors["c.bias"].double() / plain.tensors["c.bias"]
-    assert ratio.tolist() == pytest.approx([5.0 / float(plain.tensors["c.weight"].norm())] * 2)
-    assert large.tensors["c.weight"].dtype == torch.float32
+    assert usual.local_head == {}
+    start = bounded.local_head["c.weight"]
+    assert start.norm().item() == pytest.approx(0.1 * (2 / 3) ** 0.5)  # of a new layer: C / 3
+    ratio = bounded.local_head["c.bias"].double() / plain.tensors["c.bias"]
+    expected = float(start.norm()) / float(plain.tensors["c.weight"].norm())
+    assert ratio.tolist() == pytest.approx([expected] * 2)
+    assert start.dtype == torch.float32
+    torch.testing.assert_close(bounded.tensors["c.weight"].double(), usual.tensors["c.weight"])
+
+
+def test_a_head_to_start_from_is_never_larger_than_the_solved_one():
+    phi, y = examples(2, n=30, d=8, classes=2)
+    update = ClientUpdate({}, 30.0, None, moments_of(phi, y, 2))
+
+    found = solve_stage(SPEC, [update], {"b": 8}, HeadSolver(HEAD, start_norm=1e6), torch.float64)
+
+    torch.testing.assert_close(found.local_head, found.tensors)
 
 
 def test_moments_of_real_examples_have_no_fault():

@@ -65,7 +65,7 @@ def test_a_round_has_two_exchanges_and_its_head_is_that_of_all_examples():
 
 def test_local_training_goes_on_from_the_average_of_trained_heads():
     """As FedAvg's does: all of the model but the head is that of FedAvg, round by round."""
-    fedma, plain = run(rounds=3), FedAvg(fraction_evaluate=0.0)
+    fedma, plain = run(rounds=3, head_start="averaged"), FedAvg(fraction_evaluate=0.0)
     result = plain.start(InProcessGrid(make_app(steps=10), CLIENTS), initial_arrays(), num_rounds=3)
 
     ours = fedma.result.arrays.to_torch_state_dict()
@@ -76,12 +76,21 @@ def test_local_training_goes_on_from_the_average_of_trained_heads():
             torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_a_head_to_start_from_stays_as_large_as_the_first_one_times_two():
-    strategy = run(rounds=3, head_start="solved")
+def test_local_training_goes_on_from_the_solved_head_at_four_times_a_new_ones_norm():
+    begun_with = {}
 
-    first = initial_arrays().to_torch_state_dict()["c.weight"].norm()
-    last = strategy.result.arrays.to_torch_state_dict()["c.weight"].norm()
-    assert float(last) == pytest.approx(2 * float(first), rel=1e-5)
+    def train(message, context, client):
+        model, stage = load_model(Net(), message), Stage.from_message(message)
+        if stage.name == "local":
+            begun_with.setdefault(stage.round, model.c.weight.detach().clone())
+        fit(model, client, 10)
+        return reply(message, model, client)
+
+    strategy, first = run(make_app(train), rounds=2), run(make_app(train), rounds=1)
+
+    solved = first.result.arrays.to_torch_state_dict()["c.weight"]
+    size = 4 * (2 / 3) ** 0.5
+    torch.testing.assert_close(begun_with[2], size * solved / solved.norm())
     assert "c.weight" not in strategy.settings.plan[0].uploads
 
 
