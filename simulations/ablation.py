@@ -16,6 +16,7 @@ CALIBRATED = {"local-variance": 0.0, "prior-variance": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "identity: averaged layer by layer, not matched": {"matcher": "identity"},
+    "identity: not matched": {"matcher": "identity"},
     "calibrated variances, BBPMAP()": CALIBRATED,
     "calibrated variances, gamma 0.1": {**CALIBRATED, "gamma": 0.1},
     "calibrated variances, no growth": {**CALIBRATED, "max-growth": 1.0},

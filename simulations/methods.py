@@ -39,6 +39,7 @@ LABELS = {
     "one-shot": "one-shot matching",
     "ensemble": "ensemble of local models",
     "centralised": "centralised training",
+    "untrained": "untrained features, solved head",
 }
 CONFIGS: dict[str, Config] = {
     "fedma": {"strategy": "fedma"},
@@ -61,6 +62,13 @@ CONFIGS: dict[str, Config] = {
         "num-server-rounds": 1,
     },
     "centralised": {"strategy": "fedavg"},
+    # What a solved head does by itself: a step so small that no weight moves.
+    "untrained": {
+        "strategy": "fedma",
+        "lr": 1e-30,
+        "local-epochs": 1,
+        "num-server-rounds": 1,
+    },
 }
 # Neither a client's data nor its first local training depend on these; whatever is not named here
 # keeps local models from being shared.

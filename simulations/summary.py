@@ -25,6 +25,7 @@ STYLES: dict[str, dict[str, Any]] = {  # colours that colour-blind readers can t
     "one-shot": {"color": "#CC79A7", "marker": "v"},
     "ensemble": {"color": "#E69F00", "marker": "P"},
     "centralised": {"color": "#000000", "marker": "x"},
+    "untrained": {"color": "#999999", "marker": "+"},
 }
 
 
