@@ -79,8 +79,8 @@ def sum_moments(moments: Sequence[HeadMoments], weights: Sequence[float]) -> Hea
     cross = torch.zeros(moments[0].cross.shape, dtype=torch.float64)
     for own, weight in zip(moments, weights, strict=True):
         factor = weight / own.examples
-        gram.add_(own.gram.to(torch.float64), alpha=factor)
-        cross.add_(own.cross.to(torch.float64), alpha=factor)
+        gram.add_(own.gram, alpha=factor)  # in float64, without a copy of that size
+        cross.add_(own.cross, alpha=factor)
     return HeadMoments(gram, cross)
 
 
