@@ -62,6 +62,33 @@ def solve_head(
     return (solved[:, :d], solved[:, d]) if bias else (solved, None)
 
 
+def whitened(moments: HeadMoments, rows: Tensor, regularisation: float = 0.01) -> Tensor:
+    """Rows of head inputs, so that distances are those of the metric in which heads are solved.
+
+    Parameters
+    ----------
+    moments : HeadMoments
+        Of all clients.
+    rows : Tensor
+        (n, d), float64.
+    regularisation : float (default: 0.01)
+        See `solve_head`; with it, what the rows are whitened by is never singular.
+
+    Returns
+    -------
+    Tensor
+        (n, d): ``|x - y|^2`` is ``(x - y)^T (A + regularisation * tr(A) / d I)^-1 (x - y)`` of the
+        rows before.
+    """
+    d = moments.inputs
+    square, _ = _system(moments, bias=False)
+    factor = _factor(square, d, regularisation * _mean_square(square, d))
+    if factor is None:
+        raise ValueError("moments: they are no moments of any examples")
+    solved: Tensor = torch.linalg.solve_triangular(factor, rows.T, upper=False)
+    return solved.T
+
+
 def choose_regularisation(moments: HeadMoments, *, bias: bool) -> float:
     """The regulariser of `GRID` with the least error by generalised cross-validation.
 

@@ -8,7 +8,11 @@ from torch import nn
 from torch.nn import functional
 
 from fedma_flwr import FedAvg, FedMA, Stage, head_moments, load_model
-from fedma_flwr.averaging import ClientUpdate, HeadMoments, contrary_moments, oversized_moments
+from fedma_flwr.averaging import (
+    ClientUpdate,
+    HeadMoments,
+    oversized_moments,
+)
 from fedma_flwr.averaging.head_moments import upper_triangle
 from fedma_flwr.averaging.ridge_regression import choose_regularisation
 from fedma_flwr.protocol import CROSS_KEY, GRAM_KEY
@@ -325,33 +329,6 @@ def test_a_client_whose_moments_are_wrong_is_dropped_alone(change, words):
     assert list(record.dropped) == ["0"]
     assert words in record.dropped["0"]
     assert record.answered == CLIENTS - 1
-
-
-def test_exchanged_labels_are_refused_with_a_robust_average():
-    honest = [moments_of(*examples(seed)) for seed in range(4)]
-    phi = torch.cat([torch.eye(3), torch.eye(3)]).double().repeat(5, 2)
-    labels = torch.arange(3).repeat(10)
-    sure = moments_of(phi, labels)
-    liar = moments_of(phi, (labels + 1) % 3)
-    updates = {n: ClientUpdate({}, 30.0, None, m) for n, m in enumerate([sure, sure, sure, liar])}
-
-    assert list(contrary_moments(updates)) == [3]
-    assert "contradict" in contrary_moments(updates)[3]
-    assert contrary_moments({n: ClientUpdate({}, 1.0, None, m) for n, m in enumerate(honest)}) == {}
-    assert contrary_moments({0: updates[0]}) == {}
-
-
-def test_a_client_that_alone_has_a_class_is_not_contrary():
-    phi = torch.eye(3).double().repeat(10, 1)
-    labels = torch.arange(3).repeat(10)
-    common, rare = labels < 2, labels == 2
-    updates = {
-        0: ClientUpdate({}, 20.0, None, moments_of(phi[common], labels[common])),
-        1: ClientUpdate({}, 20.0, None, moments_of(phi[common], labels[common])),
-        2: ClientUpdate({}, 10.0, None, moments_of(phi[rare], labels[rare])),
-    }
-
-    assert contrary_moments(updates) == {}
 
 
 def test_larger_inputs_than_usual_are_refused_beyond_the_ratio():
