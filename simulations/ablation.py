@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reference, mean of the members": {"matcher": "reference", "gamma": 7.0},
     "learned variances (SPAHM)": {"matcher": "learned", "gamma": 7.0, "output": "posterior"},
     "posterior instead of mean": {"output": "posterior"},
+    "one group a stage, clients retrain": {"groups-per-stage": "1"},
     "two groups a stage": {"groups-per-stage": "2"},
     "all groups in one stage, then the head": {"groups-per-stage": "all"},
     "identity, all in one stage: the head stage alone": {
