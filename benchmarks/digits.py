@@ -81,6 +81,7 @@ def run(
     rounds: int = ROUNDS,
     mods: Sequence[Mod] = (),
     intercept: Intercept | None = None,
+    mislabelled: int = 0,
     **options: object,
 ) -> Outcome:
     """Train on the digits.
@@ -99,12 +100,20 @@ def run(
         What changes the clients' messages and replies, outside `fedma_mod`.
     intercept : callable, optional
         See `InProcessGrid`.
+    mislabelled : int (default: 0)
+        The last so many clients call every class by the next one's number.
     **options
         Of `FedMA`.
     """
     torch.manual_seed(seed)
-    strategy = FedMA(spec=spec(), fraction_evaluate=0.0, seed=seed, **options)
+    layerwise = {"groups_per_stage": 1, "head": "trained"}  # the benchmarks are about matching
+    settings = {"spec": spec(), "fraction_evaluate": 0.0, "seed": seed, **layerwise, **options}
+    strategy = FedMA(**settings)
     training = Training(lambda client: Net(), EPOCHS, LEARNING_RATES, BATCH_SIZE, seed)
-    app = make_app(shares(alpha, seed), training, mods)
+    own = list(shares(alpha, seed))
+    for client in range(CLIENTS - mislabelled, CLIENTS):
+        inputs, labels = own[client].tensors
+        own[client] = TensorDataset(inputs, (labels + 1) % 10)
+    app = make_app(own, training, mods)
     grid = InProcessGrid(app, clients, intercept=intercept)
     return Outcome(accuracies(strategy, grid, Net, rounds), strategy)

@@ -1,8 +1,8 @@
 """Accuracy on real digits with hostile clients, and with clients that get lost.
 
-``python -m benchmarks.faults [--json FILE] [--only hostile loss] [--seeds 0 1 2]`` runs the small
-problem of `benchmarks.digits`: ten clients, three rounds. *hostile*: two of the ten send
-well-formed poison in every stage, under each way of averaging. *loss*: every client fails in
+``python -m benchmarks.faults [--json FILE] [--only hostile loss] [--seeds 0 1 2] [--head solved]``
+runs the small problem of `benchmarks.digits`: ten clients, three rounds. *hostile*: two of the ten
+send well-formed poison in every stage, under each way of averaging. *loss*: every client fails in
 each stage with some probability, and is out for the rest of the round. A FILE of an earlier run
 that was cut short is continued.
 """
@@ -22,11 +22,13 @@ from flwr.app import Array, Context, Message
 
 from benchmarks.digits import CLIENTS, ROUNDS, run
 from benchmarks.measure import machine
+from fedma_flwr.protocol import CROSS_KEY, GRAM_KEY
 
 HOSTILE = 2  # the last two clients
 AVERAGES = ("mean", "median", "trimmed_mean")
 LOSSES = (0.0, 0.1, 0.3, 0.5)
 BUNDLES = (1, "all")  # 4 and 2 exchanges a round
+PLANS = {"trained": {}, "solved": {"groups_per_stage": "all", "head": "solved"}}
 #: Just within `max_norm_ratio` of what a client of the usual size would send.
 SCALE = 9.0
 
@@ -54,6 +56,30 @@ def shift(arrays: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, 
     return {n: np.roll(v, 1, axis=0) if n.startswith("fc2") else v for n, v in arrays.items()}
 
 
+def relabel(arrays: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Only the moments of the head are wrong: every class is called c + 1."""
+    return {n: np.roll(v, 1, axis=0) if n == CROSS_KEY else v for n, v in arrays.items()}
+
+
+def enlarge(arrays: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The moments are those of inputs three times as large, of wrong classes."""
+    changed = relabel(arrays, rng)
+    if CROSS_KEY in changed:
+        counts = changed[CROSS_KEY][:, -1:]
+        changed[CROSS_KEY] = np.concatenate([3 * changed[CROSS_KEY][:, :-1], counts], axis=1)
+        changed[GRAM_KEY] = 9 * changed[GRAM_KEY]
+    return changed
+
+
+def invert(arrays: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The moments are those of inputs with the signs turned round."""
+    changed = dict(arrays)
+    if CROSS_KEY in changed:
+        counts = changed[CROSS_KEY][:, -1:]
+        changed[CROSS_KEY] = np.concatenate([-changed[CROSS_KEY][:, :-1], counts], axis=1)
+    return changed
+
+
 def zero(arrays: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Nothing at all."""
     return {name: np.zeros_like(values) for name, values in arrays.items()}
@@ -69,11 +95,20 @@ ATTACKS: dict[str, tuple[Change, bool]] = {
     "head shifted, counts of 2^53": (shift, True),
     "flipped, counts of 2^53": (flip, True),
 }
+#: With a solved head.
+MOMENT_ATTACKS: dict[str, tuple[Change, bool]] = {
+    "moments of wrong classes": (relabel, False),
+    "moments of wrong classes, counts of 2^53": (relabel, True),
+    "moments of wrong classes, inputs three times as large": (enlarge, False),
+    "moments of inverted inputs": (invert, False),
+}
+#: Clients that train on wrong labels and are honest otherwise.
+LABELS = "trained on labels c + 1"
 
 
 def hostile(attack: str, seed: int) -> Callable[..., Message]:
     """A mod that makes the last clients hostile in every stage."""
-    change, lies = ATTACKS[attack]
+    change, lies = {**ATTACKS, **MOMENT_ATTACKS}[attack]
     rng = np.random.default_rng(seed)
 
     def poison(message: Message, context: Context, call_next: Callable[..., Message]) -> Message:
@@ -109,13 +144,17 @@ def jobs(arguments: argparse.Namespace) -> Iterator[tuple[Row, dict]]:
         base = {"seed": seed, "alpha": arguments.alpha}
         if "hostile" in arguments.only:
             for average in arguments.averages:
-                row = {"kind": "hostile", "averaging": average, **base}
+                row = {"kind": "hostile", "averaging": average, "head": arguments.head, **base}
+                options = {"averaging": average, **PLANS[arguments.head]}
                 # The run without them: their digits are not there either.
-                without = {"clients": CLIENTS - HOSTILE, "averaging": average}
-                yield {**row, "attack": "none"}, without
+                yield {**row, "attack": "none"}, {"clients": CLIENTS - HOSTILE, **options}
                 for attack in arguments.attacks:
-                    mods = [hostile(attack, seed)]
-                    yield {**row, "attack": attack}, {"mods": mods, "averaging": average}
+                    poison: dict[str, Any] = (
+                        {"mislabelled": HOSTILE}
+                        if attack == LABELS
+                        else {"mods": [hostile(attack, seed)]}
+                    )
+                    yield {**row, "attack": attack}, {**poison, **options}
         if "loss" in arguments.only:
             for bundle in BUNDLES:
                 for loss in LOSSES:
@@ -152,7 +191,7 @@ def hostile_table(rows: Sequence[Row]) -> str:
     final = {(r["attack"], r["averaging"], r["seed"]): r["accuracies"][-1] for r in rows}
     averages = [average for average in AVERAGES if any(average in key for key in final)]
     lines = [["attack", *(f"`{average}`" for average in averages)], ["---"] * (len(averages) + 1)]
-    for attack in ("none", *ATTACKS):
+    for attack in ("none", *ATTACKS, *MOMENT_ATTACKS, LABELS):
         cells = [_cell(final, attack, average) for average in averages]
         if any(cells):
             lines.append([attack, *cells])
@@ -198,7 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--alpha", type=float, default=0.5, help="of the Dirichlet distribution")
     parser.add_argument("--averages", nargs="+", choices=AVERAGES, default=list(AVERAGES))
-    parser.add_argument("--attacks", nargs="*", choices=list(ATTACKS), default=list(ATTACKS))
+    parser.add_argument("--head", choices=list(PLANS), default="trained", help="how it is made")
+    every = [*ATTACKS, *MOMENT_ATTACKS, LABELS]
+    parser.add_argument("--attacks", nargs="*", choices=every, default=list(ATTACKS))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows = measure(options)

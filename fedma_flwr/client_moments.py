@@ -81,13 +81,16 @@ class HeadMomentsHook:
 
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Add n examples: (n, d) inputs of the head and (n, C) targets."""
-        features = features.detach().to(_precise(features))
+        features = features.detach().to(_summed_in(features))
         targets = targets.to(features)
-        one = torch.ones_like(features[:, :1])
-        gram = (features.T @ features).cpu().to(torch.float64)
-        cross = (targets.T @ torch.cat([features, one], 1)).cpu().to(torch.float64)
-        self._gram = gram if self._gram is None else self._gram.add_(gram)
-        self._cross = cross if not self._cross.numel() else self._cross.add_(cross)
+        counts = targets.sum(0)[:, None]
+        gram = (features.T @ features).cpu()
+        cross = torch.cat([targets.T @ features, counts], 1).cpu()
+        if self._gram is None:  # batches are added up in float64
+            self._gram = torch.zeros_like(gram, dtype=torch.float64)
+            self._cross = torch.zeros_like(cross, dtype=torch.float64)
+        self._gram.add_(gram)
+        self._cross.add_(cross)
         self._rows += len(features)
 
     def moments(self) -> dict[str, Tensor]:
@@ -239,6 +242,13 @@ def _undo_steps(head: nn.Module, _: Any) -> None:
 
 def _precise(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def _summed_in(tensor: Tensor) -> torch.dtype:
+    """The dtype of a batch's products: on GPUs, float32 may be rounded to ten bits (TF32)."""
+    if tensor.device.type == "cpu" and tensor.dtype != torch.float64:
+        return torch.float32
+    return _precise(tensor)
 
 
 def _sharp(targets: Tensor, rounding: float) -> Tensor:

@@ -1,8 +1,6 @@
-"""Federated Learning with Matched Averaging (FedMA) strategy.
+"""Federated Learning with Matched Averaging (FedMA), as a strategy for Flower.
 
-[Wang et al., 2020]
-
-Paper: openreview.net/forum?id=BkluqlSFDS (arXiv 2002.06440)
+Paper: Wang et al., ICLR 2020, openreview.net/forum?id=BkluqlSFDS (arXiv 2002.06440)
 """
 
 from __future__ import annotations
@@ -20,7 +18,14 @@ from torch import nn
 from fedma_flwr import protocol
 from fedma_flwr.averaging import MEAN
 from fedma_flwr.matching import BBPMAP, Matcher
-from fedma_flwr.server.arguments import AVERAGED, COMMON, TRAINED, check_arguments, check_fedma
+from fedma_flwr.server.arguments import (
+    AUTO,
+    COMMON,
+    SOLVED,
+    TRAINED,
+    check_arguments,
+    check_fedma,
+)
 from fedma_flwr.server.cohort import TRAIN_STREAM
 from fedma_flwr.server.exchange import Exchange
 from fedma_flwr.server.global_model import GlobalModel
@@ -35,15 +40,19 @@ from fedma_flwr.structure import GroupsPerStage, PermutationSpec
 from fedma_flwr.wire import FLOAT32
 
 DEFAULT_MATCHER = BBPMAP(gamma=1.0, local_variance=1.0, prior_variance=1.0)
+#: The arguments that make the paper's FedMA.
+PAPER: dict[str, Any] = {"groups_per_stage": 1, "head": TRAINED, "matcher": BBPMAP.reference()}
+_OTHERS = {"self", "__class__", "model", "example_inputs", "spec", "fedavg"}  # no settings
 
 
 class FedMA(ResumableCohort):
     """Federated Matched Averaging.
 
-    Layer by layer, the server matches the hidden units of one layer across clients, averages the
-    matched ones, may let the layer grow, and sends it back; clients freeze it and retrain the
-    layers above; the head is averaged by class counts. All stages of a communication round run
-    inside one Flower round. Clients need ``ClientApp(mods=[fedma_mod])`` and `load_model`.
+    A communication round has two exchanges. Clients train; the server matches their hidden units,
+    averages the matched ones and may let layers grow. Clients then pass over their examples once
+    and send moments, from which the head is solved. Clients need ``ClientApp(mods=[fedma_mod])``
+    and `load_model`. `paper` makes the paper's plan, layer by layer with a trained head, and
+    ``print(strategy.settings.plan)`` shows any.
 
     Parameters
     ----------
@@ -55,21 +64,23 @@ class FedMA(ResumableCohort):
     matcher : Matcher, optional (default: `DEFAULT_MATCHER`)
         Finds the assignments of one group. The default is BBP-MAP with gamma 1 and variances 1;
         ``BBPMAP()`` calibrates its variances from the data.
-    groups_per_stage : int or "all" (default: 1)
-        Groups matched in one stage. ``"all"``: one stage for all of them, then the head stage.
+    groups_per_stage : int or "all" (default: "all")
+        Groups matched in one stage; clients retrain what has not settled in between. ``"all"``:
+        one stage for all of them, then (with batch norm, after one for its statistics) the head's.
     one_shot : bool (default: False)
         One-shot matching: a round is one exchange. Clients train and send everything, all groups
         are matched and everything is averaged at once; nothing is retrained.
     reestimate_statistics : bool (default: True)
         Whether clients estimate running statistics of batch norms anew on the averaged weights
         (see `StagePlan`), instead of sending those of their own weights with them.
-    head : {"trained", "solved"} (default: "trained")
-        How the head is made. ``"trained"``: clients train it, and it is averaged by class counts.
-        ``"solved"``: it is computed in closed form from moments of its inputs, which clients send
-        after one pass over their examples. For heads that are one linear layer.
-    head_start : {"averaged", "solved"} (default: "averaged")
-        With a solved head, the head that the next round's local training goes on from: the average
-        of the trained ones, as in FedAvg, or the solved one, as large as the initial head twice.
+    head : {"auto", "solved", "trained"} (default: "auto")
+        How the head is made. ``"solved"``: in closed form from moments of its inputs, as if one
+        machine had all data; it must be one linear layer, with a cross-entropy behind it.
+        ``"trained"``: clients train it, and it is averaged by class counts. ``"auto"``: solved if
+        it is one linear layer.
+    head_start : {"solved", "averaged"} (default: "solved")
+        With a solved head, the head that the next round's local training goes on from: the
+        solved one, at four times a new layer's norm, or the trained ones' average, as in FedAvg.
     head_fraction : float (default: 1.0)
         Share of the clients that are there, cohort included, which a solved head asks for moments.
         Clients outside the cohort are sent the settled model for it.
@@ -135,11 +146,11 @@ class FedMA(ResumableCohort):
         example_inputs: tuple[Any, ...] | None = None,
         spec: PermutationSpec | None = None,
         matcher: Matcher | None = None,
-        groups_per_stage: GroupsPerStage = 1,
+        groups_per_stage: GroupsPerStage = "all",
         one_shot: bool = False,
         reestimate_statistics: bool = True,
-        head: str = TRAINED,
-        head_start: str = AVERAGED,
+        head: str = AUTO,
+        head_start: str = SOLVED,
         head_fraction: float = 1.0,
         initialisation: str = COMMON,
         max_growth: float = 2.0,
@@ -155,28 +166,10 @@ class FedMA(ResumableCohort):
         matchings: str | Path | None = None,
         **fedavg: Any,
     ) -> None:
-        """Check the arguments and keep them. Long because each has a line, twice."""
-        arguments: dict[str, Any] = {
-            "matcher": DEFAULT_MATCHER if matcher is None else matcher,
-            "groups_per_stage": groups_per_stage,
-            "one_shot": one_shot,
-            "reestimate_statistics": reestimate_statistics,
-            "head": head,
-            "head_start": head_start,
-            "head_fraction": head_fraction,
-            "initialisation": initialisation,
-            "max_growth": max_growth,
-            "weighted_units": weighted_units,
-            "server_learning_rate": server_learning_rate,
-            "averaging": averaging,
-            "trimmed_share": trimmed_share,
-            "max_norm_ratio": max_norm_ratio,
-            "max_weight_ratio": max_weight_ratio,
-            "wire_dtype": wire_dtype,
-            "retrain_config": retrain_config,
-            "head_config": head_config,
-            "matchings": matchings,
-        }
+        """Check the arguments and keep them. Long because each has a line."""
+        # Each by its name; there are no other local names yet.
+        arguments = {name: value for name, value in locals().items() if name not in _OTHERS}
+        arguments["matcher"] = DEFAULT_MATCHER if matcher is None else matcher
         check_fedma(arguments)
         self.head_fraction = head_fraction
         super().__init__(**fedavg)
@@ -186,6 +179,14 @@ class FedMA(ResumableCohort):
         self._matchings = None if matchings is None else MatchingsFolder(Path(matchings), widths)
         self._tokens: dict[int, str] = {}
         self._exchange: Exchange | None = None
+
+    @classmethod
+    def paper(cls, **arguments: Any) -> FedMA:
+        """The paper's FedMA: layer by layer, a trained head, its matcher (Wang et al., 2020).
+
+        `arguments` are those of `FedMA`; they win over the paper's.
+        """
+        return cls(**{**PAPER, **arguments})
 
     def summary(self) -> None:
         """Log the configuration as a tree."""
@@ -226,7 +227,6 @@ class FedMA(ResumableCohort):
         tensors = protocol.to_tensors(initial_arrays)
         self.settings.spec.check(tensors, widths=self.settings.spec.sizes)
         self._begin(timeout)
-        self.settings = self.settings.beginning_with(tensors)
         self._model = GlobalModel(tensors)
         return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
 

@@ -24,6 +24,17 @@ from fedma_flwr.tasks.config import (
 )
 
 FEDMA, FEDAVG, FEDPROX = STRATEGIES = ("fedma", "fedavg", "fedprox")
+#: By preset: the keys that it sets where they are at their defaults, with both values.
+PRESETS: dict[str, dict[str, tuple[Any, Any]]] = {
+    "": {},
+    "paper": {
+        "groups-per-stage": ("all", "1"),
+        "head": ("auto", "trained"),
+        "matcher": ("bbpmap", "reference"),
+        "gamma": (1.0, 7.0),
+        "output": ("mean", "posterior"),
+    },
+}
 MATCHERS = ("bbpmap", "reference", "learned", "identity")
 
 
@@ -52,6 +63,7 @@ def make_strategy(
         If there is no such strategy, or if one of its values is not allowed.
     """
     check_choice(config, "strategy", STRATEGIES)
+    config = with_preset(config)
     options = _cohort_options(config)
     options["on_exchange"] = output_folder.add_exchange
     with naming_keys(config):
@@ -60,6 +72,19 @@ def make_strategy(
         if config["strategy"] == FEDPROX:
             return FedProx(**arguments(config, "proximal_mu"), **options)
         return FedMA(spec=spec, matcher=make_matcher(config), **_fedma_options(config), **options)
+
+
+def with_preset(config: RunConfig) -> RunConfig:
+    """The run config with what its preset sets; a key that is not at its default keeps its value.
+
+    Raises
+    ------
+    ValueError
+        If there is no such preset.
+    """
+    check_choice(config, "preset", tuple(PRESETS))
+    preset = PRESETS[text(config, "preset")]
+    return {**config, **{k: to for k, (default, to) in preset.items() if config[k] == default}}
 
 
 def folder(config: RunConfig, key: str) -> Path | None:
@@ -129,6 +154,7 @@ def make_matcher(config: RunConfig) -> Matcher:
         If there is no such matcher, or if one of its values is not allowed.
     """
     check_choice(config, "matcher", MATCHERS)
+    config = with_preset(config)
     name = config["matcher"]
     if name == "identity":
         return IdentityMatching()

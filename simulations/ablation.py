@@ -16,6 +16,7 @@ CALIBRATED = {"local-variance": 0.0, "prior-variance": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "identity: averaged layer by layer, not matched": {"matcher": "identity"},
+    "identity: not matched": {"matcher": "identity"},
     "calibrated variances, BBPMAP()": CALIBRATED,
     "calibrated variances, gamma 0.1": {**CALIBRATED, "gamma": 0.1},
     "calibrated variances, no growth": {**CALIBRATED, "max-growth": 1.0},
@@ -24,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reference, mean of the members": {"matcher": "reference", "gamma": 7.0},
     "learned variances (SPAHM)": {"matcher": "learned", "gamma": 7.0, "output": "posterior"},
     "posterior instead of mean": {"output": "posterior"},
+    "one group a stage, clients retrain": {"groups-per-stage": "1"},
     "two groups a stage": {"groups-per-stage": "2"},
     "all groups in one stage, then the head": {"groups-per-stage": "all"},
     "identity, all in one stage: the head stage alone": {

@@ -65,6 +65,7 @@ def run(
     reestimate: bool,
     bundled: bool,
     seed: int,
+    head: str = "trained",
 ) -> list[float]:
     """Test accuracy of the global model after each round."""
 
@@ -78,6 +79,7 @@ def run(
         initialisation=initialisation,
         reestimate_statistics=reestimate,
         groups_per_stage="all" if bundled else 1,
+        head=head,
         fraction_evaluate=0.0,
         seed=seed,
     )
@@ -91,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each setting (default: 3)")
     parser.add_argument("--json", type=Path, help="write all accuracies to this file")
     parser.add_argument("--bundled", action="store_true", help="all groups in one stage")
+    parser.add_argument("--head", choices=["trained", "solved"], default="trained")
     parser.add_argument("--start", nargs="+", default=["own", "common"], help="initialisations")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -98,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for initialisation in options.start:
         for reestimate in (True, False):
-            setting = {"reestimate": reestimate, "bundled": options.bundled}
+            setting = {"reestimate": reestimate, "bundled": options.bundled, "head": options.head}
             runs = [
                 run(spec, initialisation, **setting, seed=seed) for seed in range(options.seeds)
             ]

@@ -32,18 +32,19 @@ Run = Callable[[Config, int], list[Entry]]
 
 LABELS = {
     "fedma": "FedMA",
-    "fedma-bundled": "FedMA, one stage for all groups",
-    "fedma-solved": "FedMA, one stage, solved head",
+    "fedma-paper": "FedMA, the paper's plan",
+    "fedma-bundled": "FedMA, one stage, trained head",
     "fedavg": "FedAvg",
     "fedprox": "FedProx",
     "one-shot": "one-shot matching",
     "ensemble": "ensemble of local models",
     "centralised": "centralised training",
+    "untrained": "untrained features, solved head",
 }
 CONFIGS: dict[str, Config] = {
     "fedma": {"strategy": "fedma"},
-    "fedma-bundled": {"strategy": "fedma", "groups-per-stage": "all"},
-    "fedma-solved": {"strategy": "fedma", "groups-per-stage": "all", "head": "solved"},
+    "fedma-paper": {"strategy": "fedma", "preset": "paper"},
+    "fedma-bundled": {"strategy": "fedma", "groups-per-stage": "all", "head": "trained"},
     "fedavg": {"strategy": "fedavg"},
     "fedprox": {"strategy": "fedprox"},
     "one-shot": {
@@ -61,6 +62,13 @@ CONFIGS: dict[str, Config] = {
         "num-server-rounds": 1,
     },
     "centralised": {"strategy": "fedavg"},
+    # What a solved head does by itself: a step so small that no weight moves.
+    "untrained": {
+        "strategy": "fedma",
+        "lr": 1e-30,
+        "local-epochs": 1,
+        "num-server-rounds": 1,
+    },
 }
 # Neither a client's data nor its first local training depend on these; whatever is not named here
 # keeps local models from being shared.
@@ -77,6 +85,7 @@ NOT_LOCAL = {
     "head-epochs-factor",
     "head-lr-factor",
     "head-weight-decay",
+    "preset",
     "groups-per-stage",
     "one-shot",
     "head",

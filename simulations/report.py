@@ -29,11 +29,19 @@ ROUND_KEYS = {
     "widths",
     "growth",
 }
-NAMES = {"fedma": "FedMA", "fedavg": "FedAvg", "fedprox": "FedProx"}
+NAMES = {
+    "fedma": "FedMA",
+    "fedavg": "FedAvg",
+    "fedprox": "FedProx",
+    "own": "FedMA, own weights",
+    "own-unmatched": "own weights, not matched",
+}
 STYLES = {  # colours that colour-blind readers can tell apart, and markers for print
     "fedma": {"color": "#0072B2", "marker": "o", "linewidth": 2.4, "zorder": 3},
     "fedavg": {"color": "#D55E00", "marker": "s", "linewidth": 1.6},
     "fedprox": {"color": "#009E73", "marker": "^", "linewidth": 1.6},
+    "own": {"color": "#56B4E9", "marker": "*", "linewidth": 0},
+    "own-unmatched": {"color": "#CC79A7", "marker": "x", "linewidth": 0},
 }
 MILESTONES = 4
 COLUMNS = ("round", "accuracy", "MB down", "MB up", "exchanges", "client\nepochs", "growth")
@@ -94,7 +102,7 @@ def table(runs: Sequence[Run]) -> Table:
         entries = _milestones(run["rounds"])
         for entry in entries:
             result.add_row(
-                NAMES[run["strategy"]] if entry is entries[0] else "",
+                NAMES[_key(run)] if entry is entries[0] else "",
                 *_cells(entry),
                 end_section=entry is entries[-1],
             )
@@ -122,7 +130,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         for run in runs:
             x = [cost(entry) for entry in run["rounds"]]
             y = [entry["accuracy"] for entry in run["rounds"]]
-            name = run["strategy"]
+            name = _key(run)
             panel.plot(x, y, label=NAMES[name], markersize=6, clip_on=False, **STYLES[name])
         panel.set_xlabel(label)
         panel.set_xlim(left=0)
@@ -132,6 +140,14 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     panels[0].legend(loc="lower right", frameon=False)
     figure.suptitle(_title(runs[0]) + ": one marker a round")
     figure.savefig(path, dpi=150)
+
+
+def _key(run: Run) -> str:
+    """What a run is in `NAMES`: its strategy, or how clients with weights of their own are met."""
+    config = run["config"]
+    if config.get("initialisation") != "own":
+        return str(run["strategy"])
+    return "own-unmatched" if config["matcher"] == "identity" else "own"
 
 
 def _check_keys(found: Mapping[str, Any], expected: set[str], where: str) -> None:

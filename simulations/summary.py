@@ -19,12 +19,13 @@ Runs = list[list[Row]]  # one list of rounds a seed
 STYLES: dict[str, dict[str, Any]] = {  # colours that colour-blind readers can tell apart
     "fedma": {"color": "#0072B2", "marker": "o", "zorder": 3},
     "fedma-bundled": {"color": "#56B4E9", "marker": "D", "zorder": 3},
-    "fedma-solved": {"color": "#7B3294", "marker": "*", "zorder": 4},
+    "fedma-paper": {"color": "#7B3294", "marker": "*", "zorder": 4},
     "fedavg": {"color": "#D55E00", "marker": "s"},
     "fedprox": {"color": "#009E73", "marker": "^"},
     "one-shot": {"color": "#CC79A7", "marker": "v"},
     "ensemble": {"color": "#E69F00", "marker": "P"},
     "centralised": {"color": "#000000", "marker": "x"},
+    "untrained": {"color": "#999999", "marker": "+"},
 }
 
 

@@ -44,8 +44,8 @@ def test_a_run_leaves_its_result_its_exchanges_and_its_model(tmp_path):
     assert [entry["round"] for entry in result["rounds"]] == [1, 2]
     first, last = result["rounds"]
     assert 0.0 <= first["accuracy"] <= 1.0
-    assert (first["exchanges"], last["exchanges"]) == (4, 8)
-    assert last["client_epochs"] == 8
+    assert (first["exchanges"], last["exchanges"]) == (2, 4)
+    assert last["client_epochs"] == 2
     assert last["growth"] >= 1.0
     assert set(last["widths"]) == {"conv1", "conv2", "fc1"}
     lines = (tmp_path / "exchanges.jsonl").read_text(encoding="utf-8").splitlines()

@@ -4,9 +4,10 @@ import pytest
 from flwr.serverapp.exception import AggregationError
 
 from fedma_flwr.client_app import app
+from fedma_flwr.matching import BBPMAP
 from fedma_flwr.server.output_folder import OutputFolder
 from fedma_flwr.server_app import run
-from fedma_flwr.strategy_from_config import make_strategy
+from fedma_flwr.strategy_from_config import PRESETS, make_strategy
 from fedma_flwr.structure import SpecError
 from fedma_flwr.tasks.config import (
     READERS,
@@ -180,3 +181,19 @@ def test_a_client_names_what_the_server_says_and_it_cannot_read(key, value):
     config = {**DEFAULTS, **TINY, "partition": "homogeneous", "strategy": "fedavg"}
     with pytest.raises(AggregationError, match=f"ValueError: {key} must be"):
         run(InProcessGrid(app, 2, config, intercept=spoil), config)
+
+
+def test_the_papers_preset_sets_what_is_at_its_default():
+    settings = configured(preset="paper").settings
+    assert settings.matcher == BBPMAP.reference()
+    assert (len(settings.plan), settings.solver) == (3, None)
+    kept = configured(preset="paper", gamma=2.0, head="solved").settings
+    assert kept.matcher == BBPMAP.reference(gamma=2.0)
+    assert kept.solver is not None
+    with pytest.raises(ValueError, match=r"^preset must be one of , paper, not 'mine'"):
+        configured(preset="mine")
+
+
+def test_presets_know_the_defaults():
+    for preset in PRESETS.values():
+        assert {key: default for key, (default, _) in preset.items()}.items() <= DEFAULTS.items()

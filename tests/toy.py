@@ -1,14 +1,18 @@
 """A problem that trains in milliseconds, and a ClientApp for it, made to order."""
 
+from functools import partial
+
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fedma_flwr import class_counts, fedma_mod, load_model
+from fedma_flwr import FedMA, class_counts, fedma_mod, load_model
 from fedma_flwr.structure import sequential_spec
 
 CLIENTS = 4
+#: The plan with the most stages, which tests of the protocol are about.
+LayerwiseFedMA = partial(FedMA, groups_per_stage=1, head="trained")
 
 
 class Net(nn.Module):

@@ -2,6 +2,7 @@
 
 from fedma_flwr.averaging.averages import AVERAGES, MEAN, MEDIAN, TRIMMED_MEAN, Averaging
 from fedma_flwr.averaging.client_update import ClientUpdate
+from fedma_flwr.averaging.contradictions import contrary_moments
 from fedma_flwr.averaging.head import HeadSolver
 from fedma_flwr.averaging.head_moments import HeadMoments
 from fedma_flwr.averaging.judging import judge
@@ -12,7 +13,7 @@ from fedma_flwr.averaging.limits import (
     bound_weights,
     oversized,
 )
-from fedma_flwr.averaging.moment_limits import contrary_moments, oversized_moments
+from fedma_flwr.averaging.moment_limits import oversized_moments
 from fedma_flwr.averaging.outcome import StageOutcome
 from fedma_flwr.averaging.server_step import RoundStart
 from fedma_flwr.averaging.settle import settle_stage, solve_stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fedma_flwr.averaging.client_update import ClientUpdate
-from fedma_flwr.averaging.head_moments import solve_head, sum_moments
+from fedma_flwr.averaging.head_moments import sum_moments
+from fedma_flwr.averaging.ridge_regression import solve_head
 from fedma_flwr.structure import LinearHead, PermutationSpec
 
 
@@ -21,24 +23,25 @@ class HeadSolver:
     ----------
     head : LinearHead
         The layer.
-    regularisation : float (default: 0.01)
+    regularisation : float, optional (default: None)
         See `solve_head`.
     scale : float (default: 10.0)
         What the outputs, which regression puts between 0 and 1, are multiplied by. Decisions do
         not depend on it, but probabilities do: 8 to 16 was best for digits, 10 lies between.
-    norm : float (default: 0.0)
-        Frobenius norm that its weight gets in place of that scale, if local training is to start
-        from it: a head ten times as large as usual destroys the layers below. 0: it is not wanted.
+    start_norm : float (default: 0.0)
+        Frobenius norm of the head that local training goes on from, times that of a new linear
+        layer. It is the solved head on a scale of its own: the solved heads of LeNet's first rounds
+        are large, and enlarged tenfold they destroy the layers below. 0: it is another head.
     """
 
     head: LinearHead
-    regularisation: float = 0.01
+    regularisation: float | None = None
     scale: float = 10.0
-    norm: float = 0.0
+    start_norm: float = 0.0
 
     def solve(
         self, spec: PermutationSpec, updates: Sequence[ClientUpdate], widths: Mapping[str, int]
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The head's tensors, float64, from moments weighed by the clients' examples.
 
         Parameters
@@ -49,6 +52,13 @@ class HeadSolver:
             With moments.
         widths : mapping of str to int
             The global width of every group.
+
+        Returns
+        -------
+        solved : dict of str to Tensor
+            The solved head.
+        local_head : dict of str to Tensor
+            The head that local training goes on from; empty if it is another one.
         """
         moments = [update.moments for update in updates if update.moments is not None]
         total = sum_moments(moments, [update.examples for update in updates])
@@ -57,13 +67,20 @@ class HeadSolver:
             bias=self.head.bias is not None,
             regularisation=self.regularisation,
         )
-        own = float(weight.norm())
-        scale = self.norm / own if self.norm and own else self.scale
-        shape = spec.shapes(widths)[self.head.weight]
-        solved = {self.head.weight: scale * weight.reshape(shape)}
+        plain = {self.head.weight: weight.reshape(spec.shapes(widths)[self.head.weight])}
         if self.head.bias is not None and bias is not None:
-            solved[self.head.bias] = scale * bias
-        return solved
+            plain[self.head.bias] = bias
+        solved = {name: self.scale * tensor for name, tensor in plain.items()}
+        if not self.start_norm:
+            return solved, {}
+        start = self._start_scale(weight)
+        return solved, {name: start * tensor for name, tensor in plain.items()}
+
+    def _start_scale(self, weight: Tensor) -> float:
+        """At most `scale`: small inputs may need a large head."""
+        own = float(weight.norm())
+        new = math.sqrt(len(weight) / 3)  # the norm of a new layer, uniform up to 1 / sqrt(d)
+        return min(self.scale, self.start_norm * new / own) if own else self.scale
 
 
 def class_weights(

@@ -7,7 +7,6 @@ sum to 1, the sums of `phi` are those of the rows of `cross`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,8 +79,8 @@ def sum_moments(moments: Sequence[HeadMoments], weights: Sequence[float]) -> Hea
     cross = torch.zeros(moments[0].cross.shape, dtype=torch.float64)
     for own, weight in zip(moments, weights, strict=True):
         factor = weight / own.examples
-        gram.add_(own.gram.to(torch.float64), alpha=factor)
-        cross.add_(own.cross.to(torch.float64), alpha=factor)
+        gram.add_(own.gram, alpha=factor)  # in float64, without a copy of that size
+        cross.add_(own.cross, alpha=factor)
     return HeadMoments(gram, cross)
 
 
@@ -132,49 +131,3 @@ def _semidefinite(moments: HeadMoments, squares: Tensor) -> bool:
     rows, columns = torch.triu_indices(d, d).unbind()
     limit = roots[rows] * roots[columns] * (1 + _ROUNDING) + _tiny(squares)
     return bool((moments.gram.abs() <= limit).all())
-
-
-def solve_head(
-    moments: HeadMoments, *, bias: bool, regularisation: float = 0.01
-) -> tuple[Tensor, Tensor | None]:
-    """Ridge regression of the targets on the inputs: the head in closed form.
-
-    ``B (A + regularisation * tr(A) / d I)^-1`` with ``A = sum phi phi^T`` and
-    ``B = sum y phi^T``; a bias is an input that is always 1 and is not regularised. What is
-    computed depends on the sums alone, however the examples are split (Fanì et al., "FED3R", ICML
-    2024; He et al., "AFL", CVPR 2025).
-
-    Parameters
-    ----------
-    moments : HeadMoments
-        Of all clients.
-    bias : bool
-        Whether the head has a bias.
-    regularisation : float (default: 0.01)
-        Relative to the inputs' mean square.
-
-    Returns
-    -------
-    weight : Tensor
-        (C, d), float64. Rows of classes without examples are 0.
-    bias : Tensor or None
-        (C,), float64.
-    """
-    d = moments.inputs
-    square, cross = moments.square(), moments.cross.to(torch.float64)
-    if not bias:
-        square, cross = square[:d, :d], cross[:, :d]
-    mean_square = float(square.diagonal()[:d].mean()) if d else 0.0
-    step = max(mean_square, 1e-30)
-    strength = regularisation * step
-    while True:  # dead units and few examples leave nothing but the regulariser
-        regular = square.clone()
-        regular.diagonal()[:d].add_(strength)
-        factor, info = torch.linalg.cholesky_ex(regular)
-        if int(info) == 0:
-            break
-        strength = max(strength * 10, 1e-12 * step)
-        if not math.isfinite(strength):
-            raise ValueError("moments: no head can be solved from them")
-    solved = torch.cholesky_solve(cross.T, factor).T
-    return (solved[:, :d], solved[:, d]) if bias else (solved, None)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fedma_flwr.averaging.averages import Averaging
 from fedma_flwr.averaging.client_update import ClientUpdate
+from fedma_flwr.averaging.contradictions import contrary_moments
 from fedma_flwr.averaging.limits import Limits, bound_weights, oversized
-from fedma_flwr.averaging.moment_limits import contrary_moments, oversized_moments
+from fedma_flwr.averaging.moment_limits import at_most_usual, oversized_moments
 from fedma_flwr.structure import PermutationSpec
 
 
@@ -44,7 +45,11 @@ def judge(
     """
     refused = oversized(spec, updates, model, limits.max_norm_ratio)
     refused |= oversized_moments(updates, limits.max_norm_ratio)
-    if averaging.robust:
-        refused |= contrary_moments(updates)
     kept = {node: update for node, update in updates.items() if node not in refused}
+    if averaging.robust and any(update.moments is not None for update in kept.values()):
+        # Bounds first: whoever claims most examples would stand for all others.
+        kept = at_most_usual(kept)
+        contrary = contrary_moments(bound_weights(kept, limits.max_weight_ratio))
+        kept = {node: update for node, update in kept.items() if node not in contrary}
+        refused |= contrary
     return bound_weights(kept, limits.max_weight_ratio), refused

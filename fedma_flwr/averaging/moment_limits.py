@@ -1,20 +1,14 @@
-"""Clients whose moments are out of all proportion, or contradict everybody else's."""
+"""Clients whose moments are out of all proportion."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-
-import torch
+from dataclasses import replace
 
 from fedma_flwr.averaging.client_update import ClientUpdate
-from fedma_flwr.averaging.head_moments import HeadMoments, solve_head, sum_moments
+from fedma_flwr.averaging.head_moments import HeadMoments
 from fedma_flwr.averaging.robust import lower_median
-
-#: Squared error, an example, of the head that all others make. It is 1 where that head knows
-#: nothing of a client's classes, about 1.4 where it spreads over others, and 2 where it is sure of
-#: another class for each example: where labels were exchanged.
-MOST_CONTRARY = 1.5
 
 
 def feature_size(moments: HeadMoments) -> float:
@@ -46,37 +40,31 @@ def oversized_moments(updates: Mapping[int, ClientUpdate], max_norm_ratio: float
     }
 
 
-def contrary_moments(updates: Mapping[int, ClientUpdate]) -> dict[int, str]:
-    """Clients for whose examples the head of all others is wrong throughout, and the reason.
+def at_most_usual(updates: Mapping[int, ClientUpdate]) -> dict[int, ClientUpdate]:
+    """Updates without head inputs that are larger than usual: those are scaled down to it.
 
-    One head is solved a client. A client that alone has some classes is not refused: the others'
-    head knows nothing of them, which is less wrong than the contrary.
+    All clients run the same settled layers. In a sum of squares, inputs three times as large count
+    nine times as much.
 
     Parameters
     ----------
     updates : mapping of int to ClientUpdate
         What the clients sent, by node.
     """
-    given = {n: (u.moments, u.examples) for n, u in updates.items() if u.moments is not None}
-    found = {}
-    for node, (own, _) in given.items():
-        others = [pair for other, pair in given.items() if other != node]
-        if not others:
-            continue
-        error = _error_of_others(own, sum_moments(*map(list, zip(*others, strict=True))))
-        if error > MOST_CONTRARY:
-            found[node] = (
-                f"its moments contradict all others': squared error {error:.2f} an example; at "
-                f"most {MOST_CONTRARY} is allowed with a robust `averaging`"
-            )
-    return found
+    sizes = {n: feature_size(u.moments) for n, u in updates.items() if u.moments is not None}
+    usual = lower_median(list(sizes.values()))
+    scaled = dict(updates)
+    for node, size in sizes.items():
+        if size > usual:
+            scaled[node] = replace(updates[node], moments=_scaled(updates[node], usual / size))
+    return scaled
 
 
-def _error_of_others(own: HeadMoments, others: HeadMoments) -> float:
-    """Mean of ``|y - W [phi, 1]|^2`` over a client's examples, by its moments alone."""
-    weight, bias = solve_head(others, bias=True)
-    full = weight if bias is None else torch.cat([weight, bias[:, None]], 1)  # (C, d + 1)
-    fitted = (full @ own.square() * full).sum()
-    agreed = (full * own.cross.to(full)).sum()
-    # Targets are 0 and 1, or between, so that the sum of their squares is at most the examples'.
-    return float(1.0 + (fitted - 2.0 * agreed) / own.examples)
+def _scaled(update: ClientUpdate, factor: float) -> HeadMoments | None:
+    """The moments of inputs that are so many times as large."""
+    moments = update.moments
+    if moments is None:
+        return None
+    cross = moments.cross.clone()
+    cross[:, :-1] *= factor
+    return HeadMoments(moments.gram * factor**2, cross)

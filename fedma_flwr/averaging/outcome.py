@@ -29,7 +29,8 @@ class StageOutcome:
     head_solved : bool
         Whether it was solved from moments.
     local_head : dict of str to Tensor
-        The average of trained heads that clients sent without settling it, at the global widths.
+        The head that local training goes on from, where that is not the one that settles: the
+        average of trained heads, or the solved one on a smaller scale.
     """
 
     tensors: dict[str, Tensor]

@@ -155,8 +155,11 @@ def solve_stage(
     dtype : torch.dtype
         Of the head.
     """
-    solved = {n: t.to(dtype) for n, t in solver.solve(spec, updates, widths).items()}
-    return StageOutcome(solved, tuple({} for _ in updates), head_solved=True)
+    solved, local_head = (
+        {name: tensor.to(dtype) for name, tensor in head.items()}
+        for head in solver.solve(spec, updates, widths)
+    )
+    return StageOutcome(solved, tuple({} for _ in updates), head_solved=True, local_head=local_head)
 
 
 def _usual_sizes(

@@ -19,7 +19,7 @@ from fedma_flwr.structure import PermutationSpec, SpecError
 from fedma_flwr.wire import WIRE_DTYPES
 
 COMMON, OWN = "common", "own"  # initialisations
-TRAINED, SOLVED = "trained", "solved"  # heads
+TRAINED, SOLVED, AUTO = "trained", "solved", "auto"  # heads; AUTO: solved where it can be
 AVERAGED = "averaged"  # what local training goes on from beside a solved head, or it is SOLVED
 
 _Rule = tuple[Callable[[Any], bool], str]  # what is allowed, and in words
@@ -67,7 +67,10 @@ _RULES: dict[str, _Rule] = {
         lambda value: value in (COMMON, OWN),
         f"it must be {COMMON!r} or {OWN!r}",
     ),
-    "head": (lambda value: value in (TRAINED, SOLVED), f"it must be {TRAINED!r} or {SOLVED!r}"),
+    "head": (
+        lambda value: value in (AUTO, SOLVED, TRAINED),
+        f"it must be {AUTO!r}, {SOLVED!r} or {TRAINED!r}",
+    ),
     "head_start": (
         lambda value: value in (AVERAGED, SOLVED),
         f"it must be {AVERAGED!r} or {SOLVED!r}",
@@ -152,7 +155,7 @@ def check_fedma(arguments: Mapping[str, Any]) -> None:
         solved = arguments["head"] == SOLVED
         _check_one_shot(
             {
-                "groups_per_stage": arguments["groups_per_stage"] != 1,
+                "groups_per_stage": arguments["groups_per_stage"] not in (1, "all"),
                 f"head={SOLVED!r}": solved,
                 **later,
             }

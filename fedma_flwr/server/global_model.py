@@ -27,8 +27,8 @@ class GlobalModel:
     popularity : dict of str to Tensor
         (L,) how many clients hold each global unit, by group.
     local_head : dict of str to Tensor
-        The head that local training goes on from, where that is not the model's own: beside a
-        solved head, the average of the clients' trained ones.
+        The head that local training goes on from, where that is not the model's own; see
+        `StageOutcome`.
     """
 
     tensors: dict[str, Tensor]

@@ -171,8 +171,8 @@ class History:
         if matched and min(matched) == 1.0:
             log(
                 INFO,
-                "Round %s: every assignment was the identity, so this round was layer-wise FedAvg "
-                "(what a common initialisation usually gives).",
+                "Round %s: every assignment was the identity: matching changed nothing, as usual "
+                "from a common initialisation.",
                 server_round,
             )
 

@@ -6,16 +6,16 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from logging import INFO
+from dataclasses import dataclass, fields
+from logging import INFO, WARNING
 from typing import Any
 
 from flwr.supercore import log
-from torch import Tensor, nn
+from torch import nn
 
 from fedma_flwr.averaging import Averaging, HeadSolver, Limits
 from fedma_flwr.matching import Matcher
-from fedma_flwr.server.arguments import AVERAGED, SOLVED, TRAINED, check_model, check_spec
+from fedma_flwr.server.arguments import AUTO, AVERAGED, SOLVED, TRAINED, check_model, check_spec
 from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.structure import (
     PermutationSpec,
@@ -63,19 +63,6 @@ class RoundSettings:
         """Numbers in the initial model."""
         return sum(math.prod(shape) for shape in self.spec.shapes().values())
 
-    def beginning_with(self, tensors: Mapping[str, Tensor]) -> RoundSettings:
-        """The settings of a run that begins with this model: solved heads are as large as its."""
-        if self.solver is None or self.averages_head:
-            return self
-        norm = HEAD_NORM_FACTOR * float(tensors[self.solver.head.weight].double().norm())
-        return replace(self, solver=replace(self.solver, norm=norm))
-
-    @property
-    def averages_head(self) -> bool:
-        """Whether local training goes on from the average of trained heads, not the solved one."""
-        stages = self.plan.stages
-        return any(set(self.spec.head) <= set(s.uploads) - set(s.settles) for s in stages)
-
     def trains_nothing(self, stage: int) -> bool:
         """Whether clients only pass over their examples: the head will be solved, all else is set.
 
@@ -99,9 +86,8 @@ class RoundSettings:
         }
 
 
-#: A solved head is so many times as large as the head that the run began with. The solved heads of
-#: LeNet's first rounds are three times as large as that, and destroy the features if enlarged.
-HEAD_NORM_FACTOR = 2.0
+#: How large the solved head is that local training goes on from, times a new linear layer.
+START_NORM = 4.0
 #: Arguments of `FedMA` that are settings as they are.
 _AS_GIVEN = (
     "matcher",
@@ -154,10 +140,14 @@ def make_settings(
     """
     rule = Averaging(arguments["averaging"], arguments["trimmed_share"])
     ratios = arguments["max_norm_ratio"], arguments["max_weight_ratio"]
-    solver = make_solver(spec, arguments["head"])
+    solver = (
+        None
+        if arguments["one_shot"]
+        else make_solver(spec, arguments["head"], arguments["head_start"])
+    )
     return RoundSettings(
         spec=spec,
-        plan=_make_plan(spec, arguments),
+        plan=_make_plan(spec, arguments, solved_head=solver is not None),
         averaging=rule,
         limits=Limits.of(*ratios, robust=rule.robust),
         weighted_by_key=cohort.weighted_by_key,
@@ -173,35 +163,40 @@ def make_settings(
     )
 
 
-def _make_plan(spec: PermutationSpec, arguments: Mapping[str, Any]) -> StagePlan:
+def _make_plan(
+    spec: PermutationSpec, arguments: Mapping[str, Any], *, solved_head: bool
+) -> StagePlan:
     if arguments["one_shot"]:
         return StagePlan.one_shot(spec)
     return StagePlan.build(
         spec,
         arguments["groups_per_stage"],
         reestimate_statistics=arguments["reestimate_statistics"],
-        solved_head=arguments["head"] == SOLVED,
+        solved_head=solved_head,
         averaged_head=arguments["head_start"] == AVERAGED,
     )
 
 
-def make_solver(spec: PermutationSpec, head: str) -> HeadSolver | None:
+def make_solver(spec: PermutationSpec, head: str, start: str) -> HeadSolver | None:
     """How the head is solved; None if it is trained.
 
     Raises
     ------
     ValueError
-        If it cannot be solved: the message says why.
+        If it was to be solved and cannot be: the message says why.
     """
-    if head != SOLVED:
+    if head == TRAINED:
         return None
     found = linear_head(spec)
     if isinstance(found, str):
+        if head == AUTO:
+            log(WARNING, "The head is trained, it cannot be solved: %s.", found)
+            return None
         raise ValueError(
             f"head was {SOLVED!r}, but this model's head cannot be solved: {found}. Use "
             f"head={TRAINED!r}."
         )
-    return HeadSolver(found)
+    return HeadSolver(found, start_norm=START_NORM if start == SOLVED else 0.0)
 
 
 def log_settings(settings: RoundSettings) -> None:
@@ -209,7 +204,7 @@ def log_settings(settings: RoundSettings) -> None:
     groups = ", ".join(f"{name} ({g.size})" for name, g in settings.spec.groups.items())
     log(INFO, "\t├──> FedMA settings:")
     log(INFO, "\t│\t├── Groups: %s", groups)
-    log(INFO, "\t│\t├── Stages of a round: %s", len(settings.plan))
+    log(INFO, "\t│\t├── Stages: %s", str(settings.plan).replace("\n", "\n\t│\t│\t"))
     log(INFO, "\t│\t├── Matcher: %s", settings.matcher)
     log(INFO, "\t│\t├── Initialisation: %s", settings.initialisation)
     log(INFO, "\t│\t├── Growth: at most %s times", settings.max_growth)

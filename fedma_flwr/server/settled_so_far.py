@@ -25,7 +25,7 @@ class SettledSoFar:
     matchings : dict of str to GroupMatching
         How each of these groups was matched.
     local_head : dict of str to Tensor
-        The average of trained heads, where another one settles; see `StageOutcome`.
+        The head that local training goes on from; see `StageOutcome`.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)

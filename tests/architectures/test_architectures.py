@@ -6,11 +6,12 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch.nn import functional
 
-from fedma_flwr import FedMA, Stage, fedma_mod, load_model
+from fedma_flwr import Stage, fedma_mod, load_model
 from fedma_flwr.matching import BBPMAP
 from fedma_flwr.protocol import to_tensors
 from fedma_flwr.testing import InProcessGrid
 from tests.architectures.networks import CASES, spec_of
+from tests.toy import LayerwiseFedMA
 
 EXAMPLES = (40, 60, 80, 100)  # a client; unequal, so that weighted and plain means differ
 SHARES = torch.tensor(EXAMPLES, dtype=torch.float64) / sum(EXAMPLES)
@@ -67,7 +68,7 @@ def run(name, *, rounds, epochs, **options):
         with torch.no_grad():
             accuracies.append(float((model(x).argmax(1) == y).float().mean()))
 
-    strategy = FedMA(spec=spec_of(name), fraction_evaluate=0.0, **options)
+    strategy = LayerwiseFedMA(spec=spec_of(name), fraction_evaluate=0.0, **options)
     result = strategy.start(
         InProcessGrid(make_app(case, epochs, seen), len(EXAMPLES)),
         ArrayRecord(initial(case).state_dict()),

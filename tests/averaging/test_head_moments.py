@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedma_flwr.averaging import ClientUpdate, HeadMoments, HeadSolver, solve_stage
-from fedma_flwr.averaging.head_moments import fault_of, solve_head, sum_moments, upper_triangle
+from fedma_flwr.averaging.head_moments import fault_of, sum_moments, upper_triangle
 from fedma_flwr.averaging.moment_limits import feature_size
+from fedma_flwr.averaging.ridge_regression import GRID, choose_regularisation, solve_head
 from fedma_flwr.structure import LinearHead
 from tests.toy import SPEC
 
@@ -106,23 +107,83 @@ def test_nothing_but_zeros_is_solved_by_the_class_shares():
     assert bias.tolist() == pytest.approx([0.75, 0.25, 0.0])
 
 
+def slow_errors(phi, y, classes=3, *, bias=True):
+    """Generalised cross-validation of every regulariser by the hat matrix of the examples."""
+    n, d = phi.shape
+    targets = np.eye(classes)[y.numpy()]
+    inputs = np.c_[phi.numpy(), np.ones(n)] if bias else phi.numpy()
+    regular = np.diag([1.0] * d + [0.0] * (inputs.shape[1] - d)) * float((phi**2).sum()) / d
+    errors = []
+    for strength in GRID:
+        hat = inputs @ np.linalg.solve(inputs.T @ inputs + strength * regular, inputs.T)
+        errors.append(((targets - hat @ targets) ** 2).sum() / (1 - np.trace(hat) / n) ** 2)
+    return errors
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("noise", "n"), [(0.0, 60), (1.0, 60), (4.0, 60), (1.0, 20), (0.1, 500)])
+def test_the_regulariser_is_that_of_generalised_cross_validation(noise, n, bias):
+    generator = torch.Generator().manual_seed(3)
+    phi, _ = examples(3, n=n)
+    scores = phi @ torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    y = (scores + noise * torch.randn(n, 3, generator=generator)).argmax(1)
+
+    chosen = choose_regularisation(moments_of(phi, y), bias=bias)
+
+    errors = slow_errors(phi, y, bias=bias)
+    assert chosen == GRID[int(np.argmin(errors))]
+
+
+def test_regularisers_differ_from_problem_to_problem():
+    """Targets that are noise are fitted least, clean ones most."""
+    generator = torch.Generator().manual_seed(4)
+    phi, noise = examples(4, n=200)
+    clean = (phi @ torch.randn(6, 3, generator=generator, dtype=torch.float64)).argmax(1)
+
+    chosen = [choose_regularisation(moments_of(phi, y), bias=True) for y in (clean, noise)]
+
+    assert chosen[0] < chosen[1]
+
+
+def test_without_examples_to_spare_nothing_is_chosen():
+    phi, y = examples(1, n=3)
+    assert choose_regularisation(moments_of(phi, y), bias=True) in GRID
+    weight, _ = solve_head(moments_of(phi, y), bias=True)
+    assert weight.isfinite().all()
+
+
 def test_a_stage_weighs_clients_by_examples_and_scales_the_head():
     phi, y = examples(2, n=30, d=8, classes=2)
     parts = [moments_of(phi[:10], y[:10], 2), moments_of(phi[10:], y[10:], 2)]
     updates = [ClientUpdate({}, n, None, m) for n, m in zip((10.0, 20.0), parts, strict=True)]
 
-    plain = solve_stage(SPEC, updates, {"b": 8}, HeadSolver(HEAD, scale=1.0), torch.float64)
-    usual = solve_stage(SPEC, updates, {"b": 8}, HeadSolver(HEAD), torch.float64)
-    large = solve_stage(SPEC, updates, {"b": 8}, HeadSolver(HEAD, norm=5.0), torch.float32)
+    def solved(dtype=torch.float64, **options):
+        solver = HeadSolver(HEAD, regularisation=0.02, **options)
+        return solve_stage(SPEC, updates, {"b": 8}, solver, dtype)
 
-    slow = slow_ridge(phi, y, 0.01, 2)
+    plain, usual, bounded = solved(scale=1.0), solved(), solved(torch.float32, start_norm=0.1)
+
+    slow = slow_ridge(phi, y, 0.02, 2)
     np.testing.assert_allclose(plain.tensors["c.weight"], slow[:, :8], atol=1e-10)
     assert plain.head_solved
     torch.testing.assert_close(usual.tensors["c.weight"], 10 * plain.tensors["c.weight"])
-    assert large.tensors["c.weight"].norm().item() == pytest.approx(5.0)
-    ratio = large.tensors["c.bias"].double() / plain.tensors["c.bias"]
-    assert ratio.tolist() == pytest.approx([5.0 / float(plain.tensors["c.weight"].norm())] * 2)
-    assert large.tensors["c.weight"].dtype == torch.float32
+    assert usual.local_head == {}
+    start = bounded.local_head["c.weight"]
+    assert start.norm().item() == pytest.approx(0.1 * (2 / 3) ** 0.5)  # of a new layer: C / 3
+    ratio = bounded.local_head["c.bias"].double() / plain.tensors["c.bias"]
+    expected = float(start.norm()) / float(plain.tensors["c.weight"].norm())
+    assert ratio.tolist() == pytest.approx([expected] * 2)
+    assert start.dtype == torch.float32
+    torch.testing.assert_close(bounded.tensors["c.weight"].double(), usual.tensors["c.weight"])
+
+
+def test_a_head_to_start_from_is_never_larger_than_the_solved_one():
+    phi, y = examples(2, n=30, d=8, classes=2)
+    update = ClientUpdate({}, 30.0, None, moments_of(phi, y, 2))
+
+    found = solve_stage(SPEC, [update], {"b": 8}, HeadSolver(HEAD, start_norm=1e6), torch.float64)
+
+    torch.testing.assert_close(found.local_head, found.tensors)
 
 
 def test_the_size_of_inputs_is_their_root_mean_square():

@@ -5,13 +5,13 @@ import pytest
 import torch
 from flwr.app import Array
 
-from fedma_flwr import FedMA, fedma_mod
+from fedma_flwr import fedma_mod
 from fedma_flwr.averaging import LARGEST, ClientUpdate, bound_weights, oversized
 from fedma_flwr.matching import BBPMAP
 from fedma_flwr.structure import PermutationSpec
 from fedma_flwr.testing import InProcessGrid
 from tests.server.test_adversary import check_sound, quiet
-from tests.toy import SPEC, initial_arrays, make_app
+from tests.toy import SPEC, LayerwiseFedMA, initial_arrays, make_app
 
 BIAS = {"a.bias": torch.full((12,), 0.5)}
 
@@ -203,7 +203,7 @@ def test_half_of_a_cohort_is_no_majority(majority):
 @pytest.mark.parametrize("value", [0.5, float("nan")])
 def test_ratios_below_one_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} was"):
-        FedMA(spec=SPEC, **{name: value})
+        LayerwiseFedMA(spec=SPEC, **{name: value})
 
 
 # ---------------------------------------------------------------- whole runs
@@ -222,7 +222,7 @@ def run(change, clients=6, honest=4, rounds=2, **options):
                 arrays[name] = Array(changed.astype(np.float32))
         return answer
 
-    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0, **options)
+    strategy = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0, **options)
     grid = InProcessGrid(make_app(mods=(lie, fedma_mod), steps=1), clients)
     with quiet():
         result = strategy.start(grid, initial_arrays(), num_rounds=rounds)
@@ -291,7 +291,7 @@ def test_hostile_clients_cannot_end_a_run_that_has_a_complete_round():
         if record["round"] == 2 and record["stage"] == 1:
             raise ConnectionError("gone")
 
-    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0)
+    strategy = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0)
     grid = InProcessGrid(make_app(steps=1), 4, intercept=intercept)
     with quiet():
         strategy.start(grid, initial_arrays(), num_rounds=3)
@@ -308,7 +308,7 @@ def test_the_metrics_too_are_weighted_within_bounds():
             answer.content["metrics"]["epochs"] = 3.0
         return answer
 
-    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0, max_weight_ratio=2.0)
+    strategy = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0, max_weight_ratio=2.0)
     grid = InProcessGrid(make_app(mods=(lie, fedma_mod)), 4)
     result = strategy.start(grid, initial_arrays(), num_rounds=1)
     # Weights 60, 60, 60 and 120: 3 + 100 * 2 / 5
@@ -323,7 +323,7 @@ def test_chance_does_not_end_a_run_in_its_first_round():
         if record["kind"] != "hello" and (record["round"], record["stage"]) == (1, int(client < 2)):
             raise ConnectionError("gone")
 
-    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0)
+    strategy = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0)
     grid = InProcessGrid(make_app(steps=1), 4, intercept=intercept)
     with quiet():
         strategy.start(grid, initial_arrays(), num_rounds=2)

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedma_flwr import FedMA
 from fedma_flwr.averaging import Averaging, ClientUpdate, head, robust, settle_stage
 from fedma_flwr.matching import BBPMAP, IdentityMatching
 from fedma_flwr.structure import PermutationSpec, StagePlan
 from tests.toy import SPEC as TOY
+from tests.toy import LayerwiseFedMA
 
 SPEC = PermutationSpec(
     groups={"h": 2}, axes={"a.weight": "h, 1", "a.bias": "h", "b.weight": "2, h", "b.bias": "2"}
@@ -291,11 +291,11 @@ def test_variances_of_robust_statistics_are_not_negative():
 )
 def test_bad_options_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
-        FedMA(spec=TOY, **options)
+        LayerwiseFedMA(spec=TOY, **options)
 
 
 def test_a_reference_matcher_with_mean_output_may_be_robust():
-    FedMA(spec=TOY, averaging="median", matcher=BBPMAP.reference(output="mean"))
+    LayerwiseFedMA(spec=TOY, averaging="median", matcher=BBPMAP.reference(output="mean"))
 
 
 def test_no_count_exceeds_the_median_of_who_has_the_class():

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from fedma_flwr import FedMA, load_model
+from fedma_flwr import load_model
 from fedma_flwr.averaging import ClientUpdate, RoundStart
 from fedma_flwr.averaging.head import keep_absent_rows
 from fedma_flwr.averaging.server_step import step_towards, take_step
 from fedma_flwr.matching import IdentityMatching
 from fedma_flwr.structure import PermutationSpec
 from fedma_flwr.testing import InProcessGrid
-from tests.toy import CLIENTS, SPEC, Net, fit, initial_arrays, make_app, reply
+from tests.toy import CLIENTS, SPEC, LayerwiseFedMA, Net, fit, initial_arrays, make_app, reply
 
 UNITS = [torch.tensor(units) for units in ([0, 1], [1, 2])]
 
@@ -144,7 +144,7 @@ def run(counts=None, rounds=2, **options):
         fit(model, client)
         return reply(message, model, client, **({"class-counts": counts} if counts else {}))
 
-    strategy = FedMA(
+    strategy = LayerwiseFedMA(
         spec=SPEC,
         min_available_nodes=CLIENTS,
         fraction_evaluate=0.0,
@@ -188,4 +188,4 @@ def test_clients_own_weights_have_no_past():
 @pytest.mark.parametrize("rate", [0.0, 1.5, float("nan")])
 def test_a_rate_out_of_range_is_refused(rate):
     with pytest.raises(ValueError, match=r"server_learning_rate was .*; it must be above 0"):
-        FedMA(spec=SPEC, server_learning_rate=rate)
+        LayerwiseFedMA(spec=SPEC, server_learning_rate=rate)

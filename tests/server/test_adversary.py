@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedma_flwr import FedAvg, FedMA, fedma_mod, wire
+from fedma_flwr import FedAvg, fedma_mod, wire
 from fedma_flwr.testing import InProcessGrid
-from tests.toy import SPEC, initial_arrays, make_app
+from tests.toy import SPEC, LayerwiseFedMA, initial_arrays, make_app
 
 HONEST = 2
 COUNTS = [0, -1, 0.0, float("nan"), float("inf"), 1e308, 2**54, [5], [float("nan")]]
@@ -133,7 +133,7 @@ def quiet():
 
 
 def run(plan, kinds, rounds, **options):
-    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0, **options)
+    strategy = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0, **options)
     grid = InProcessGrid(hostile_app(plan, kinds), HONEST + len(plan))
     with quiet():
         result = strategy.start(grid, initial_arrays(), num_rounds=rounds)
@@ -169,7 +169,7 @@ EVALUATIONS = {
 }
 
 
-@pytest.mark.parametrize("make", [lambda: FedMA(spec=SPEC), FedAvg])
+@pytest.mark.parametrize("make", [lambda: LayerwiseFedMA(spec=SPEC), FedAvg])
 @pytest.mark.parametrize("name", [*EVALUATIONS, "error"])
 def test_a_malformed_evaluation_is_left_out_and_named(caplog, name, make):
     bad = 3
@@ -198,7 +198,7 @@ def test_a_malformed_evaluation_is_left_out_and_named(caplog, name, make):
 def test_a_hostile_client_key_does_no_harm(key):
     grid = InProcessGrid(make_app(), 4)
     grid.contexts[103].node_config["client-key"] = key
-    strategy = FedMA(spec=SPEC)
+    strategy = LayerwiseFedMA(spec=SPEC)
     with quiet():
         result = strategy.start(grid, initial_arrays(), num_rounds=2)
     check_sound(strategy, result)

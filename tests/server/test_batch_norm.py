@@ -6,13 +6,13 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import nn
 
-from fedma_flwr import FedMA, Stage, load_model, protocol
+from fedma_flwr import Stage, load_model, protocol
 from fedma_flwr.averaging import ClientUpdate, settle_stage
 from fedma_flwr.client_statistics import estimate_statistics
 from fedma_flwr.matching import BBPMAP, IdentityMatching
 from fedma_flwr.structure import PermutationSpec, StagePlan, derive_spec
 from fedma_flwr.testing import InProcessGrid
-from tests.toy import CLIENTS, data, fit, make_app, reply
+from tests.toy import CLIENTS, LayerwiseFedMA, data, fit, make_app, reply
 
 
 class Normed(nn.Module):
@@ -189,11 +189,11 @@ def test_pooled_variances_include_what_the_means_differ():
 @pytest.mark.parametrize("initialisation", ["common", "own"])
 def test_the_global_models_statistics_are_those_of_a_central_network(initialisation):
     """A stage estimates them on settled layers, so they are exact; those that are kept are not."""
-    arrays = run(FedMA(spec=SPEC, initialisation=initialisation), rounds=2).arrays
+    arrays = run(LayerwiseFedMA(spec=SPEC, initialisation=initialisation), rounds=2).arrays
     got, central = protocol.to_tensors(arrays), central_statistics(arrays)
     for name in STATISTICS:  # up to the correction for the degrees of freedom of 60 examples
         torch.testing.assert_close(got[name], central[name], rtol=1e-2, atol=1e-5)
-    kept = FedMA(spec=SPEC, initialisation=initialisation, reestimate_statistics=False)
+    kept = LayerwiseFedMA(spec=SPEC, initialisation=initialisation, reestimate_statistics=False)
     arrays = run(kept, rounds=2).arrays
     got, central = protocol.to_tensors(arrays), central_statistics(arrays)
     for name in STATISTICS:
@@ -214,7 +214,7 @@ def test_settled_layers_keep_their_statistics_in_later_stages():
         seen.setdefault(stage.index, []).append(moved)
         return reply(message, model, client)
 
-    run(FedMA(spec=SPEC), spy)
+    run(LayerwiseFedMA(spec=SPEC), spy)
     assert seen == {
         0: [set(STATISTICS)] * CLIENTS,
         1: [set(STATISTICS)] * CLIENTS,
@@ -231,7 +231,7 @@ def test_a_client_with_impossible_variances_is_dropped(value):
             answer.content["weights"]["nb.running_var"] = Array(np.full(8, value, np.float32))
         return answer
 
-    strategy = FedMA(spec=SPEC)
+    strategy = LayerwiseFedMA(spec=SPEC)
     result = run(strategy, lie)
     (reason,) = stage_records(strategy)[2].dropped.values()
     assert "nb.running_var" in reason
@@ -246,7 +246,7 @@ def test_huge_means_do_not_make_infinite_variances():
         return answer
 
     # The bound on sizes would refuse the client: this is what holds without it.
-    result = run(FedMA(spec=SPEC, max_norm_ratio=float("inf")), lie)
+    result = run(LayerwiseFedMA(spec=SPEC, max_norm_ratio=float("inf")), lie)
     assert all(np.isfinite(array.numpy()).all() for array in result.arrays.values())
     assert result.arrays["nb.running_var"].numpy().max() > 1e38
 
@@ -259,7 +259,7 @@ def test_statistics_cross_once_each_way():
             sent.extend(message.content.array_records.get("arrays", {}))
             wanted.extend(message.content["fedma"]["uploads"])
 
-    run(FedMA(spec=SPEC, matcher=BBPMAP.reference(gamma=1e-9)), rounds=2, intercept=note)
+    run(LayerwiseFedMA(spec=SPEC, matcher=BBPMAP.reference(gamma=1e-9)), rounds=2, intercept=note)
     names = sorted(list(SPEC.axes) * CLIENTS)
     assert sorted(sent) == names
     assert sorted(wanted) == names
@@ -271,7 +271,7 @@ def test_growth_lost_state_and_partial_participation_go_together(reestimate):
         if message.content["fedma"]["kind"] != "hello" and context.node_id == 101:
             context.state.clear()
 
-    strategy = FedMA(
+    strategy = LayerwiseFedMA(
         spec=SPEC,
         initialisation="own",
         matcher=BBPMAP.reference(gamma=1e9),
@@ -323,7 +323,9 @@ def test_every_kind_of_batch_norm_takes_part(make):
         x, y = (torch.cat(part) for part in zip(*map(data, range(CLIENTS)), strict=True))
         losses.append(nn.functional.cross_entropy(model(x), y).item())
 
-    strategy = FedMA(model=make(), example_inputs=(torch.randn(4, 2),), fraction_evaluate=0.0)
+    strategy = LayerwiseFedMA(
+        model=make(), example_inputs=(torch.randn(4, 2),), fraction_evaluate=0.0
+    )
     strategy.start(
         InProcessGrid(make_app(train), CLIENTS),
         ArrayRecord(make().state_dict()),

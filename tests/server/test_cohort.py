@@ -5,10 +5,10 @@ import pytest
 from flwr.app import ConfigRecord
 from flwr.serverapp.exception import AggregationError
 
-from fedma_flwr import FedAvg, FedMA
+from fedma_flwr import FedAvg
 from fedma_flwr.server import cohort
 from fedma_flwr.testing import InProcessGrid
-from tests.toy import SPEC, initial_arrays, make_app
+from tests.toy import SPEC, LayerwiseFedMA, initial_arrays, make_app
 
 
 class Clock:
@@ -58,7 +58,9 @@ def stages(strategy):
 @pytest.mark.parametrize("late", [0.0, 2.5, 5.0])
 def test_a_late_node_is_waited_for_up_to_the_deadline(clock, late):
     grid = ChangingGrid(lambda nodes: nodes if clock.now >= 1000.0 + late else nodes[:3])
-    strategy = FedMA(spec=SPEC, min_available_nodes=4, node_timeout=5.0, fraction_evaluate=0.0)
+    strategy = LayerwiseFedMA(
+        spec=SPEC, min_available_nodes=4, node_timeout=5.0, fraction_evaluate=0.0
+    )
     start(strategy, grid)
     assert stages(strategy)[0].cohort == 4
     assert clock.slept == [1.0] * int(np.ceil(late))
@@ -66,7 +68,7 @@ def test_a_late_node_is_waited_for_up_to_the_deadline(clock, late):
 
 def test_a_node_that_comes_after_the_deadline_is_too_late(clock):
     grid = ChangingGrid(lambda nodes: nodes if clock.now > 1005.0 else nodes[:3])
-    strategy = FedMA(spec=SPEC, min_available_nodes=4, node_timeout=5.0)
+    strategy = LayerwiseFedMA(spec=SPEC, min_available_nodes=4, node_timeout=5.0)
     said = r"4 nodes are needed, but after 5 s \(node_timeout\) only 3.*Start more SuperNodes"
     with pytest.raises(AggregationError, match=said):
         start(strategy, grid)
@@ -91,7 +93,7 @@ def test_a_short_deadline_is_not_overslept(clock):
 def test_the_larger_minimum_is_waited_for(clock, options, needed):
     """One node a second: the run begins as soon as there are enough."""
     grid = ChangingGrid(lambda nodes: nodes[: 1 + int(clock.now - 1000.0)])
-    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0, **options)
+    strategy = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0, **options)
     start(strategy, grid)
     assert stages(strategy)[0].cohort == needed
 
@@ -108,7 +110,7 @@ class FewerFrom(ChangingGrid):
 
 
 def test_a_later_round_makes_do_with_the_nodes_that_are_there(clock, caplog):
-    strategy = FedMA(
+    strategy = LayerwiseFedMA(
         spec=SPEC,
         min_available_nodes=4,
         min_train_nodes=2,
@@ -124,7 +126,7 @@ def test_a_later_round_makes_do_with_the_nodes_that_are_there(clock, caplog):
 
 
 def test_a_later_round_below_the_minimum_is_given_up(clock):
-    strategy = FedMA(
+    strategy = LayerwiseFedMA(
         spec=SPEC,
         min_available_nodes=2,
         min_train_nodes=2,
@@ -145,7 +147,7 @@ def test_a_later_round_below_the_minimum_is_given_up(clock):
 
 
 def test_an_evaluation_that_is_short_of_nodes_gives_up_no_round(clock):
-    strategy = FedMA(
+    strategy = LayerwiseFedMA(
         spec=SPEC,
         min_available_nodes=2,
         min_train_nodes=2,
@@ -221,7 +223,7 @@ def test_without_shares_nobody_is_asked():
     """Not even for its name."""
     asked = []
     for strategy in (
-        FedMA(spec=SPEC, fraction_train=0.0, fraction_evaluate=0.0),
+        LayerwiseFedMA(spec=SPEC, fraction_train=0.0, fraction_evaluate=0.0),
         FedAvg(fraction_train=0.0, fraction_evaluate=0.0),
     ):
         grid = InProcessGrid(make_app(), 4, intercept=lambda message, _: asked.append(message))
@@ -233,7 +235,7 @@ def test_without_shares_nobody_is_asked():
 
 
 @pytest.mark.parametrize(("stage_timeout", "expected"), [(None, 50.0), (7.0, 7.0)])
-@pytest.mark.parametrize("make", [lambda **o: FedMA(spec=SPEC, **o), FedAvg])
+@pytest.mark.parametrize("make", [lambda **o: LayerwiseFedMA(spec=SPEC, **o), FedAvg])
 def test_all_messages_have_the_stages_time_to_live(make, stage_timeout, expected):
     lives, waits = set(), set()
 
@@ -254,6 +256,6 @@ def test_all_messages_have_the_stages_time_to_live(make, stage_timeout, expected
 
 def test_the_train_config_of_a_user_is_not_written_to():
     config = ConfigRecord({"lr": 0.5})
-    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0)
+    strategy = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0)
     start(strategy, InProcessGrid(make_app(steps=0), 4), train_config=config)
     assert dict(config) == {"lr": 0.5}

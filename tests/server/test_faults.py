@@ -7,9 +7,9 @@ import pytest
 from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord
 from flwr.serverapp.exception import AggregationError
 
-from fedma_flwr import FedAvg, FedMA, fedma_mod, load_model, protocol
+from fedma_flwr import FedAvg, fedma_mod, load_model, protocol
 from fedma_flwr.testing import InProcessGrid, SilentError
-from tests.toy import CLIENTS, SPEC, Net, fit, initial_arrays, make_app, reply
+from tests.toy import CLIENTS, SPEC, LayerwiseFedMA, Net, fit, initial_arrays, make_app, reply
 
 STAGES = 3
 BAD = 2  # the client that misbehaves
@@ -59,7 +59,7 @@ def test_a_client_that_fails_in_any_stage_does_not_stop_the_round(stage, kind):
         if hit(message, context):
             raise SilentError if kind == "silent" else RuntimeError("out of memory")
 
-    strategy = FedMA(spec=SPEC)
+    strategy = LayerwiseFedMA(spec=SPEC)
     result = run(strategy, rounds=2, intercept=intercept)
     reason = dropped(strategy)[(1, stage, str(BAD))]
     assert ("no reply" if kind == "silent" else "out of memory") in reason
@@ -79,7 +79,7 @@ def test_a_client_that_lost_its_state_is_sent_everything_in_the_same_stage(stage
             lost.append(instruction(message)["kind"])
             context.state.clear()
 
-    strategy = FedMA(spec=SPEC, initialisation="own")
+    strategy = LayerwiseFedMA(spec=SPEC, initialisation="own")
     result = run(strategy, rounds=3, intercept=intercept)
     assert lost == ["update"]
     assert not dropped(strategy)
@@ -94,7 +94,7 @@ def test_a_client_without_any_memory_still_takes_part_in_each_stage():
         if context.node_config["partition-id"] == BAD:
             context.state.clear()
 
-    strategy = FedMA(spec=SPEC)
+    strategy = LayerwiseFedMA(spec=SPEC)
     run(strategy, rounds=2, intercept=intercept)
     assert not dropped(strategy)
 
@@ -196,7 +196,7 @@ FORGERIES = {
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_malformed_reply_drops_its_client_alone(name):
     change, reason = FORGERIES[name]
-    strategy = FedMA(spec=SPEC)
+    strategy = LayerwiseFedMA(spec=SPEC)
     result = run(strategy, forge(change))
     ((place, said),) = dropped(strategy).items()
     assert place == (1, 0, str(BAD))
@@ -205,7 +205,7 @@ def test_a_malformed_reply_drops_its_client_alone(name):
 
 
 def test_own_initialisation_bounds_the_widths_that_clients_bring():
-    strategy = FedMA(spec=SPEC, initialisation="own", max_growth=2.0)
+    strategy = LayerwiseFedMA(spec=SPEC, initialisation="own", max_growth=2.0)
     wide = Array(np.zeros((25, 2), np.float32)), Array(np.zeros((25,), np.float32))
 
     def change(answer):
@@ -219,7 +219,7 @@ def test_metrics_of_other_kinds_do_not_break_the_aggregation():
     def change(answer):
         answer.content["metrics"]["epochs"] = [1.0, 2.0]
 
-    strategy = FedMA(spec=SPEC)
+    strategy = LayerwiseFedMA(spec=SPEC)
     result = run(strategy, forge(change, stage=STAGES - 1))
     assert result.train_metrics_clientapp[1]["epochs"] == 3
 
@@ -233,12 +233,12 @@ def test_skipping_load_model_is_found_and_said():
         return reply(message, model, client)
 
     with pytest.raises(AggregationError, match=r"load_model\(Net\(\), msg\)"):
-        run(FedMA(spec=SPEC), make_app(train))
+        run(LayerwiseFedMA(spec=SPEC), make_app(train))
 
 
 def test_a_client_app_without_the_mod_is_told_what_to_add():
     with pytest.raises(AggregationError, match=r"mods=\[fedma_mod\]"):
-        run(FedMA(spec=SPEC), make_app(mods=()))
+        run(LayerwiseFedMA(spec=SPEC), make_app(mods=()))
 
 
 def test_fedavg_runs_with_and_without_the_mod():
@@ -264,7 +264,7 @@ def test_a_server_of_another_version_is_refused_by_the_client(monkeypatch):
 
     monkeypatch.setattr(protocol.Instruction, "to_record", newer)
     with pytest.raises(AggregationError, match=r"version 99.*same version of fedma-flwr"):
-        run(FedMA(spec=SPEC))
+        run(LayerwiseFedMA(spec=SPEC))
 
 
 def test_a_train_function_that_raises_everywhere_fails_the_run_with_its_reason():
@@ -272,7 +272,7 @@ def test_a_train_function_that_raises_everywhere_fails_the_run_with_its_reason()
         raise ValueError("the disk is full")
 
     with pytest.raises(AggregationError, match=r"every client failed.*the disk is full"):
-        run(FedMA(spec=SPEC), make_app(train))
+        run(LayerwiseFedMA(spec=SPEC), make_app(train))
     with pytest.raises(AggregationError, match=r"every client failed.*the disk is full"):
         run(FedAvg(), make_app(train))
 
@@ -284,7 +284,7 @@ def test_a_round_below_min_train_nodes_is_given_up_and_the_model_kept(caplog):
             raise RuntimeError("gone")
 
     models = []
-    strategy = FedMA(spec=SPEC)
+    strategy = LayerwiseFedMA(spec=SPEC)
     grid = InProcessGrid(make_app(), CLIENTS, intercept=intercept)
     result = strategy.start(
         grid,
@@ -305,14 +305,14 @@ def test_a_run_whose_rounds_are_all_given_up_returns_its_initial_arrays():
         if instruction(message)["stage"] == 1 and context.node_id != 100:
             raise RuntimeError("gone")
 
-    result = run(FedMA(spec=SPEC), rounds=2, intercept=intercept)
+    result = run(LayerwiseFedMA(spec=SPEC), rounds=2, intercept=intercept)
     assert result.arrays["a.weight"].data == initial_arrays()["a.weight"].data
 
 
 def test_too_few_nodes_fail_the_run_after_the_deadline():
     grid = InProcessGrid(make_app(), 1)
     with pytest.raises(AggregationError, match=r"2 nodes are needed.*only 1"):
-        FedMA(spec=SPEC, node_timeout=0.01).start(grid, initial_arrays())
+        LayerwiseFedMA(spec=SPEC, node_timeout=0.01).start(grid, initial_arrays())
 
 
 def test_a_late_write_of_a_timed_out_client_does_no_harm():
@@ -328,7 +328,7 @@ def test_a_late_write_of_a_timed_out_client_does_no_harm():
                 answer.content["fedma"]["holds"] = "late"
         return answer
 
-    strategy = FedMA(spec=SPEC)
+    strategy = LayerwiseFedMA(spec=SPEC)
     run(strategy, make_app(mods=(silent_but_working, fedma_mod)), rounds=2)
     assert kinds[-3:] == [(2, 0, "full"), (2, 1, "update"), (2, 2, "update")]
 
@@ -337,14 +337,14 @@ def test_two_nodes_with_one_client_key_are_told_apart(caplog):
     grid = InProcessGrid(make_app(), CLIENTS)
     for context in grid.contexts.values():
         context.node_config["client-key"] = "hospital"
-    strategy = FedMA(spec=SPEC)
+    strategy = LayerwiseFedMA(spec=SPEC)
     strategy.start(grid, initial_arrays(), num_rounds=1)
     assert "both call themselves client hospital" in caplog.text
     assert strategy.history.exchanges[-1].answered == CLIENTS
 
 
 def test_a_node_with_a_new_id_is_the_same_client():
-    strategy = FedMA(spec=SPEC)
+    strategy = LayerwiseFedMA(spec=SPEC)
     grid = InProcessGrid(make_app(), CLIENTS)
     real = grid.get_node_ids
 
@@ -372,6 +372,6 @@ def test_an_error_reply_from_the_superlink_is_laid_at_the_right_door():
             return answer
         return None
 
-    strategy = FedMA(spec=SPEC)
+    strategy = LayerwiseFedMA(spec=SPEC)
     run(strategy, intercept=intercept)
     assert dropped(strategy) == {(1, 1, str(BAD)): "error 3: message expired"}

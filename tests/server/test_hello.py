@@ -3,10 +3,10 @@
 import pytest
 from flwr.serverapp.exception import AggregationError
 
-from fedma_flwr import FedAvg, FedMA, fedma_mod
+from fedma_flwr import FedAvg, fedma_mod
 from fedma_flwr.server.client_keys import ClientKeys
 from fedma_flwr.testing import InProcessGrid, SilentError
-from tests.toy import SPEC, initial_arrays, make_app
+from tests.toy import SPEC, LayerwiseFedMA, initial_arrays, make_app
 
 FIRST = 100  # node id of client 0
 
@@ -54,7 +54,7 @@ BAD_HELLOS = {
 def test_one_bad_hello_among_good_ones_harms_nobody(name):
     """Its client goes by its node id, takes part, and is asked for its name again."""
     grid = InProcessGrid(make_app(mods=(answer_hello(BAD_HELLOS[name]), fedma_mod)), 4)
-    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0)
+    strategy = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0)
     start(strategy, grid, rounds=2)
     keys = [strategy.client_key(node) for node in grid.contexts]
     assert keys == ["0", str(FIRST + 1), "2", "3"]
@@ -68,13 +68,13 @@ def test_one_bad_hello_among_good_ones_harms_nobody(name):
 def test_a_key_may_be_as_long_as_that():
     change = answer_hello(lambda a: a.content["fedma"].update({"client-key": "k" * 200}))
     grid = InProcessGrid(make_app(mods=(change, fedma_mod)), 4)
-    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0)
+    strategy = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0)
     start(strategy, grid)
     assert strategy.client_key(FIRST + 1) == "k" * 200
 
 
 def test_who_is_known_is_not_asked_again():
-    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0)
+    strategy = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0)
     start(strategy, InProcessGrid(make_app(steps=0), 4), rounds=3)
     hellos = [record for record in strategy.history if record.name == "hello"]
     assert [(r.round, r.stage, r.stages, r.cohort, r.answered) for r in hellos] == [(1, 0, 1, 4, 4)]
@@ -88,7 +88,7 @@ def test_what_most_clients_said_is_repeated_when_nobody_has_the_mod():
         raise RuntimeError("my fault alone" if client == 0 else "no such model")
 
     with pytest.raises(AggregationError, match=r"None of 4 .* The clients said: .*no such model"):
-        start(FedMA(spec=SPEC), InProcessGrid(make_app(), 4, intercept=refuse))
+        start(LayerwiseFedMA(spec=SPEC), InProcessGrid(make_app(), 4, intercept=refuse))
 
 
 def test_silence_alone_does_not_end_the_run_at_the_hello():
@@ -98,7 +98,7 @@ def test_silence_alone_does_not_end_the_run_at_the_hello():
         raise SilentError
 
     with pytest.raises(AggregationError, match=r"every client failed in the local stage"):
-        start(FedMA(spec=SPEC), InProcessGrid(make_app(), 4, intercept=silent))
+        start(LayerwiseFedMA(spec=SPEC), InProcessGrid(make_app(), 4, intercept=silent))
 
 
 def test_fedavg_does_without_the_mod_and_says_what_follows(caplog):

@@ -6,13 +6,13 @@ import pytest
 import torch
 from flwr.serverapp.exception import AggregationError
 
-from fedma_flwr import FedAvg, FedMA
+from fedma_flwr import FedAvg
 from fedma_flwr.matching import BBPMAP, IdentityMatching
 from fedma_flwr.server import exchange, hello, stage_end
 from fedma_flwr.server.global_model import GlobalModel, count_parameters
 from fedma_flwr.server.history import ExchangeRecord, History, all_failed
 from fedma_flwr.testing import InProcessGrid, SilentError
-from tests.toy import SPEC, initial_arrays, make_app
+from tests.toy import SPEC, LayerwiseFedMA, initial_arrays, make_app
 
 
 def start(strategy, clients=4, rounds=1, **options):
@@ -79,7 +79,7 @@ def test_new_clients_get_the_most_popular_units_and_others_their_own():
 
 
 def test_records_add_up_and_growth_is_measured_against_the_initial_model():
-    strategy = FedMA(
+    strategy = LayerwiseFedMA(
         spec=SPEC,
         fraction_evaluate=0.0,
         initialisation="own",
@@ -121,7 +121,7 @@ def test_waiting_and_matching_are_timed_each_by_itself(monkeypatch):
             clock.now += 2.0
             return super().match(units, **options)
 
-    strategy = FedMA(spec=SPEC, matcher=SlowMatching(), fraction_evaluate=0.0)
+    strategy = LayerwiseFedMA(spec=SPEC, matcher=SlowMatching(), fraction_evaluate=0.0)
     strategy.start(SlowGrid(make_app(steps=0), 2), initial_arrays(), num_rounds=1)
     assert [record.name for record in strategy.history] == ["hello", "local", "retrain", "head"]
     assert [record.seconds_waiting for record in strategy.history] == [7.0] * 4
@@ -144,7 +144,7 @@ def fail_at(round_and_stage, clients, *, silent=False):
 
 @pytest.mark.parametrize(("failing", "remain"), [([0], 3), ([0, 1], 2), ([0, 1, 2], 1)])
 def test_a_round_goes_on_with_the_smallest_number_and_not_below(failing, remain):
-    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0, min_train_nodes=2)
+    strategy = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0, min_train_nodes=2)
     start(strategy, intercept=fail_at((1, 1), failing))
     said = f"{remain} clients remain in the retrain stage (stage 1), min_train_nodes is 2"
     assert strategy.history.given_up == ({} if remain >= 2 else {1: said})
@@ -156,11 +156,11 @@ def test_a_round_goes_on_with_the_smallest_number_and_not_below(failing, remain)
 def test_only_the_first_round_fails_the_run_and_only_if_all_fail(silent):
     everybody = range(4)
     with pytest.raises(AggregationError, match=r"Round 1: every client failed in the retrain"):
-        start(FedMA(spec=SPEC), intercept=fail_at((1, 1), everybody, silent=silent))
-    later = FedMA(spec=SPEC, fraction_evaluate=0.0)
+        start(LayerwiseFedMA(spec=SPEC), intercept=fail_at((1, 1), everybody, silent=silent))
+    later = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0)
     start(later, rounds=2, intercept=fail_at((2, 1), everybody, silent=silent))
     assert list(later.history.given_up) == [2]
-    but_one = FedMA(spec=SPEC, fraction_evaluate=0.0)
+    but_one = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0)
     start(but_one, intercept=fail_at((1, 1), [0, 1, 2], silent=silent))
     assert list(but_one.history.given_up) == [1]
 
@@ -176,7 +176,7 @@ def test_a_reply_that_cannot_be_used_is_no_failure_of_the_clients_app():
             return grid_reply
         return None
 
-    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0)
+    strategy = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0)
     start(strategy, intercept=lie)
     assert list(strategy.history.given_up) == [1]
     assert len(stages(strategy)[0].dropped) == 4
@@ -188,7 +188,7 @@ def test_a_reply_that_comes_twice_counts_once_and_the_others_are_still_read():
             replies = list(super().send_and_receive(messages, timeout=timeout))
             return [r for r in replies[:1] if r.content["fedma"]["status"] == "done"] + replies
 
-    strategies = [FedMA(spec=SPEC, fraction_evaluate=0.0) for _ in range(2)]
+    strategies = [LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0) for _ in range(2)]
     for strategy, kind in zip(strategies, (InProcessGrid, Repeating), strict=True):
         strategy.start(kind(make_app(steps=1), 4), initial_arrays(), num_rounds=1)
     once, repeated = map(stages, strategies)

@@ -5,12 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from fedma_flwr import FedMA
 from fedma_flwr.matching import BBPMAP, IdentityMatching, Matching, SavedMatching
 from fedma_flwr.protocol import to_tensors
 from fedma_flwr.server.matchings_folder import GroupMatching, MatchingsFolder
 from fedma_flwr.testing import InProcessGrid, SilentError
-from tests.toy import CLIENTS, SPEC, initial_arrays, make_app
+from tests.toy import CLIENTS, SPEC, LayerwiseFedMA, initial_arrays, make_app
 
 ROUNDS = 2
 FIRST = "round-000001.json"
@@ -27,7 +26,7 @@ class NoMatching:
 
 def run(folder=None, rounds=ROUNDS, clients=CLIENTS, intercept=None, **options):
     settings = {"initialisation": "own", "fraction_evaluate": 0.0, "matcher": BBPMAP(gamma=3.0)}
-    strategy = FedMA(spec=SPEC, matchings=folder, **{**settings, **options})
+    strategy = LayerwiseFedMA(spec=SPEC, matchings=folder, **{**settings, **options})
     grid = InProcessGrid(make_app(), clients, intercept=intercept)
     strategy.result = strategy.start(grid, initial_arrays(), num_rounds=rounds)
     return strategy

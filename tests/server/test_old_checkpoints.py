@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedma_flwr import FedAvg, FedMA, load_model
+from fedma_flwr import FedAvg, load_model
 from fedma_flwr.protocol import to_tensors
 from fedma_flwr.testing import InProcessGrid
-from tests.toy import CLIENTS, SPEC, Net, fit, initial_arrays, make_app
+from tests.toy import CLIENTS, SPEC, LayerwiseFedMA, Net, fit, initial_arrays, make_app
 
 FILES = Path(__file__).parent.parent / "data" / "checkpoints"
 MAKE = {
-    "fedma": lambda **options: FedMA(
+    "fedma": lambda **options: LayerwiseFedMA(
         spec=SPEC, seed=3, min_train_nodes=2, server_learning_rate=0.5, **options
     ),
     "fedavg": lambda **options: FedAvg(seed=3, **options),

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from fedma_flwr import FedMA, load_model
+from fedma_flwr import load_model
 from fedma_flwr.averaging import ClientUpdate, settle_stage
 from fedma_flwr.matching import BBPMAP, IdentityMatching
 from fedma_flwr.protocol import to_tensors
 from fedma_flwr.structure import PermutationSpec, StagePlan
 from fedma_flwr.testing import InProcessGrid
-from tests.toy import CLIENTS, SPEC, Net, data, fit, initial_arrays, make_app, reply
+from tests.toy import CLIENTS, SPEC, LayerwiseFedMA, Net, data, fit, initial_arrays, make_app, reply
 
 
 def permuted(client):
@@ -40,7 +40,7 @@ def test_a_round_is_one_exchange_and_the_next_goes_on_from_it(initialisation):
         fit(model, client, steps=20)
         return reply(message, model, client)
 
-    strategy = FedMA(spec=SPEC, one_shot=True, initialisation=initialisation)
+    strategy = LayerwiseFedMA(spec=SPEC, one_shot=True, initialisation=initialisation)
     result = run(strategy, train, rounds=4)
     records = stage_records(strategy)
     assert [(r.round, r.stage, r.stages, r.name) for r in records] == [
@@ -64,7 +64,7 @@ def test_permuted_copies_of_one_network_are_put_together_and_handed_back():
             received.append((client, model.state_dict()))
         return reply(message, model, client)
 
-    strategy = FedMA(spec=SPEC, one_shot=True, initialisation="own", matcher=BBPMAP())
+    strategy = LayerwiseFedMA(spec=SPEC, one_shot=True, initialisation="own", matcher=BBPMAP())
     result = run(strategy, train, rounds=2)
     assert stage_records(strategy)[0].identity < 1.0
     x = torch.randn(20, 2)
@@ -109,4 +109,4 @@ def test_the_head_counts_a_lacking_unit_as_zero():
 )
 def test_options_about_later_stages_are_refused(option):
     with pytest.raises(ValueError, match=rf"one_shot.*{next(iter(option))}"):
-        FedMA(spec=SPEC, one_shot=True, **option)
+        LayerwiseFedMA(spec=SPEC, one_shot=True, **option)

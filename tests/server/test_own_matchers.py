@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from fedma_flwr import FedMA
 from fedma_flwr.matching import BBPMAP, IdentityMatching, Matching
 from fedma_flwr.server.checkpoints import CheckpointError
 from fedma_flwr.testing import InProcessGrid
-from tests.toy import CLIENTS, SPEC, initial_arrays, make_app
+from tests.toy import CLIENTS, SPEC, LayerwiseFedMA, initial_arrays, make_app
 
 
 class Reversed:
@@ -36,7 +35,9 @@ class Slotted(IdentityMatching):
 
 
 def run(matcher, rounds, folder=None, *, resume=False, **options):
-    strategy = FedMA(spec=SPEC, matcher=matcher, checkpoint_dir=folder, resume=resume, **options)
+    strategy = LayerwiseFedMA(
+        spec=SPEC, matcher=matcher, checkpoint_dir=folder, resume=resume, **options
+    )
     grid = InProcessGrid(make_app(steps=1), CLIENTS)
     result = strategy.start(grid, initial_arrays(), num_rounds=rounds)
     return strategy, {name: array.data for name, array in result.arrays.items()}
@@ -56,7 +57,7 @@ def test_a_matcher_of_any_class_runs_and_resumes(tmp_path, options):
 
 def test_a_fingerprint_has_no_address_and_tells_settings_apart():
     def text(matcher):
-        return FedMA(spec=SPEC, matcher=matcher).settings.fingerprint()["matcher"]
+        return LayerwiseFedMA(spec=SPEC, matcher=matcher).settings.fingerprint()["matcher"]
 
     assert text(Reversed()) == text(Reversed())
     assert "0x" not in text(Reversed())
@@ -73,7 +74,7 @@ def test_another_matcher_of_the_same_class_is_another_run(tmp_path):
 
 
 def test_every_setting_is_in_the_fingerprint():
-    plain = FedMA(spec=SPEC)._fingerprint()
+    plain = LayerwiseFedMA(spec=SPEC)._fingerprint()
     others = {
         "matcher": {"matcher": IdentityMatching()},
         "plan": {"groups_per_stage": "all"},
@@ -94,8 +95,8 @@ def test_every_setting_is_in_the_fingerprint():
     }
     assert plain.keys() - others.keys() == {"strategy", "spec"}
     for name, option in others.items():
-        other = FedMA(spec=SPEC, **option)._fingerprint()
+        other = LayerwiseFedMA(spec=SPEC, **option)._fingerprint()
         changed = {key for key in plain if other[key] != plain[key]}
         # A robust average bounds the weights too.
         assert changed == ({name, "limits"} if name == "averaging" else {name})
-    assert FedMA(spec=SPEC, node_timeout=1.0, stage_timeout=1.0)._fingerprint() == plain
+    assert LayerwiseFedMA(spec=SPEC, node_timeout=1.0, stage_timeout=1.0)._fingerprint() == plain

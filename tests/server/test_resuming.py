@@ -10,7 +10,7 @@ from flwr.app import MetricRecord
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fedma_flwr import FedAvg, FedMA, FedProx
+from fedma_flwr import FedAvg, FedProx
 from fedma_flwr.matching import BBPMAP
 from fedma_flwr.server import checkpoints
 from fedma_flwr.server.checkpoints import Checkpoint, CheckpointError, CheckpointFolder
@@ -18,7 +18,7 @@ from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.history import ExchangeRecord
 from fedma_flwr.structure import sequential_spec
 from fedma_flwr.testing import InProcessGrid
-from tests.toy import SPEC, initial_arrays, make_app
+from tests.toy import SPEC, LayerwiseFedMA, initial_arrays, make_app
 
 CLIENTS, ROUNDS = 5, 4
 GROWING = {
@@ -90,7 +90,7 @@ def kill_at(server_round, stage):
 @pytest.fixture(scope="module")
 def wanted():
     """What a run that never stops gives, and its strategy."""
-    strategy = FedMA(**GROWING)
+    strategy = LayerwiseFedMA(**GROWING)
     return run(strategy), strategy
 
 
@@ -103,19 +103,19 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, wanted, place, cl
     options = {**GROWING, "checkpoint_dir": tmp_path}
     grid = make_grid(kill_at(*place))
     with pytest.raises(Killed):
-        run(FedMA(**options), grid)
+        run(LayerwiseFedMA(**options), grid)
     if client_state == "kept":
         grid.intercept = None
     else:
         grid = make_grid()
-    resumed = FedMA(**options, resume=True)
+    resumed = LayerwiseFedMA(**options, resume=True)
     assert_equal(run(resumed, grid), result)
     assert what_happened(resumed) == what_happened(uninterrupted)
 
 
 def test_a_run_may_be_stopped_after_every_round(tmp_path, wanted):
     for rounds in range(1, ROUNDS + 1):
-        result = run(FedMA(**GROWING, checkpoint_dir=tmp_path, resume=True), rounds=rounds)
+        result = run(LayerwiseFedMA(**GROWING, checkpoint_dir=tmp_path, resume=True), rounds=rounds)
     assert_equal(result, wanted[0])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "round-000003.safetensors",
@@ -134,7 +134,7 @@ def test_the_baselines_resume_too(tmp_path, make):
 
 
 def test_rounds_that_are_done_send_nothing_and_only_the_last_is_evaluated_again(tmp_path):
-    run(FedMA(**GROWING, checkpoint_dir=tmp_path), rounds=3)
+    run(LayerwiseFedMA(**GROWING, checkpoint_dir=tmp_path), rounds=3)
     asked, evaluated = [], []
 
     def note(message, context):
@@ -144,7 +144,7 @@ def test_rounds_that_are_done_send_nothing_and_only_the_last_is_evaluated_again(
         evaluated.append(server_round)
         return score(server_round, arrays)
 
-    strategy = FedMA(**GROWING, checkpoint_dir=tmp_path, resume=True)
+    strategy = LayerwiseFedMA(**GROWING, checkpoint_dir=tmp_path, resume=True)
     run(strategy, make_grid(note), rounds=3, evaluate_fn=evaluate)
     assert evaluated == [0, 3]
     kinds = {content["fedma"]["kind"] for kind, content in asked if kind == "train"}
@@ -159,10 +159,10 @@ def test_a_round_given_up_is_done_and_its_reason_is_kept(tmp_path):
             raise RuntimeError("gone")
 
     options = {"spec": SPEC, "checkpoint_dir": tmp_path}
-    wanted = run(FedMA(spec=SPEC), make_grid(fail), rounds=4)
-    first = FedMA(**options)
+    wanted = run(LayerwiseFedMA(spec=SPEC), make_grid(fail), rounds=4)
+    first = LayerwiseFedMA(**options)
     run(first, make_grid(fail), rounds=2)
-    resumed = FedMA(**options, resume=True)
+    resumed = LayerwiseFedMA(**options, resume=True)
     assert_equal(run(resumed, rounds=4), wanted)
     assert resumed.history.given_up == first.history.given_up
     assert list(resumed.history.given_up) == [2]
@@ -181,14 +181,14 @@ def test_a_kill_between_writing_and_renaming_leaves_the_checkpoint_before(
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(Killed):
-        run(FedMA(**GROWING, checkpoint_dir=tmp_path))
+        run(LayerwiseFedMA(**GROWING, checkpoint_dir=tmp_path))
     monkeypatch.setattr(os, "replace", real)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "round-000001.safetensors",
         "round-000002.safetensors",
         "round-000003.partial",
     ]
-    assert_equal(run(FedMA(**GROWING, checkpoint_dir=tmp_path, resume=True)), wanted[0])
+    assert_equal(run(LayerwiseFedMA(**GROWING, checkpoint_dir=tmp_path, resume=True)), wanted[0])
 
 
 def truncate(path):
@@ -234,10 +234,10 @@ def another_format(path):
 def test_a_bad_checkpoint_is_refused_and_the_one_before_it_used(
     tmp_path, caplog, wanted, damage, reason
 ):
-    run(FedMA(**GROWING, checkpoint_dir=tmp_path), rounds=3)
+    run(LayerwiseFedMA(**GROWING, checkpoint_dir=tmp_path), rounds=3)
     damage(tmp_path / "round-000003.safetensors")
     caplog.set_level("INFO", logger="flwr")
-    resumed = run(FedMA(**GROWING, checkpoint_dir=tmp_path, resume=True))
+    resumed = run(LayerwiseFedMA(**GROWING, checkpoint_dir=tmp_path, resume=True))
     assert "is refused" in caplog.text
     assert reason in caplog.text
     assert "after round 2" in caplog.text
@@ -245,12 +245,12 @@ def test_a_bad_checkpoint_is_refused_and_the_one_before_it_used(
 
 
 def test_without_any_usable_checkpoint_the_run_does_not_begin_anew(tmp_path):
-    run(FedMA(**GROWING, checkpoint_dir=tmp_path), rounds=2)
+    run(LayerwiseFedMA(**GROWING, checkpoint_dir=tmp_path), rounds=2)
     for path in tmp_path.iterdir():
         truncate(path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(CheckpointError, match=r"round-000002.*round-000001.*checkpoint_dir"):
-        run(FedMA(**GROWING, checkpoint_dir=tmp_path, resume=True))
+        run(LayerwiseFedMA(**GROWING, checkpoint_dir=tmp_path, resume=True))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -274,14 +274,14 @@ class Other(nn.Module):
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path, options, name):
-    run(FedMA(**GROWING, checkpoint_dir=tmp_path), rounds=1)
+    run(LayerwiseFedMA(**GROWING, checkpoint_dir=tmp_path), rounds=1)
     with pytest.raises(CheckpointError, match=f"another run: its {name} is"):
-        run(FedMA(**{**GROWING, **options}, checkpoint_dir=tmp_path, resume=True))
+        run(LayerwiseFedMA(**{**GROWING, **options}, checkpoint_dir=tmp_path, resume=True))
 
 
 def test_a_checkpoint_of_another_model_or_strategy_is_refused(tmp_path):
-    run(FedMA(**GROWING, checkpoint_dir=tmp_path), rounds=1)
-    other = FedMA(
+    run(LayerwiseFedMA(**GROWING, checkpoint_dir=tmp_path), rounds=1)
+    other = LayerwiseFedMA(
         **{**GROWING, "spec": sequential_spec(Other())}, checkpoint_dir=tmp_path, resume=True
     )
     arrays = type(initial_arrays())(Other().state_dict())
@@ -292,20 +292,20 @@ def test_a_checkpoint_of_another_model_or_strategy_is_refused(tmp_path):
 
 
 def test_an_earlier_runs_checkpoints_are_not_overwritten_by_mistake(tmp_path):
-    run(FedMA(**GROWING, checkpoint_dir=tmp_path), rounds=1)
+    run(LayerwiseFedMA(**GROWING, checkpoint_dir=tmp_path), rounds=1)
     with pytest.raises(CheckpointError, match="resume=True"):
-        run(FedMA(**GROWING, checkpoint_dir=tmp_path))
+        run(LayerwiseFedMA(**GROWING, checkpoint_dir=tmp_path))
 
 
 def test_fewer_rounds_than_are_done_are_refused(tmp_path):
-    run(FedMA(**GROWING, checkpoint_dir=tmp_path), rounds=2)
+    run(LayerwiseFedMA(**GROWING, checkpoint_dir=tmp_path), rounds=2)
     with pytest.raises(ValueError, match="num_rounds was 1"):
-        run(FedMA(**GROWING, checkpoint_dir=tmp_path, resume=True), rounds=1)
+        run(LayerwiseFedMA(**GROWING, checkpoint_dir=tmp_path, resume=True), rounds=1)
 
 
 def test_resume_needs_a_folder():
     with pytest.raises(ValueError, match="checkpoint_dir"):
-        FedMA(spec=SPEC, resume=True)
+        LayerwiseFedMA(spec=SPEC, resume=True)
 
 
 def test_a_checkpoint_survives_its_file_whatever_the_clients_are_called(tmp_path):
@@ -345,8 +345,8 @@ def test_a_checkpoint_survives_its_file_whatever_the_clients_are_called(tmp_path
 
 
 def test_no_folder_and_an_empty_one_begin_with_round_1(tmp_path):
-    wanted = run(FedMA(**GROWING), rounds=1)
+    wanted = run(LayerwiseFedMA(**GROWING), rounds=1)
     for folder in (tmp_path / "not there", tmp_path):
-        result = run(FedMA(**GROWING, checkpoint_dir=folder, resume=True), rounds=1)
+        result = run(LayerwiseFedMA(**GROWING, checkpoint_dir=folder, resume=True), rounds=1)
         assert_equal(result, wanted)
         shutil.rmtree(folder)

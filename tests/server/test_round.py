@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from fedma_flwr import FedMA
 from fedma_flwr.averaging import ClientUpdate
 from fedma_flwr.matching import IdentityMatching
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.round import CommunicationRound
 from fedma_flwr.structure import PermutationSpec
+from tests.toy import LayerwiseFedMA
 
 SPEC = PermutationSpec({"g": 2, "h": 3}, {"a": "g, 1", "b": "h, g", "c": "1, h"})
 MODEL = {"a": torch.ones(2, 1), "b": torch.ones(3, 2), "c": torch.ones(1, 3)}
@@ -18,7 +18,7 @@ NODES = {7: "x", 9: "y"}
 @pytest.fixture
 def current():
     """A round of three stages of which the first two are settled; units are where they were."""
-    settings = FedMA(spec=SPEC, matcher=IdentityMatching()).settings.beginning_with(MODEL)
+    settings = LayerwiseFedMA(spec=SPEC, matcher=IdentityMatching()).settings
     found = CommunicationRound(
         settings=settings,
         model=GlobalModel(MODEL),

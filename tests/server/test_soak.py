@@ -7,10 +7,10 @@ import sys
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from fedma_flwr import FedMA, fedma_mod
+from fedma_flwr import fedma_mod
 from fedma_flwr.testing import InProcessGrid, SilentError
 from tests.server.test_adversary import quiet
-from tests.toy import SPEC, initial_arrays, make_app
+from tests.toy import SPEC, LayerwiseFedMA, initial_arrays, make_app
 
 ROUNDS, CLIENTS = 200, 4
 BLOCKS_A_ROUND, BYTES = 25, 8 * 2**20  # what may be left behind in Python's memory, and in all
@@ -75,7 +75,9 @@ def test_two_hundred_rounds_with_random_faults():
             sizes[server_round] = np.array([sys.getallocatedblocks(), peak])
 
     grid = FaultyGrid(seed=1)
-    strategy = FedMA(spec=SPEC, groups_per_stage="all", fraction_evaluate=0.0, on_exchange=count)
+    strategy = LayerwiseFedMA(
+        spec=SPEC, groups_per_stage="all", fraction_evaluate=0.0, on_exchange=count
+    )
     with quiet():
         result = strategy.start(grid, initial_arrays(), num_rounds=ROUNDS, evaluate_fn=evaluate)
     assert min(grid.faults.values()) > 10

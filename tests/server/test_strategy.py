@@ -4,11 +4,11 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 
-from fedma_flwr import FedAvg, FedMA, FedProx, Stage, load_model, proximal_term
+from fedma_flwr import FedAvg, FedProx, Stage, load_model, proximal_term
 from fedma_flwr.matching import BBPMAP, IdentityMatching
 from fedma_flwr.structure import PermutationSpec, SpecError, UnsupportedModelError, sequential_spec
 from fedma_flwr.testing import InProcessGrid
-from tests.toy import CLIENTS, SPEC, Net, fit, initial_arrays, make_app, reply
+from tests.toy import CLIENTS, SPEC, LayerwiseFedMA, Net, fit, initial_arrays, make_app, reply
 
 FULL, UPDATE = "full", "update"
 
@@ -38,7 +38,7 @@ def stage_records(strategy):
     (1, ["local", "retrain", "head"]), (2, ["local", "head"]), ("all", ["local", "head"])
 ])  # fmt: skip
 def test_a_round_is_its_stages(per_stage, names):
-    strategy = FedMA(spec=SPEC, groups_per_stage=per_stage)
+    strategy = LayerwiseFedMA(spec=SPEC, groups_per_stage=per_stage)
     result = run(strategy, rounds=2)
     assert [record.name for record in stage_records(strategy)] == names * 2
     assert set(result.arrays) == set(Net().state_dict())
@@ -46,7 +46,7 @@ def test_a_round_is_its_stages(per_stage, names):
 
 
 def test_training_improves_the_model():
-    strategy = FedMA(spec=SPEC)
+    strategy = LayerwiseFedMA(spec=SPEC)
     result = run(strategy, make_app(steps=20), rounds=3)
     accuracies = [m["accuracy"] for m in result.evaluate_metrics_clientapp.values()]
     assert accuracies[-1] > 0.9
@@ -54,7 +54,7 @@ def test_training_improves_the_model():
 
 def test_each_weight_crosses_once_each_way():
     log = []
-    strategy = FedMA(spec=SPEC, max_growth=1.0)
+    strategy = LayerwiseFedMA(spec=SPEC, max_growth=1.0)
     run(strategy, rounds=2, intercept=spy(log))
     names = set(Net().state_dict())
     second = [(i, shapes) for i, shapes in log if i["round"] == 2]
@@ -82,7 +82,7 @@ def test_bytes_of_a_round_are_those_of_fedavg():
         return reply(message, model, client)
 
     arrays = ArrayRecord(Wide().state_dict())
-    fedavg, fedma = FedAvg(), FedMA(spec=sequential_spec(Wide()))
+    fedavg, fedma = FedAvg(), LayerwiseFedMA(spec=sequential_spec(Wide()))
     for strategy in (fedavg, fedma):
         strategy.fraction_evaluate = 0.0
         strategy.start(InProcessGrid(make_app(train), CLIENTS), arrays, num_rounds=2)
@@ -105,7 +105,7 @@ def test_common_start_and_tiny_gamma_give_the_plain_means():
         seen.append((Stage.from_message(message), model.state_dict()))
         return reply(message, model, client)
 
-    strategy = FedMA(spec=SPEC, matcher=BBPMAP.reference(gamma=1e-9, output="mean"))
+    strategy = LayerwiseFedMA(spec=SPEC, matcher=BBPMAP.reference(gamma=1e-9, output="mean"))
     result = run(strategy, make_app(train))
     for index, name in enumerate(["a.weight", "b.weight"]):
         uploads = [state[name] for stage, state in seen if stage.index == index]
@@ -117,13 +117,13 @@ def test_common_start_and_tiny_gamma_give_the_plain_means():
 
 def test_identity_rounds_are_named_in_the_log(caplog):
     caplog.set_level("INFO", logger="flwr")
-    run(FedMA(spec=SPEC, matcher=IdentityMatching()))
+    run(LayerwiseFedMA(spec=SPEC, matcher=IdentityMatching()))
     assert "every assignment was the identity" in caplog.text
 
 
 def test_own_initialisation_sends_no_arrays_at_first():
     log = []
-    strategy = FedMA(spec=SPEC, initialisation="own")
+    strategy = LayerwiseFedMA(spec=SPEC, initialisation="own")
     run(strategy, rounds=2, intercept=spy(log))
     first = [shapes for i, shapes in log if i["round"] == 1 and i["stage"] == 0]
     assert first == [{}] * CLIENTS
@@ -144,7 +144,7 @@ def test_clients_of_different_widths_share_one_model():
         fit(model, client)
         return reply(message, model, client)
 
-    strategy = FedMA(spec=SPEC, initialisation="own")
+    strategy = LayerwiseFedMA(spec=SPEC, initialisation="own")
     result = run(strategy, make_app(train), rounds=2)
     assert not any(record.dropped for record in strategy.history)
     assert len(result.arrays["a.weight"].numpy()) >= 12
@@ -163,7 +163,7 @@ def test_a_new_client_may_be_wider_than_the_global_model():
         fit(model, client)
         return reply(message, model, client)
 
-    strategy = FedMA(spec=SPEC, initialisation="own", matcher=IdentityMatching())
+    strategy = LayerwiseFedMA(spec=SPEC, initialisation="own", matcher=IdentityMatching())
     grid = InProcessGrid(make_app(train), CLIENTS)
     late = grid.contexts.popitem()
     real = grid.get_node_ids
@@ -182,13 +182,13 @@ def test_a_new_client_may_be_wider_than_the_global_model():
 
 
 def test_growth_stops_at_its_cap():
-    strategy = FedMA(
+    strategy = LayerwiseFedMA(
         spec=SPEC, initialisation="own", matcher=BBPMAP.reference(gamma=1e9), max_growth=1.5
     )
     run(strategy, rounds=2)
     assert stage_records(strategy)[-1].widths == {"a": 18, "b": 12}
     assert stage_records(strategy)[-1].growth > 1.0
-    free = FedMA(
+    free = LayerwiseFedMA(
         spec=SPEC, initialisation="own", matcher=BBPMAP.reference(gamma=1e9), max_growth=9.0
     )
     run(free)
@@ -197,7 +197,7 @@ def test_growth_stops_at_its_cap():
 
 def test_equal_seeds_give_equal_results_whatever_the_node_ids():
     def final(node_ids, seed):
-        strategy = FedMA(spec=SPEC, seed=seed, fraction_train=0.5, initialisation="own")
+        strategy = LayerwiseFedMA(spec=SPEC, seed=seed, fraction_train=0.5, initialisation="own")
         return run(strategy, rounds=3, clients=6, node_ids=node_ids).arrays
 
     first = final([11, 12, 13, 14, 15, 16], seed=1)
@@ -208,7 +208,7 @@ def test_equal_seeds_give_equal_results_whatever_the_node_ids():
 
 
 def test_a_second_start_begins_anew():
-    strategy = FedMA(spec=SPEC)
+    strategy = LayerwiseFedMA(spec=SPEC)
     grid = InProcessGrid(make_app(), CLIENTS)
     first = strategy.start(grid, initial_arrays(), num_rounds=2)
     second = strategy.start(grid, initial_arrays(), num_rounds=2)
@@ -218,7 +218,7 @@ def test_a_second_start_begins_anew():
 
 def test_a_client_outside_the_last_round_gets_a_full_state():
     log = []
-    strategy = FedMA(spec=SPEC, fraction_train=0.5, min_train_nodes=2)
+    strategy = LayerwiseFedMA(spec=SPEC, fraction_train=0.5, min_train_nodes=2)
     run(strategy, rounds=4, intercept=spy(log))
     kinds = {(i["stage"], i["kind"]) for i, _ in log if i["round"] > 1}
     assert (0, FULL) in kinds
@@ -238,7 +238,7 @@ def test_stage_says_what_to_do():
         fit(model, client)
         return reply(message, model, client)
 
-    strategy = FedMA(
+    strategy = LayerwiseFedMA(
         spec=SPEC,
         retrain_config={"local-epochs": 2},
         head_config={"local-epochs": 7, "lr": 0.5},
@@ -252,7 +252,7 @@ def test_stage_says_what_to_do():
 
 
 def test_records_count_and_describe():
-    strategy = FedMA(spec=SPEC, initialisation="own")
+    strategy = LayerwiseFedMA(spec=SPEC, initialisation="own")
     lines = []
     strategy.on_exchange = lines.append
     run(strategy, rounds=2)
@@ -269,7 +269,7 @@ def test_records_count_and_describe():
 
 def test_one_client_app_serves_all_three_strategies():
     app = make_app()
-    for strategy in (FedMA(spec=SPEC), FedAvg(), FedProx(proximal_mu=0.1)):
+    for strategy in (LayerwiseFedMA(spec=SPEC), FedAvg(), FedProx(proximal_mu=0.1)):
         result = run(strategy, app, rounds=2)
         assert len(result.evaluate_metrics_clientapp) == 2
 
@@ -332,18 +332,18 @@ def test_fedavg_is_flowers_average():
 )
 def test_bad_arguments_are_refused_at_construction(options, word):
     with pytest.raises(ValueError, match=word):
-        FedMA(**{"spec": SPEC, **options})
+        LayerwiseFedMA(**{"spec": SPEC, **options})
 
 
 def test_the_spec_is_derived_from_the_model_or_proven():
     inputs = (torch.zeros(2, 2),)
-    derived = FedMA(model=Net(), example_inputs=inputs).settings.spec
+    derived = LayerwiseFedMA(model=Net(), example_inputs=inputs).settings.spec
     assert {name: group.size for name, group in derived.groups.items()} == {"a": 12, "b": 8}
-    proven = FedMA(spec=SPEC, model=Net(), example_inputs=inputs).settings.spec
+    proven = LayerwiseFedMA(spec=SPEC, model=Net(), example_inputs=inputs).settings.spec
     assert proven.axes == SPEC.axes
     wrong = PermutationSpec(SPEC.groups, {**SPEC.axes, "b.weight": "b, 12", "c.weight": "2, 8"})
     with pytest.raises(SpecError):
-        FedMA(spec=wrong, model=Net(), example_inputs=inputs)
+        LayerwiseFedMA(spec=wrong, model=Net(), example_inputs=inputs)
 
 
 def test_a_model_without_a_spec_is_refused():
@@ -352,7 +352,7 @@ def test_a_model_without_a_spec_is_refused():
             return torch.linalg.svd(super().forward(x))[0]
 
     with pytest.raises(UnsupportedModelError):
-        FedMA(model=Sorted(), example_inputs=(torch.zeros(2, 2),))
+        LayerwiseFedMA(model=Sorted(), example_inputs=(torch.zeros(2, 2),))
 
 
 def test_gamma_must_be_positive():
@@ -365,9 +365,9 @@ def test_arrays_that_do_not_fit_the_spec_are_refused_before_the_first_exchange()
     grid = InProcessGrid(make_app(), CLIENTS, intercept=lambda m, c: log.append(m))
     wrong = {name: tensor for name, tensor in Net().state_dict().items() if name != "b.bias"}
     with pytest.raises(SpecError, match=r"b\.bias"):
-        FedMA(spec=SPEC).start(grid, ArrayRecord(wrong))
+        LayerwiseFedMA(spec=SPEC).start(grid, ArrayRecord(wrong))
     with pytest.raises(ValueError, match="num_rounds"):
-        FedMA(spec=SPEC).start(grid, initial_arrays(), num_rounds=0)
+        LayerwiseFedMA(spec=SPEC).start(grid, initial_arrays(), num_rounds=0)
     with pytest.raises(ValueError, match="num_rounds"):
         FedAvg().start(grid, initial_arrays(), num_rounds=0)
     assert log == []

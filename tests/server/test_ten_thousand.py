@@ -5,12 +5,11 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fedma_flwr import FedMA
 from fedma_flwr.matching import BBPMAP, IdentityMatching
 from fedma_flwr.protocol import Report
 from fedma_flwr.testing import FIRST_NODE_ID, InProcessGrid
 from tests.server.test_adversary import COUNTS, REFUSED, metric, pick, quiet
-from tests.toy import SPEC, initial_arrays, make_app
+from tests.toy import SPEC, LayerwiseFedMA, initial_arrays, make_app
 
 HONEST, HOSTILE, ROUNDS, RUNS, WANTED = 3, 140, 4, 21, 10_000
 
@@ -98,7 +97,7 @@ class HostileGrid(InProcessGrid):
 
 
 def attack(plan, options):
-    strategy = FedMA(spec=SPEC, fraction_evaluate=0.0, seed=1, **options)
+    strategy = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0, seed=1, **options)
     grid = HostileGrid(plan)
     with quiet():
         result = strategy.start(grid, initial_arrays(), num_rounds=ROUNDS)

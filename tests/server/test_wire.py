@@ -7,11 +7,11 @@ from flwr.app import Array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedma_flwr import FedMA, fedma_mod, load_model, wire
+from fedma_flwr import fedma_mod, load_model, wire
 from fedma_flwr.protocol import Instruction
 from fedma_flwr.testing import InProcessGrid
 from tests.server.test_adversary import quiet
-from tests.toy import SPEC, Net, fit, initial_arrays, make_app, reply
+from tests.toy import SPEC, LayerwiseFedMA, Net, fit, initial_arrays, make_app, reply
 
 HALVES = ["float16", "bfloat16"]
 
@@ -86,7 +86,7 @@ def test_an_instruction_tells_the_precision(wire_dtype):
 
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match=r"wire_dtype was 'int8'; it must be one of.*bfloat16"):
-        FedMA(spec=SPEC, wire_dtype="int8")
+        LayerwiseFedMA(spec=SPEC, wire_dtype="int8")
 
 
 # ---------------------------------------------------------------- whole runs
@@ -100,7 +100,7 @@ def run(strategy, app=None, rounds=2, **grid_options):
 
 @pytest.mark.parametrize("wire_dtype", HALVES)
 def test_the_result_is_what_the_clients_hold(wire_dtype):
-    result, grid = run(FedMA(spec=SPEC, wire_dtype=wire_dtype, fraction_evaluate=0.0))
+    result, grid = run(LayerwiseFedMA(spec=SPEC, wire_dtype=wire_dtype, fraction_evaluate=0.0))
     for name, array in result.arrays.items():
         tensor = torch.from_numpy(array.numpy().copy())
         assert torch.equal(wire.rounded({name: tensor}, wire_dtype)[name], tensor)
@@ -113,8 +113,10 @@ def test_the_result_is_what_the_clients_hold(wire_dtype):
 @pytest.mark.parametrize("wire_dtype", HALVES)
 def test_one_app_serves_all_precisions_and_models_stay_close(wire_dtype):
     app = make_app()
-    plain, _ = run(FedMA(spec=SPEC, fraction_evaluate=0.0), app, rounds=1)
-    halved, _ = run(FedMA(spec=SPEC, wire_dtype=wire_dtype, fraction_evaluate=0.0), app, rounds=1)
+    plain, _ = run(LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0), app, rounds=1)
+    halved, _ = run(
+        LayerwiseFedMA(spec=SPEC, wire_dtype=wire_dtype, fraction_evaluate=0.0), app, rounds=1
+    )
     for name in plain.arrays:
         np.testing.assert_allclose(
             halved.arrays[name].numpy(), plain.arrays[name].numpy(), atol=0.03
@@ -125,7 +127,7 @@ def test_bytes_are_those_of_the_wire():
     """Wide weights cost half; what a message costs beside them stays."""
 
     def exchanged(**options):
-        strategy = FedMA(spec=SPEC, fraction_evaluate=0.0, **options)
+        strategy = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0, **options)
         run(strategy)
         return [(r.bytes_down, r.bytes_up) for r in strategy.history if r.name != "hello"]
 
@@ -148,17 +150,17 @@ def test_a_client_that_lost_its_state_changes_nothing(wire_dtype):
             context.state.clear()
 
     options = {"spec": SPEC, "wire_dtype": wire_dtype, "fraction_evaluate": 0.0}
-    kept, _ = run(FedMA(**options), rounds=3)
-    lost, _ = run(FedMA(**options), rounds=3, intercept=forget)
+    kept, _ = run(LayerwiseFedMA(**options), rounds=3)
+    lost, _ = run(LayerwiseFedMA(**options), rounds=3, intercept=forget)
     assert all(kept.arrays[name].data == lost.arrays[name].data for name in kept.arrays)
 
 
 @pytest.mark.parametrize("wire_dtype", HALVES)
 def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, wire_dtype):
     options = {"spec": SPEC, "wire_dtype": wire_dtype, "fraction_evaluate": 0.0}
-    whole, _ = run(FedMA(**options), rounds=3)
-    run(FedMA(**options, checkpoint_dir=tmp_path), rounds=2)
-    resumed, _ = run(FedMA(**options, checkpoint_dir=tmp_path, resume=True), rounds=3)
+    whole, _ = run(LayerwiseFedMA(**options), rounds=3)
+    run(LayerwiseFedMA(**options, checkpoint_dir=tmp_path), rounds=2)
+    resumed, _ = run(LayerwiseFedMA(**options, checkpoint_dir=tmp_path, resume=True), rounds=3)
     assert all(whole.arrays[name].data == resumed.arrays[name].data for name in whole.arrays)
 
 
@@ -171,7 +173,7 @@ def test_weights_beyond_float16_saturate_and_the_run_goes_on():
                 model.a.weight[:] = 1e6
         return reply(message, model, client)
 
-    strategy = FedMA(
+    strategy = LayerwiseFedMA(
         spec=SPEC, wire_dtype="float16", max_norm_ratio=float("inf"), fraction_evaluate=0.0
     )
     result, _ = run(strategy, make_app(train), rounds=1)
@@ -209,7 +211,7 @@ def test_a_compressed_array_that_is_not_what_was_asked_for_is_refused(name):
                 arrays["a.weight"] = HOSTILE[name](arrays["a.weight"])
         return answer
 
-    strategy = FedMA(spec=SPEC, wire_dtype="bfloat16", fraction_evaluate=0.0)
+    strategy = LayerwiseFedMA(spec=SPEC, wire_dtype="bfloat16", fraction_evaluate=0.0)
     result, _ = run(strategy, make_app(mods=(lie, fedma_mod)), rounds=1)
     first = next(record for record in strategy.history if record.name == "local")
     assert first.dropped.keys() == {"3"}

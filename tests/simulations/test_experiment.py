@@ -150,12 +150,13 @@ def test_all_methods_are_compared_and_what_is_done_is_not_repeated(tmp_path, cap
 
     assert set(rows) == {(method, 1) for method in chosen} | {("centralised", 2)}
     # All of them start from the same local models, and each has paid for its epochs.
-    assert rows["fedma", 1]["client_epochs"] == rows["fedma-bundled", 1]["client_epochs"] == 2
-    assert [rows[m, 1]["client_epochs"] for m in ("one-shot", "ensemble", "fedavg")] == [1] * 3
+    once = ("fedma", "one-shot", "ensemble", "fedavg")  # a solved head costs no epoch
+    assert [rows[m, 1]["client_epochs"] for m in once] == [1] * 4
+    assert rows["fedma-bundled", 1]["client_epochs"] == 2
     assert rows["centralised", 2]["client_epochs"] == 2
     assert [rows[m, 1]["exchanges"] for m in ("fedma", "fedavg", "centralised")] == [2, 1, 0]
     assert rows["ensemble", 1]["growth"] == 2
-    assert rows["fedma", 1]["accuracy"] == rows["fedma-bundled", 1]["accuracy"]
+    assert rows["fedma", 1]["accuracy"] > rows["fedma-bundled", 1]["accuracy"]
     assert "| ensemble of local models | 1 |" in shown
     assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8") in shown
     assert (tmp_path / "out" / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -24,6 +24,7 @@ def main(grid, context):
         model=net,
         example_inputs=(torch.zeros(2, inputs),),
         groups_per_stage="all" if config["groups-per-stage"] == "all" else 1,
+        head="trained",
         fraction_evaluate=0.0,
         min_train_nodes=config["min-train-nodes"],
         min_available_nodes=config["min-available-nodes"],

@@ -1,0 +1,106 @@
+"""Clients whose moments say of most of their examples that they are another class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedma_flwr.averaging.client_update import ClientUpdate
+from fedma_flwr.averaging.head_moments import sum_moments
+from fedma_flwr.averaging.ridge_regression import whitened
+
+#: Others know a class if they have this share of what they would have of equally large classes.
+KNOWN = 0.25
+#: The distances of a class's mean from others' mean of the same class, and of the class that it is
+#: nearest to, differ by at most this share of their sum, on average over a client's examples.
+MOST_CONTRARY = 1 / 3
+
+
+@dataclass
+class _Means:
+    """Sums of each client's whitened head inputs by class.
+
+    Parameters
+    ----------
+    sums : dict of int to Tensor
+        (C, d), by node.
+    counts : dict of int to Tensor
+        (C,) examples of each class, by node.
+    """
+
+    sums: dict[int, Tensor]
+    counts: dict[int, Tensor]
+
+    def contradiction(self, node: int) -> float:
+        """How much nearer a client's classes are to others' other classes, 0 to 1.
+
+        That is ``(right - nearest) / (right + nearest)`` of the squared distances of each class's
+        mean, on average over the client's examples of classes that others know.
+        """
+        others = [other for other in self.counts if other != node]
+        counts = torch.stack([self.counts[other] for other in others]).sum(0)
+        sums = torch.stack([self.sums[other] for other in others]).sum(0)
+        known = counts > KNOWN * counts.mean()
+        own = self.counts[node] * known
+        places = torch.nonzero(own > 0).flatten()
+        if not len(places):
+            return 0.0
+        means = self.sums[node][places] / self.counts[node][places, None]
+        distances = torch.cdist(means, sums[known] / counts[known, None]) ** 2
+        right = ((means - sums[places] / counts[places, None]) ** 2).sum(1)
+        nearest = distances.amin(1).minimum(right)
+        nearer = (right - nearest) / (right + nearest).clamp_min(1e-30)
+        return float((own[places] / own.sum() * nearer).sum())
+
+    def drop(self, node: int) -> None:
+        """Go on without a client."""
+        del self.sums[node], self.counts[node]
+
+
+def contrary_moments(updates: Mapping[int, ClientUpdate]) -> dict[int, str]:
+    """Clients whose classes look like other clients' other classes, and the reason.
+
+    Each client's mean of a class is compared with the means of all classes over all others, in the
+    metric that the head is solved in. Only classes that others know are judged, so that a client
+    which alone has a class is not refused. Whoever contradicts most is left out first, and the
+    rest are compared anew: a hostile minority stands among the others as well. Where only two
+    clients have a class, nobody can tell which of them is right.
+
+    Parameters
+    ----------
+    updates : mapping of int to ClientUpdate
+        What the clients sent, by node, with weights and sizes within their bounds.
+    """
+    found: dict[int, str] = {}
+    given = {node: u for node, u in updates.items() if u.moments is not None}
+    if len(given) < 2:
+        return found
+    means = _whitened_means(given)
+    while 2 * (len(found) + 1) < len(given):  # a majority is never left out
+        values = {node: means.contradiction(node) for node in means.counts}
+        worst = max(values, key=lambda node: values[node])
+        if values[worst] <= MOST_CONTRARY:
+            break
+        found[worst] = (
+            "its moments contradict all others': its classes look like other classes by "
+            f"{values[worst]:.2f} (0 to 1); at most {MOST_CONTRARY:.2f} is allowed with a robust "
+            "`averaging`"
+        )
+        means.drop(worst)
+    return found
+
+
+def _whitened_means(updates: Mapping[int, ClientUpdate]) -> _Means:
+    moments = [u.moments for u in updates.values() if u.moments is not None]
+    total = sum_moments(moments, [update.examples for update in updates.values()])
+    means = _Means({}, {})
+    for node, update in updates.items():
+        if update.moments is None:
+            continue
+        cross = update.moments.cross.to(torch.float64) * update.examples / update.moments.examples
+        means.counts[node] = cross[:, -1]
+        means.sums[node] = whitened(total, cross[:, :-1])
+    return means

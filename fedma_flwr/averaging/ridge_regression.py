@@ -1,0 +1,162 @@
+"""The head in closed form: ridge regression of targets on inputs, from their moments alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fedma_flwr.averaging.head_moments import HeadMoments
+
+#: Regularisers that are tried, relative to the inputs' mean square, and where the search begins.
+GRID = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+FIRST = 6
+#: Of the examples: with fewer left over by the fit, its error says nothing.
+_LEFT_OVER = 1e-3
+
+
+def solve_head(
+    moments: HeadMoments, *, bias: bool, regularisation: float | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Ridge regression of the targets on the inputs: the head in closed form.
+
+    ``B (A + regularisation * tr(A) / d I)^-1`` with ``A = sum phi phi^T`` and
+    ``B = sum y phi^T``; a bias is an input that is always 1 and is not regularised. What is
+    computed depends on the sums alone, however the examples are split (Fanì et al., "FED3R", ICML
+    2024; He et al., "AFL", CVPR 2025).
+
+    Parameters
+    ----------
+    moments : HeadMoments
+        Of all clients.
+    bias : bool
+        Whether the head has a bias.
+    regularisation : float, optional
+        Relative to the inputs' mean square. None: chosen by `choose_regularisation`.
+
+    Returns
+    -------
+    weight : Tensor
+        (C, d), float64. Rows of classes without examples are 0.
+    bias : Tensor or None
+        (C,), float64.
+
+    Raises
+    ------
+    ValueError
+        If no head can be solved from the moments.
+    """
+    d = moments.inputs
+    square, cross = _system(moments, bias)
+    if regularisation is None:
+        regularisation = choose_regularisation(moments, bias=bias)
+    step = _mean_square(square, d)
+    strength = regularisation
+    # Dead units and few examples leave nothing but the regulariser.
+    while (factor := _factor(square, d, strength * step)) is None:
+        strength = max(strength * 10, 1e-12)
+        if not math.isfinite(strength * step):
+            raise ValueError("moments: no head can be solved from them")
+    solved = torch.cholesky_solve(cross.T, factor).T
+    return (solved[:, :d], solved[:, d]) if bias else (solved, None)
+
+
+def whitened(moments: HeadMoments, rows: Tensor, regularisation: float = 0.01) -> Tensor:
+    """Rows of head inputs, so that distances are those of the metric in which heads are solved.
+
+    Parameters
+    ----------
+    moments : HeadMoments
+        Of all clients.
+    rows : Tensor
+        (n, d), float64.
+    regularisation : float (default: 0.01)
+        See `solve_head`; with it, what the rows are whitened by is never singular.
+
+    Returns
+    -------
+    Tensor
+        (n, d): ``|x - y|^2`` is ``(x - y)^T (A + regularisation * tr(A) / d I)^-1 (x - y)`` of the
+        rows before.
+    """
+    d = moments.inputs
+    square, _ = _system(moments, bias=False)
+    factor = _factor(square, d, regularisation * _mean_square(square, d))
+    if factor is None:
+        raise ValueError("moments: they are no moments of any examples")
+    solved: Tensor = torch.linalg.solve_triangular(factor, rows.T, upper=False)
+    return solved.T
+
+
+def choose_regularisation(moments: HeadMoments, *, bias: bool) -> float:
+    """The regulariser of `GRID` with the least error by generalised cross-validation.
+
+    That is ``RSS / (1 - p / n)^2`` with the fit's ``p`` effective parameters: what leaving out one
+    example at a time gives on average (Golub, Heath and Wahba, Technometrics 1979). It needs the
+    sums over all clients only; leaving out one client at a time chose the same values on digits
+    and on text, but needs every client's moments by themselves. The search walks downhill, so that
+    few systems are solved where d is large.
+
+    Parameters
+    ----------
+    moments : HeadMoments
+        Of all clients, with as many examples as were really summed.
+    bias : bool
+        Whether the head has a bias.
+
+    Returns
+    -------
+    float
+        See `solve_head`.
+    """
+    d, examples = moments.inputs, moments.examples
+    square, cross = _system(moments, bias)
+    step = _mean_square(square, d)
+    errors: dict[int, float] = {}
+
+    def error(place: int) -> float:
+        if not 0 <= place < len(GRID):
+            return math.inf
+        if place not in errors:
+            errors[place] = _error(square, cross, d, GRID[place] * step, examples)
+        return errors[place]
+
+    best = FIRST
+    for way in (-1, 1):
+        while error(best + way) < error(best):
+            best += way
+    return GRID[best]
+
+
+def _error(square: Tensor, cross: Tensor, d: int, strength: float, examples: float) -> float:
+    """What generalised cross-validation expects, up to a factor that is the same for all."""
+    factor = _factor(square, d, strength)
+    if factor is None:
+        return math.inf
+    solved = torch.cholesky_solve(cross.T, factor).T
+    inverse = torch.cholesky_inverse(factor).diagonal()[:d]
+    parameters = len(square) - strength * float(inverse.sum())
+    left_over = 1 - parameters / examples
+    if left_over <= _LEFT_OVER:
+        return math.inf
+    residual = examples + float(((solved @ square - 2 * cross) * solved).sum())
+    return residual / left_over**2
+
+
+def _system(moments: HeadMoments, bias: bool) -> tuple[Tensor, Tensor]:
+    """``A`` and ``B`` with the bias's 1 among the inputs, or without it."""
+    d = moments.inputs + int(bias)
+    return moments.square()[:d, :d], moments.cross.to(torch.float64)[:, :d]
+
+
+def _mean_square(square: Tensor, d: int) -> float:
+    return max(float(square.diagonal()[:d].mean()) if d else 0.0, 1e-30)
+
+
+def _factor(square: Tensor, d: int, strength: float) -> Tensor | None:
+    """The Cholesky factor of the regularised system; None if it is singular."""
+    regular = square.clone()
+    regular.diagonal()[:d].add_(strength)
+    factor, info = torch.linalg.cholesky_ex(regular)
+    return None if int(info) else factor
