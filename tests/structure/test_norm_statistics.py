@@ -8,6 +8,7 @@ from torch.nn import functional as fn
 from fedma_flwr.structure import sequential_spec
 from fedma_flwr.structure.proving.model_in_proof import ModelInProof
 from fedma_flwr.structure.proving.norm_statistics import DifferentiableStatistics, fit_statistics
+from fedma_flwr.structure.proving.training_mode_runs import training_mode
 
 
 def deep(depth):
@@ -72,3 +73,10 @@ def test_an_instance_norm_by_running_statistics_is_a_batch_norm():
     with DifferentiableStatistics():
         found = norm(x)
     torch.testing.assert_close(found, norm(x))
+
+
+def test_attention_drops_nothing_in_training_mode():
+    q, k, v = torch.randn(3, 2, 4, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    with training_mode(nn.Linear(1, 1)):
+        seen = fn.scaled_dot_product_attention(q, k, v, dropout_p=0.9)
+    torch.testing.assert_close(seen, fn.scaled_dot_product_attention(q, k, v))
