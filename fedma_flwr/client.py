@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from flwr.app import ArrayRecord, Message
@@ -146,6 +148,8 @@ def load_model(model: nn.Module, source: Source) -> nn.Module:
         state_dict = protocol.to_tensors(source)
     else:
         state_dict = source
+    for undo in _FROZEN.pop(model, []):  # a model may be used for several stages
+        undo()
     resize(model, state_dict)
     model.load_state_dict(state_dict)
     _freeze(model, frozenset(instruction.settled))
@@ -169,15 +173,21 @@ def _read_message(message: Message) -> tuple[Instruction, dict[str, Tensor] | No
     return instruction or Instruction(""), protocol.to_tensors(arrays[0])
 
 
+#: By model, what sets free again what an earlier `load_model` has frozen.
+_FROZEN: WeakKeyDictionary[nn.Module, list[Callable[[], object]]] = WeakKeyDictionary()
+
+
 def _freeze(model: nn.Module, settled: frozenset[str]) -> None:
+    undo = _FROZEN.setdefault(model, [])
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name in settled:
+        if name in settled and parameter.requires_grad:
             parameter.requires_grad_(False)
+            undo.append(partial(parameter.requires_grad_, True))
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
         if f"{dot}{RUNNING_MEAN}" in settled:
             # requires_grad does not stop running statistics, and model.train() undoes eval().
-            module.register_forward_pre_hook(_use_kept_statistics)
+            undo.append(module.register_forward_pre_hook(_use_kept_statistics).remove)
 
 
 def _use_kept_statistics(module: nn.Module, _: Any) -> None:

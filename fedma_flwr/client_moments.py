@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from fedma_flwr import protocol
-from fedma_flwr.averaging.head_moments import upper_triangle
+from fedma_flwr.client_moment_sums import MomentSums, precise
 from fedma_flwr.protocol import ClientError
 
 _ADVICE = (
@@ -40,15 +40,18 @@ class HeadMomentsHook:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._gram: Tensor | None = None  # (d, d), float64
-        self._cross = torch.zeros(0)  # (C, d + 1), float64
-        self._rows = self._odd_rows = 0
+        self._sums = MomentSums()
+        self._pooled: MomentSums | None = MomentSums()  # until positions turn out to differ
+        self._odd_rows = 0
         self._handles: list[RemovableHandle] = []
+        self._trainable: list[tuple[nn.Parameter, bool]] = []
 
     def attach(self, model: nn.Module) -> None:
         """Freeze all but the head, keep all else in evaluation mode, and hook the head."""
         head = find_head(model, self.path)
+        self.detach()
         own = {id(parameter) for parameter in head.parameters(recurse=False)}
+        self._trainable = [(p, p.requires_grad) for p in model.parameters()]
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in own)
         # model.train() undoes eval(): dropout and running statistics must rest.
@@ -58,40 +61,45 @@ class HeadMomentsHook:
         self._handles.append(head.register_forward_hook(self._watch))
 
     def detach(self) -> None:
-        """Remove the hooks: a model may be used again."""
+        """Remove the hooks and let be trained what was: a model may be used again."""
         for handle in self._handles:
             handle.remove()
+        for parameter, trainable in self._trainable:
+            parameter.requires_grad_(trainable)
 
     def _watch(self, head: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if output.requires_grad:
-            features = as_rows(head, inputs[0].detach())
-            output.register_hook(lambda gradient: self._read(features, as_rows(head, gradient)))
+            features, items = as_rows(head, inputs[0].detach()), _items(inputs[0])
+            output.register_hook(
+                lambda gradient: self._read(features, as_rows(head, gradient), items)
+            )
 
-    def _read(self, features: Tensor, gradient: Tensor) -> None:
+    def _read(self, features: Tensor, gradient: Tensor, items: int) -> None:
         """Add a batch: (n, d) features and the (n, C) gradient of the loss by the logits."""
+        gradient = gradient.detach().to(precise(gradient))
+        if not bool(gradient.isfinite().all()):
+            return  # a scaled loss overflowed: its step would be skipped as well
+        self._sums.add(*self._counted(features, gradient), items)
+        if self._pooled is None or items >= len(gradient):
+            return
+        # Logits that are averaged over an example's positions have one gradient for all of them.
+        by_item = gradient.reshape(items, -1, gradient.shape[1])
+        if bool((by_item == by_item[:, :1]).all()):
+            mean = features.reshape(items, by_item.shape[1], -1).mean(1)
+            self._pooled.add(*self._counted(mean, by_item[:, 0]), items)
+        else:
+            self._pooled = None
+
+    def _counted(self, features: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows that have a label, and their targets."""
         rounding = max(16 * torch.finfo(gradient.dtype).eps, 1e-5)
-        gradient = gradient.detach().to(_precise(gradient))
         scale = gradient.amax(1) * gradient.shape[1]
         counted = gradient.abs().amax(1) > 0  # padding and ignored labels have no gradient
-        fits = (gradient.sum(1).abs() <= rounding * scale) & scale.isfinite() & (scale > 0)
+        fits = (gradient.sum(1).abs() <= rounding * scale) & (scale > 0)
         self._odd_rows += int((counted & ~fits).sum())
         counted &= fits
         targets = 1 / gradient.shape[1] - gradient[counted] / scale[counted, None]
-        self.add(features[counted], _sharp(targets, rounding))
-
-    def add(self, features: Tensor, targets: Tensor) -> None:
-        """Add n examples: (n, d) inputs of the head and (n, C) targets."""
-        features = features.detach().to(_summed_in(features))
-        targets = targets.to(features)
-        counts = targets.sum(0)[:, None]
-        gram = (features.T @ features).cpu()
-        cross = torch.cat([targets.T @ features, counts], 1).cpu()
-        if self._gram is None:  # batches are added up in float64
-            self._gram = torch.zeros_like(gram, dtype=torch.float64)
-            self._cross = torch.zeros_like(cross, dtype=torch.float64)
-        self._gram.add_(gram)
-        self._cross.add_(cross)
-        self._rows += len(features)
+        return features[counted], _sharp(targets, rounding)
 
     def moments(self) -> dict[str, Tensor]:
         """The moments of an average example, float32: ``head.gram`` and ``head.cross``.
@@ -104,16 +112,16 @@ class HeadMomentsHook:
         if self._odd_rows:
             raise ClientError(
                 "The head stage reads labels from the gradient of a cross-entropy, but "
-                f"{self._odd_rows} examples have a loss that is none: {_ADVICE}."
+                f"{self._odd_rows} examples have a loss that is none. If it is one in another "
+                f"form, {_ADVICE}."
             )
-        if not self._rows or self._gram is None:
+        if not self._sums.rows:
             raise ClientError(
                 "The head stage has seen no example: no loss of the model that `load_model` "
                 f"returned was differentiated. Train that model as in every stage; else {_ADVICE}."
             )
-        gram = upper_triangle(self._gram / self._rows)
-        tensors = {protocol.GRAM_KEY: gram, protocol.CROSS_KEY: self._cross / self._rows}
-        return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+        pooled = self._pooled if self._pooled is not None and self._pooled.rows else None
+        return (pooled or self._sums).moments()
 
 
 _HOOK: ContextVar[HeadMomentsHook | None] = ContextVar("_HOOK", default=None)
@@ -170,9 +178,8 @@ def head_moments(
     stage = current_hook()
     if head is None and stage is None:
         raise ClientError("head_moments: this is no head stage; name the layer, as in head='fc'.")
-    model = _unwrapped(model)
-    sums = HeadMomentsHook(stage.path if head is None and stage is not None else str(head))
-    layer = find_head(model, sums.path)
+    model, sums = _unwrapped(model), MomentSums()
+    layer = find_head(model, stage.path if head is None and stage is not None else str(head))
     device = next(layer.parameters()).device
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
@@ -182,14 +189,21 @@ def head_moments(
         with torch.no_grad():
             for inputs, labels in batches:
                 _call(model, inputs, device)
+                kept, targets = _targets(torch.as_tensor(labels).to(device), layer)
                 features = torch.cat([as_rows(layer, rows) for rows in seen])
+                sums.add(features[kept], targets, sum(map(_items, seen)))
                 seen.clear()
-                kept, targets = _targets(labels.to(device), layer)
-                sums.add(features[kept], targets)
     finally:
         handle.remove()
         model.train(training)
+    if not sums.rows:
+        raise ClientError("head_moments: there is no example in `batches`.")
     return protocol.to_arrays(sums.moments())
+
+
+def _items(inputs: Tensor) -> int:
+    """The examples of a batch; each may have several positions."""
+    return len(inputs) if inputs.dim() > 1 else 1
 
 
 def find_head(model: nn.Module, path: str) -> nn.Module:
@@ -204,13 +218,19 @@ def find_head(model: nn.Module, path: str) -> nn.Module:
         layer = _unwrapped(model).get_submodule(path)
     except AttributeError as error:
         raise ClientError(f"The model has no layer {path!r}, the strategy's head.") from error
-    kernel = getattr(layer, "kernel_size", None)
-    if isinstance(layer, nn.Linear) or (isinstance(kernel, tuple) and set(kernel) == {1}):
+    if isinstance(layer, nn.Linear) or _maps_single_positions(layer):
         return layer
     raise ClientError(
-        f"The head {path!r} is a {type(layer).__name__}; only a linear layer can be solved: give "
-        'the strategy head="trained".'
+        f"The head {path!r} is {layer}; only a linear layer, or a 1 x 1 convolution without "
+        'stride, padding and groups, can be solved: give the strategy head="trained".'
     )
+
+
+def _maps_single_positions(layer: nn.Module) -> bool:
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) or layer.groups != 1:
+        return False
+    padding = layer.padding if isinstance(layer.padding, tuple) else (0,)  # "same" pads nothing
+    return set(layer.kernel_size) == set(layer.stride) == {1} and set(padding) == {0}
 
 
 def as_rows(head: nn.Module, tensor: Tensor) -> Tensor:
@@ -240,17 +260,6 @@ def _undo_steps(head: nn.Module, _: Any) -> None:
                 parameter.zero_()
 
 
-def _precise(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
-
-
-def _summed_in(tensor: Tensor) -> torch.dtype:
-    """The dtype of a batch's products: on GPUs, float32 may be rounded to ten bits (TF32)."""
-    if tensor.device.type == "cpu" and tensor.dtype != torch.float64:
-        return torch.float32
-    return _precise(tensor)
-
-
 def _sharp(targets: Tensor, rounding: float) -> Tensor:
     """Targets without the gradient's rounding: exactly 0 and 1 where they nearly are."""
     hard = functional.one_hot(targets.argmax(1), targets.shape[1]).to(targets)
@@ -272,6 +281,11 @@ def _targets(labels: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
     outputs = next(head.parameters()).shape[0]
     if labels.is_floating_point():
         rows = as_rows(head, labels)
+        if rows.shape[1] != outputs or bool(((rows.sum(1) - 1).abs() > 1e-3).any()):
+            raise ClientError(
+                f"head_moments: labels that are no class numbers must be {outputs} probabilities "
+                'each, 1 in all. For other targets give the strategy head="trained".'
+            )
         return torch.ones(len(rows), dtype=torch.bool, device=labels.device), rows
     flat = labels.reshape(-1)
     kept = flat >= 0

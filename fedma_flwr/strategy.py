@@ -194,7 +194,8 @@ class FedMA(ResumableCohort):
         super().summary()
 
     def _fingerprint(self) -> dict[str, str]:
-        return {**super()._fingerprint(), **self.settings.fingerprint()}
+        asked = {"head_fraction": str(self.head_fraction)} if self.settings.solver else {}
+        return {**super()._fingerprint(), **self.settings.fingerprint(), **asked}
 
     # ------------------------------------------------------------------ life cycle
 

@@ -34,16 +34,19 @@ class _Means:
     sums: dict[int, Tensor]
     counts: dict[int, Tensor]
 
+    def __post_init__(self) -> None:
+        self.all_sums = torch.stack(list(self.sums.values())).sum(0)
+        self.all_counts = torch.stack(list(self.counts.values())).sum(0)
+
     def contradiction(self, node: int) -> float:
         """How much nearer a client's classes are to others' other classes, 0 to 1.
 
         That is ``(right - nearest) / (right + nearest)`` of the squared distances of each class's
         mean, on average over the client's examples of classes that others know.
         """
-        others = [other for other in self.counts if other != node]
-        counts = torch.stack([self.counts[other] for other in others]).sum(0)
-        sums = torch.stack([self.sums[other] for other in others]).sum(0)
-        known = counts > KNOWN * counts.mean()
+        counts = (self.all_counts - self.counts[node]).clamp_min(0.0)
+        sums = self.all_sums - self.sums[node]
+        known = (counts > KNOWN * counts.mean()) & (counts > 1e-6 * self.all_counts)
         own = self.counts[node] * known
         places = torch.nonzero(own > 0).flatten()
         if not len(places):
@@ -57,7 +60,8 @@ class _Means:
 
     def drop(self, node: int) -> None:
         """Go on without a client."""
-        del self.sums[node], self.counts[node]
+        self.all_sums = self.all_sums - self.sums.pop(node)
+        self.all_counts = self.all_counts - self.counts.pop(node)
 
 
 def contrary_moments(updates: Mapping[int, ClientUpdate]) -> dict[int, str]:
@@ -96,11 +100,10 @@ def contrary_moments(updates: Mapping[int, ClientUpdate]) -> dict[int, str]:
 def _whitened_means(updates: Mapping[int, ClientUpdate]) -> _Means:
     moments = [u.moments for u in updates.values() if u.moments is not None]
     total = sum_moments(moments, [update.examples for update in updates.values()])
-    means = _Means({}, {})
+    sums, counts = {}, {}
     for node, update in updates.items():
         if update.moments is None:
             continue
         cross = update.moments.cross.to(torch.float64) * update.examples / update.moments.examples
-        means.counts[node] = cross[:, -1]
-        means.sums[node] = whitened(total, cross[:, :-1])
-    return means
+        counts[node], sums[node] = cross[:, -1], whitened(total, cross[:, :-1])
+    return _Means(sums, counts)

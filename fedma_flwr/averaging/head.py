@@ -12,6 +12,7 @@ from torch import Tensor
 from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.head_moments import sum_moments
 from fedma_flwr.averaging.ridge_regression import solve_head
+from fedma_flwr.averaging.robust import lower_median
 from fedma_flwr.structure import LinearHead, PermutationSpec
 
 
@@ -66,6 +67,7 @@ class HeadSolver:
             total,
             bias=self.head.bias is not None,
             regularisation=self.regularisation,
+            positions=lower_median([own.examples for own in moments]),
         )
         plain = {self.head.weight: weight.reshape(spec.shapes(widths)[self.head.weight])}
         if self.head.bias is not None and bias is not None:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Up to here a client's moments are factorised to see whether they can be moments of anything;
-#: above, pairs of inputs are compared, since a factorisation would take seconds a client.
+#: Up to here a client's moments are factorised exactly to see whether they can be moments.
 _FACTORISED = 1024
+#: Above, in float32 and of inputs of size 1, so much is taken for rounding.
+_ROUGH = 1e-2
 _ROUNDING = 1e-4  # relative: moments cross the wire in float32
 
 
@@ -41,7 +42,7 @@ class HeadMoments:
 
     @property
     def examples(self) -> float:
-        """The examples that were summed."""
+        """The rows that were summed, of all examples or of an average one."""
         return float(self.cross[:, -1].sum())
 
     def square(self) -> Tensor:
@@ -127,7 +128,9 @@ def _semidefinite(moments: HeadMoments, squares: Tensor) -> bool:
         square = moments.square()
         square.diagonal().add_(_ROUNDING * max(float(square.trace()) / (d + 1), 1e-30))
         return int(torch.linalg.cholesky_ex(square).info) == 0
-    roots = squares.sqrt()
+    roots = squares.sqrt().clamp_min(1e-30)
     rows, columns = torch.triu_indices(d, d).unbind()
-    limit = roots[rows] * roots[columns] * (1 + _ROUNDING) + _tiny(squares)
-    return bool((moments.gram.abs() <= limit).all())
+    square = torch.zeros(d, d)
+    square[columns, rows] = (moments.gram / (roots[rows] * roots[columns])).to(torch.float32)
+    square.diagonal().add_(_ROUGH)
+    return int(torch.linalg.cholesky_ex(square).info) == 0  # it reads the lower triangle

@@ -17,7 +17,11 @@ _LEFT_OVER = 1e-3
 
 
 def solve_head(
-    moments: HeadMoments, *, bias: bool, regularisation: float | None = None
+    moments: HeadMoments,
+    *,
+    bias: bool,
+    regularisation: float | None = None,
+    positions: float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
     """Ridge regression of the targets on the inputs: the head in closed form.
 
@@ -34,6 +38,8 @@ def solve_head(
         Whether the head has a bias.
     regularisation : float, optional
         Relative to the inputs' mean square. None: chosen by `choose_regularisation`.
+    positions : float (default: 1.0)
+        Rows that an example has, where the head is applied along a sequence or at each pixel.
 
     Returns
     -------
@@ -50,7 +56,7 @@ def solve_head(
     d = moments.inputs
     square, cross = _system(moments, bias)
     if regularisation is None:
-        regularisation = choose_regularisation(moments, bias=bias)
+        regularisation = choose_regularisation(moments, bias=bias, positions=positions)
     step = _mean_square(square, d)
     strength = regularisation
     # Dead units and few examples leave nothing but the regulariser.
@@ -89,7 +95,7 @@ def whitened(moments: HeadMoments, rows: Tensor, regularisation: float = 0.01) -
     return solved.T
 
 
-def choose_regularisation(moments: HeadMoments, *, bias: bool) -> float:
+def choose_regularisation(moments: HeadMoments, *, bias: bool, positions: float = 1.0) -> float:
     """The regulariser of `GRID` with the least error by generalised cross-validation.
 
     That is ``RSS / (1 - p / n)^2`` with the fit's ``p`` effective parameters: what leaving out one
@@ -101,16 +107,18 @@ def choose_regularisation(moments: HeadMoments, *, bias: bool) -> float:
     Parameters
     ----------
     moments : HeadMoments
-        Of all clients, with as many examples as were really summed.
+        Of all clients, with as many examples as they have.
     bias : bool
         Whether the head has a bias.
+    positions : float (default: 1.0)
+        Rows that an example has.
 
     Returns
     -------
     float
         See `solve_head`.
     """
-    d, examples = moments.inputs, moments.examples
+    d = moments.inputs
     square, cross = _system(moments, bias)
     step = _mean_square(square, d)
     errors: dict[int, float] = {}
@@ -119,7 +127,9 @@ def choose_regularisation(moments: HeadMoments, *, bias: bool) -> float:
         if not 0 <= place < len(GRID):
             return math.inf
         if place not in errors:
-            errors[place] = _error(square, cross, d, GRID[place] * step, examples)
+            errors[place] = _error(
+                square, cross, GRID[place] * step, (d, moments.examples, positions)
+            )
         return errors[place]
 
     best = FIRST
@@ -129,15 +139,18 @@ def choose_regularisation(moments: HeadMoments, *, bias: bool) -> float:
     return GRID[best]
 
 
-def _error(square: Tensor, cross: Tensor, d: int, strength: float, examples: float) -> float:
+def _error(
+    square: Tensor, cross: Tensor, strength: float, sizes: tuple[int, float, float]
+) -> float:
     """What generalised cross-validation expects, up to a factor that is the same for all."""
+    d, examples, positions = sizes
     factor = _factor(square, d, strength)
     if factor is None:
         return math.inf
     solved = torch.cholesky_solve(cross.T, factor).T
     inverse = torch.cholesky_inverse(factor).diagonal()[:d]
     parameters = len(square) - strength * float(inverse.sum())
-    left_over = 1 - parameters / examples
+    left_over = 1 - parameters / (examples * positions)
     if left_over <= _LEFT_OVER:
         return math.inf
     residual = examples + float(((solved @ square - 2 * cross) * solved).sum())

@@ -59,7 +59,7 @@ class Exchange:
 
         A mistake in the clients' code does that; chance and hostile clients hardly can.
         """
-        return len(self._failed) == self.current.size
+        return len(self._failed) == len(self._asked) >= self.current.size
 
     def messages(self) -> list[Message]:
         """The messages to the whole cohort."""

@@ -44,6 +44,8 @@ def linear_head(spec: PermutationSpec) -> LinearHead | str:
     >>> linear_head(spec)
     LinearHead(module='b', weight='b.weight', bias='b.bias')
     """
+    if not spec.head:
+        return "no tensor is the head's alone (tied weights)"
     modules = {module_of(name) for name in spec.head}
     if len(modules) != 1:
         return f"the head is not one layer, it has the tensors {', '.join(spec.head)}"

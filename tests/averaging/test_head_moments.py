@@ -232,9 +232,26 @@ def test_what_cannot_be_moments_is_named(change, words):
     assert words in fault_of(change(moments_of(*examples(3))))
 
 
-def test_large_moments_are_compared_by_pairs(monkeypatch):
+def test_large_moments_are_factorised_roughly(monkeypatch):
     monkeypatch.setattr("fedma_flwr.averaging.head_moments._FACTORISED", 2)
     moments = moments_of(*examples(3))
 
     assert fault_of(moments) == ""
     assert "positive semidefinite" in fault_of(with_gram(moments, 1, 1e4))
+
+
+def test_no_pair_of_inputs_tells_that_these_are_no_moments(monkeypatch):
+    monkeypatch.setattr("fedma_flwr.averaging.head_moments._FACTORISED", 2)
+    moments = moments_of(*examples(3))
+    roots = moments.square().diagonal()[:-1].sqrt()
+    against = -torch.outer(roots, roots)  # each pair as contrary as can be: no data are
+    against.diagonal().neg_()
+
+    assert "positive semidefinite" in fault_of(replace(moments, gram=upper_triangle(against)))
+
+
+def test_positions_are_examples_too_where_the_regulariser_is_chosen():
+    phi, y = examples(5, n=12, d=8)  # few examples ask for more than many do
+    few = choose_regularisation(moments_of(phi, y), bias=True)
+    many = choose_regularisation(moments_of(phi, y), bias=True, positions=1000.0)
+    assert many < few
