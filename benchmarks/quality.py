@@ -23,6 +23,8 @@ from benchmarks.measure import machine
 from simulations.methods import InProcess, app_defaults
 
 CONFIG = {
+    "groups-per-stage": "1",  # the plan in which matching is looked at layer by layer
+    "head": "trained",
     "strategy": "fedma",
     "num-server-rounds": 1,
     "initialisation": "own",
