@@ -42,7 +42,8 @@ class _Means:
         """How much nearer a client's classes are to others' other classes, 0 to 1.
 
         That is ``(right - nearest) / (right + nearest)`` of the squared distances of each class's
-        mean, on average over the client's examples of classes that others know.
+        mean, on average over the client's examples of classes that others know. In place of the
+        nearest class's stands the usual distance between classes, where that is smaller.
         """
         counts = (self.all_counts - self.counts[node]).clamp_min(0.0)
         sums = self.all_sums - self.sums[node]
@@ -51,17 +52,27 @@ class _Means:
         places = torch.nonzero(own > 0).flatten()
         if not len(places):
             return 0.0
+        theirs = sums / counts.clamp_min(1e-30)[:, None]
         means = self.sums[node][places] / self.counts[node][places, None]
-        distances = torch.cdist(means, sums[known] / counts[known, None]) ** 2
-        right = ((means - sums[places] / counts[places, None]) ** 2).sum(1)
-        nearest = distances.amin(1).minimum(right)
-        nearer = (right - nearest) / (right + nearest).clamp_min(1e-30)
-        return float((own[places] / own.sum() * nearer).sum())
+        right = ((means - theirs[places]) ** 2).sum(1)
+        nearest = _squares(means, theirs[known]).amin(1).minimum(right)
+        # Not further from its own class than other classes are, on average, either.
+        usual = _squares(theirs[places], theirs[known]).sum(1) / max(int(known.sum()) - 1, 1)
+        wrong = torch.maximum(_excess(right, nearest), _excess(right, usual))
+        return float((own[places] / own.sum() * wrong.clamp_min(0.0)).sum())
 
     def drop(self, node: int) -> None:
         """Go on without a client."""
         self.all_sums = self.all_sums - self.sums.pop(node)
         self.all_counts = self.all_counts - self.counts.pop(node)
+
+
+def _squares(rows: Tensor, others: Tensor) -> Tensor:
+    return torch.cdist(rows, others) ** 2
+
+
+def _excess(larger: Tensor, smaller: Tensor) -> Tensor:
+    return (larger - smaller) / (larger + smaller).clamp_min(1e-30)
 
 
 def contrary_moments(updates: Mapping[int, ClientUpdate]) -> dict[int, str]:
