@@ -17,6 +17,7 @@ from torch import Tensor
 _FACTORISED = 1024
 #: Above, in float32 and of inputs of size 1, so much is taken for rounding.
 _ROUGH = 1e-2
+_BLOCK = 2**17  # numbers that are added at a time
 _ROUNDING = 1e-4  # relative: moments cross the wire in float32
 
 
@@ -80,7 +81,9 @@ def sum_moments(moments: Sequence[HeadMoments], weights: Sequence[float]) -> Hea
     cross = torch.zeros(moments[0].cross.shape, dtype=torch.float64)
     for own, weight in zip(moments, weights, strict=True):
         factor = weight / own.examples
-        gram.add_(own.gram, alpha=factor)  # in float64, without a copy of that size
+        # In float64; a copy of the whole in that dtype would cost more than the sum.
+        for sums, more in zip(gram.split(_BLOCK), own.gram.split(_BLOCK), strict=True):
+            sums.add_(more, alpha=factor)
         cross.add_(own.cross, alpha=factor)
     return HeadMoments(gram, cross)
 
