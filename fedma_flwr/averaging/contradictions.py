@@ -57,7 +57,8 @@ class _Means:
         right = ((means - theirs[places]) ** 2).sum(1)
         nearest = _squares(means, theirs[known]).amin(1).minimum(right)
         # Not further from its own class than other classes are, on average, either.
-        usual = _squares(theirs[places], theirs[known]).sum(1) / max(int(known.sum()) - 1, 1)
+        others = int(known.sum()) - 1
+        usual = _squares(theirs[places], theirs[known]).sum(1) / others if others else right
         wrong = torch.maximum(_excess(right, nearest), _excess(right, usual))
         return float((own[places] / own.sum() * wrong.clamp_min(0.0)).sum())
 
@@ -111,10 +112,12 @@ def contrary_moments(updates: Mapping[int, ClientUpdate]) -> dict[int, str]:
 def _whitened_means(updates: Mapping[int, ClientUpdate]) -> _Means:
     moments = [u.moments for u in updates.values() if u.moments is not None]
     total = sum_moments(moments, [update.examples for update in updates.values()])
-    sums, counts = {}, {}
-    for node, update in updates.items():
-        if update.moments is None:
-            continue
-        cross = update.moments.cross.to(torch.float64) * update.examples / update.moments.examples
-        counts[node], sums[node] = cross[:, -1], whitened(total, cross[:, :-1])
-    return _Means(sums, counts)
+    crosses = {
+        node: u.moments.cross.to(torch.float64) * u.examples / u.moments.examples
+        for node, u in updates.items()
+        if u.moments is not None
+    }
+    # All at once: the system is factorised once.
+    rows = whitened(total, torch.cat([cross[:, :-1] for cross in crosses.values()]))
+    sums = dict(zip(crosses, rows.chunk(len(crosses)), strict=True))
+    return _Means(sums, {node: cross[:, -1] for node, cross in crosses.items()})

@@ -57,13 +57,7 @@ def solve_head(
     square, cross = _system(moments, bias)
     if regularisation is None:
         regularisation = choose_regularisation(moments, bias=bias, positions=positions)
-    step = _mean_square(square, d)
-    strength = regularisation
-    # Dead units and few examples leave nothing but the regulariser.
-    while (factor := _factor(square, d, strength * step)) is None:
-        strength = max(strength * 10, 1e-12)
-        if not math.isfinite(strength * step):
-            raise ValueError("moments: no head can be solved from them")
+    factor = _solvable(square, d, regularisation)
     solved = torch.cholesky_solve(cross.T, factor).T
     return (solved[:, :d], solved[:, d]) if bias else (solved, None)
 
@@ -78,19 +72,21 @@ def whitened(moments: HeadMoments, rows: Tensor, regularisation: float = 0.01) -
     rows : Tensor
         (n, d), float64.
     regularisation : float (default: 0.01)
-        See `solve_head`; with it, what the rows are whitened by is never singular.
+        See `solve_head`.
 
     Returns
     -------
     Tensor
         (n, d): ``|x - y|^2`` is ``(x - y)^T (A + regularisation * tr(A) / d I)^-1 (x - y)`` of the
         rows before.
+
+    Raises
+    ------
+    ValueError
+        As `solve_head` does.
     """
-    d = moments.inputs
     square, _ = _system(moments, bias=False)
-    factor = _factor(square, d, regularisation * _mean_square(square, d))
-    if factor is None:
-        raise ValueError("moments: they are no moments of any examples")
+    factor = _solvable(square, moments.inputs, regularisation)
     solved: Tensor = torch.linalg.solve_triangular(factor, rows.T, upper=False)
     return solved.T
 
@@ -100,9 +96,9 @@ def choose_regularisation(moments: HeadMoments, *, bias: bool, positions: float 
 
     That is ``RSS / (1 - p / n)^2`` with the fit's ``p`` effective parameters: what leaving out one
     example at a time gives on average (Golub, Heath and Wahba, Technometrics 1979). It needs the
-    sums over all clients only; leaving out one client at a time chose the same values on digits
-    and on text, but needs every client's moments by themselves. The search walks downhill, so that
-    few systems are solved where d is large.
+    sums over all clients only; leaving out one client at a time chose nearly the same values on
+    digits and on text, but needs every client's moments by themselves. The search walks downhill,
+    so that few systems are solved where d is large.
 
     Parameters
     ----------
@@ -165,6 +161,17 @@ def _system(moments: HeadMoments, bias: bool) -> tuple[Tensor, Tensor]:
 
 def _mean_square(square: Tensor, d: int) -> float:
     return max(float(square.diagonal()[:d].mean()) if d else 0.0, 1e-30)
+
+
+def _solvable(square: Tensor, d: int, strength: float) -> Tensor:
+    """The factor of the regularised system, with more than was asked for if it is singular."""
+    step = _mean_square(square, d)
+    # Dead units and few examples leave nothing but the regulariser.
+    while (factor := _factor(square, d, strength * step)) is None:
+        strength = max(strength * 10, 1e-12)
+        if not math.isfinite(strength * step):
+            raise ValueError("moments: no head can be solved from them")
+    return factor
 
 
 def _factor(square: Tensor, d: int, strength: float) -> Tensor | None:

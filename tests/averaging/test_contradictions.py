@@ -92,3 +92,11 @@ def test_a_client_that_alone_has_a_class_is_not_contrary():
     }
 
     assert contrary_moments(updates) == {}
+
+
+def test_where_others_know_one_class_only_nobody_is_contrary():
+    updates = {
+        n: ClientUpdate({}, 60.0, None, moments_of(*blobs(n, [0] * 50 + [1]))) for n in range(5)
+    }
+
+    assert contrary_moments(updates) == {}
