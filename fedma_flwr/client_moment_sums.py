@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedma_flwr import protocol
 from fedma_flwr.averaging.head_moments import upper_triangle
 
 
+class Reference:
+    """A head as the server has sent it.
+
+    Parameters
+    ----------
+    head : nn.Module
+        A linear layer or a 1 x 1 convolution.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        tensors = {name: p.detach().clone() for name, p in head.named_parameters(recurse=False)}
+        self._weight = tensors["weight"].flatten(1)  # (C, d)
+        self._bias = tensors.get("bias")
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """What it expects of (n, d) inputs: (n, C), 1 in each row."""
+        logits = features @ self._weight.to(features).T
+        if self._bias is not None:
+            logits = logits + self._bias.to(features)
+        return logits.softmax(1)
+
+
 class MomentSums:
     """Moments of a head's inputs and targets, batch by batch.
+
+    Parameters
+    ----------
+    reference : Reference, optional
+        The head whose expectations are summed up as well.
 
     Attributes
     ----------
@@ -18,8 +45,10 @@ class MomentSums:
         What was added so far; an example has one row for each position that the head maps.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reference: Reference | None = None) -> None:
         self.rows = 0
+        self._reference = reference
+        self._expected = torch.zeros(0, 0)  # (C, d + 1), float64
         self._items = 0
         self._gram = torch.zeros(0, 0)  # (d, d), float64
         self._cross = torch.zeros(0, 0)  # (C, d + 1), float64
@@ -28,24 +57,34 @@ class MomentSums:
         """Add n rows of so many examples: (n, d) inputs of the head and (n, C) targets."""
         features = features.detach().to(_summed_in(features))
         targets = targets.to(features)
-        gram = (features.T @ features).cpu()
-        cross = torch.cat([targets.T @ features, targets.sum(0)[:, None]], 1).cpu()
+        gram, cross = (features.T @ features).cpu(), _by_class(targets, features)
         if not self.rows:
             self._gram = torch.zeros_like(gram, dtype=torch.float64)
             self._cross = torch.zeros_like(cross, dtype=torch.float64)
+            self._expected = torch.zeros_like(self._cross)
         self._gram.add_(gram)  # batches are added up in float64
         self._cross.add_(cross)
+        if self._reference is not None:
+            self._expected.add_(_by_class(self._reference.probabilities(features), features))
         self.rows += len(features)
         self._items += items
 
     def moments(self) -> dict[str, Tensor]:
         """Those of an average example, float32: ``head.gram`` and ``head.cross``.
 
-        Several passes over the same examples only repeat the sums.
+        With a reference head ``head.expected`` as well. Several passes over the same examples
+        only repeat the sums.
         """
         gram = upper_triangle(self._gram / self._items)
         tensors = {protocol.GRAM_KEY: gram, protocol.CROSS_KEY: self._cross / self._items}
+        if self._reference is not None:
+            tensors[protocol.EXPECTED_KEY] = self._expected / self._items
         return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+
+
+def _by_class(targets: Tensor, features: Tensor) -> Tensor:
+    """``sum y [phi, 1]^T``, (C, d + 1)."""
+    return torch.cat([targets.T @ features, targets.sum(0)[:, None]], 1).cpu()
 
 
 def precise(tensor: Tensor) -> torch.dtype:

@@ -20,7 +20,8 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from fedma_flwr import protocol
-from fedma_flwr.client_moment_sums import MomentSums, precise
+from fedma_flwr.client_heads import as_rows, count_items, find_head, unwrapped
+from fedma_flwr.client_moment_sums import MomentSums, Reference, precise
 from fedma_flwr.protocol import ClientError
 
 _ADVICE = (
@@ -36,10 +37,14 @@ class HeadMomentsHook:
     ----------
     path : str
         The head's path in the model.
+    with_expected : bool (default: False)
+        Whether what the head expects, as the server sends it, is summed up as well.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, with_expected: bool = False) -> None:
         self.path = path
+        self._with_expected = with_expected
+        self.reference: Reference | None = None
         self._sums = MomentSums()
         self._pooled: MomentSums | None = MomentSums()  # until positions turn out to differ
         self._odd_rows = 0
@@ -50,6 +55,8 @@ class HeadMomentsHook:
         """Freeze all but the head, keep all else in evaluation mode, and hook the head."""
         head = find_head(model, self.path)
         self.detach()
+        if self._with_expected:
+            self._start_from(Reference(head))
         own = {id(parameter) for parameter in head.parameters(recurse=False)}
         self._trainable = [(p, p.requires_grad) for p in model.parameters()]
         for parameter in model.parameters():
@@ -60,6 +67,10 @@ class HeadMomentsHook:
         self._handles.append(head.register_forward_pre_hook(_undo_steps))
         self._handles.append(head.register_forward_hook(self._watch))
 
+    def _start_from(self, reference: Reference) -> None:
+        self.reference = reference
+        self._sums, self._pooled = MomentSums(reference), MomentSums(reference)
+
     def detach(self) -> None:
         """Remove the hooks and let be trained what was: a model may be used again."""
         for handle in self._handles:
@@ -69,7 +80,7 @@ class HeadMomentsHook:
 
     def _watch(self, head: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if output.requires_grad:
-            features, items = as_rows(head, inputs[0].detach()), _items(inputs[0])
+            features, items = as_rows(head, inputs[0].detach()), count_items(inputs[0])
             output.register_hook(
                 lambda gradient: self._read(features, as_rows(head, gradient), items)
             )
@@ -128,9 +139,9 @@ _HOOK: ContextVar[HeadMomentsHook | None] = ContextVar("_HOOK", default=None)
 
 
 @contextmanager
-def collecting(path: str) -> Iterator[HeadMomentsHook]:
+def collecting(path: str, with_expected: bool = False) -> Iterator[HeadMomentsHook]:
     """Within this context `load_model` hooks the head, which is at `path` in the model."""
-    hook = HeadMomentsHook(path)
+    hook = HeadMomentsHook(path, with_expected)
     token = _HOOK.set(hook)
     try:
         yield hook
@@ -168,7 +179,8 @@ def head_moments(
     Returns
     -------
     ArrayRecord
-        ``head.gram``, (d (d + 1) / 2,), and ``head.cross``, (C, d + 1), of an average example.
+        ``head.gram``, (d (d + 1) / 2,), and ``head.cross``, (C, d + 1), of an average example; in
+        a head stage that asks for it ``head.expected`` too, as large as ``head.cross``.
 
     Raises
     ------
@@ -178,7 +190,7 @@ def head_moments(
     stage = current_hook()
     if head is None and stage is None:
         raise ClientError("head_moments: this is no head stage; name the layer, as in head='fc'.")
-    model, sums = _unwrapped(model), MomentSums()
+    model, sums = unwrapped(model), MomentSums(None if stage is None else stage.reference)
     layer = find_head(model, stage.path if head is None and stage is not None else str(head))
     device = next(layer.parameters()).device
     seen: list[Tensor] = []
@@ -191,7 +203,7 @@ def head_moments(
                 _call(model, inputs, device)
                 kept, targets = _targets(torch.as_tensor(labels).to(device), layer)
                 features = torch.cat([as_rows(layer, rows) for rows in seen])
-                sums.add(features[kept], targets, sum(map(_items, seen)))
+                sums.add(features[kept], targets, sum(map(count_items, seen)))
                 seen.clear()
     finally:
         handle.remove()
@@ -199,54 +211,6 @@ def head_moments(
     if not sums.rows:
         raise ClientError("head_moments: there is no example in `batches`.")
     return protocol.to_arrays(sums.moments())
-
-
-def _items(inputs: Tensor) -> int:
-    """The examples of a batch; each may have several positions."""
-    return len(inputs) if inputs.dim() > 1 else 1
-
-
-def find_head(model: nn.Module, path: str) -> nn.Module:
-    """The layer at a path, which must be linear.
-
-    Raises
-    ------
-    ClientError
-        If there is none, or if it is no linear layer and no 1 x 1 convolution.
-    """
-    try:
-        layer = _unwrapped(model).get_submodule(path)
-    except AttributeError as error:
-        raise ClientError(f"The model has no layer {path!r}, the strategy's head.") from error
-    if isinstance(layer, nn.Linear) or _maps_single_positions(layer):
-        return layer
-    raise ClientError(
-        f"The head {path!r} is {layer}; only a linear layer, or a 1 x 1 convolution without "
-        'stride, padding and groups, can be solved: give the strategy head="trained".'
-    )
-
-
-def _maps_single_positions(layer: nn.Module) -> bool:
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) or layer.groups != 1:
-        return False
-    padding = layer.padding if isinstance(layer.padding, tuple) else (0,)  # "same" pads nothing
-    return set(layer.kernel_size) == set(layer.stride) == {1} and set(padding) == {0}
-
-
-def as_rows(head: nn.Module, tensor: Tensor) -> Tensor:
-    """The head's inputs, or outputs, one a row: (n, numbers)."""
-    if not isinstance(head, nn.Linear):  # (batch, channels, ...)
-        tensor = tensor.movedim(1, -1)
-    return tensor.reshape(-1, tensor.shape[-1])
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside torch.compile's or DataParallel's."""
-    while inner := getattr(model, "_orig_mod", None) or (
-        model.module if isinstance(model, nn.DataParallel) else None
-    ):
-        model = inner
-    return model
 
 
 def _evaluate(module: nn.Module, _: Any) -> None:

@@ -78,7 +78,7 @@ def _run_stage(
         message.content[instruction.arrays_key] = protocol.to_arrays(merged)
     message.content[protocol.FEDMA_KEY] = replace(instruction, merged=True).to_record()
 
-    with collecting(instruction.head_module) as hook:
+    with collecting(instruction.head_module, instruction.head_expected) as hook:
         reply = call_next(message, context)
     if reply.has_error():
         return reply

@@ -7,21 +7,20 @@ carries the arrays that the stage asked for, the user's metrics, and a report (`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import torch
 from flwr.app import ConfigRecord, RecordDict
-from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
 from fedma_flwr import wire
 from fedma_flwr.structure.stages import LOCAL
 from fedma_flwr.wire import FLOAT32
 
-VERSION = 2
+VERSION = 3
 FEDMA_KEY = "fedma"  # the instruction in a message, the report in a reply
 ARRAYS_KEY, METRICS_KEY = "arrays", "metrics"  # what fedma_mod calls the records of its reply
 KEPT_ARRAYS_KEY, KEPT_STATE_KEY = "fedma.arrays", "fedma.state"  # in Context.state
@@ -39,10 +38,11 @@ ADD_THE_MOD = (
     "make the ClientApp with `ClientApp(mods=[fedma_mod])` (from fedma_flwr import fedma_mod)"
 )
 
-GRAM_KEY, CROSS_KEY = "head.gram", "head.cross"  # arrays of a reply with moments
+#: Arrays of a reply with moments; the last one only where it was asked for.
+GRAM_KEY, CROSS_KEY, EXPECTED_KEY = "head.gram", "head.cross", "head.expected"
 
 Assignments = dict[str, Tensor]
-to_arrays, to_tensors = wire.to_arrays, wire.to_tensors
+to_arrays, to_tensors, count_bytes = wire.to_arrays, wire.to_tensors, wire.count_bytes
 
 
 class ClientError(RuntimeError):
@@ -82,6 +82,8 @@ class Instruction:
         Precision in which the reply's tensors shall cross.
     head_module : str
         Path of the head in a stage that solves it: the reply carries moments of its inputs.
+    head_expected : bool
+        Whether these include what the head that is sent expects of the classes.
     merged : bool
         Set by `fedma_mod` once it has put the full arrays into the message.
     """
@@ -102,6 +104,7 @@ class Instruction:
     arrays_key: str = ARRAYS_KEY
     wire_dtype: str = FLOAT32
     head_module: str = ""
+    head_expected: bool = False
     merged: bool = False
     version: int = VERSION
 
@@ -123,6 +126,7 @@ class Instruction:
             "arrays-key": self.arrays_key,
             "wire-dtype": "" if self.wire_dtype == FLOAT32 else self.wire_dtype,
             "head-module": self.head_module,
+            "head-expected": self.head_expected,
             "merged": self.merged,
             **_assignment_entries(self.assignments, self.widths),
         }
@@ -150,6 +154,7 @@ class Instruction:
             arrays_key=str(values.get("arrays-key", ARRAYS_KEY)),
             wire_dtype=str(values.get("wire-dtype", FLOAT32)),
             head_module=str(values.get("head-module", "")),
+            head_expected=bool(values.get("head-expected", False)),
             merged=bool(values.get("merged", False)),
             version=int(values.get("version", 0)),
         )
@@ -283,14 +288,3 @@ def _read_assignments(record: Mapping[str, Any]) -> tuple[Assignments, dict[str,
         units = np.frombuffer(record[f"units.{group}"], dtype="<u2" if width <= 2**16 else "<u4")
         assignments[group] = torch.from_numpy(units.astype(np.int64))
     return assignments, widths
-
-
-def count_bytes(contents: Iterable[RecordDict]) -> int:
-    """Bytes of serialised records; a record sent to many clients is serialised once."""
-    sizes: dict[int, int] = {}
-    total = 0
-    for content in contents:
-        if id(content) not in sizes:
-            sizes[id(content)] = recorddict_to_proto(content).ByteSize()
-        total += sizes[id(content)]
-    return total

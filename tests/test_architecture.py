@@ -17,6 +17,7 @@ ROOMS = [
     "wire",
     "protocol",
     "client_statistics",
+    "client_heads",
     "client_moment_sums",
     "client_moments",
     "client",

@@ -10,10 +10,39 @@ import torch
 from torch import Tensor
 
 from fedma_flwr.averaging.client_update import ClientUpdate
-from fedma_flwr.averaging.head_moments import sum_moments
-from fedma_flwr.averaging.ridge_regression import solve_head
+from fedma_flwr.averaging.head_moments import HeadMoments, sum_moments
+from fedma_flwr.averaging.ridge_regression import (
+    best_scale,
+    choose_regularisation,
+    newton_step,
+    solve_head,
+)
 from fedma_flwr.averaging.robust import lower_median
 from fedma_flwr.structure import LinearHead, PermutationSpec
+
+#: How much of the averaged trained head the solved one is a step from: at first, and the bounds.
+FIRST_SHARE, LEAST_SHARE, MOST_SHARE = 0.25, 0.1, 0.6
+#: The same, of what would be best if the trained head were not corrected.
+SHARE_OF_BEST = 0.4
+
+
+@dataclass(frozen=True)
+class SolvedHead:
+    """What solving gives, each by the tensors' names.
+
+    Parameters
+    ----------
+    tensors : dict of str to Tensor
+        The head, float64.
+    local_head : dict of str to Tensor
+        The head that local training goes on from; empty if it is another one.
+    share_factor : float or None
+        What the share that the step began from is to be multiplied by for the next round's.
+    """
+
+    tensors: dict[str, Tensor]
+    local_head: dict[str, Tensor]
+    share_factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,16 +62,31 @@ class HeadSolver:
         Frobenius norm of the head that local training goes on from, times that of a new linear
         layer. It is the solved head on a scale of its own: the solved heads of LeNet's first rounds
         are large, and enlarged tenfold they destroy the layers below. 0: it is another head.
+    steps_from_trained : bool (default: False)
+        Whether the solved head is a step from a share of the averaged trained head, Newton's with
+        a bound on the curvature (see `newton_step`). If not, it is one from a head of zeros, which
+        is regression.
     """
 
     head: LinearHead
     regularisation: float | None = None
     scale: float = 10.0
     start_norm: float = 0.0
+    steps_from_trained: bool = False
+
+    def reference(self, averaged: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+        """The head that the step starts from; empty if it is a head of zeros."""
+        if not self.steps_from_trained:
+            return {}
+        return {name: share * tensor for name, tensor in averaged.items()}
 
     def solve(
-        self, spec: PermutationSpec, updates: Sequence[ClientUpdate], widths: Mapping[str, int]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        self,
+        spec: PermutationSpec,
+        updates: Sequence[ClientUpdate],
+        widths: Mapping[str, int],
+        reference: Mapping[str, Tensor],
+    ) -> SolvedHead:
         """The head's tensors, float64, from moments weighed by the clients' examples.
 
         Parameters
@@ -53,30 +97,47 @@ class HeadSolver:
             With moments.
         widths : mapping of str to int
             The global width of every group.
+        reference : mapping of str to Tensor
+            The head that clients were sent; empty: zeros.
 
         Returns
         -------
-        solved : dict of str to Tensor
-            The solved head.
-        local_head : dict of str to Tensor
-            The head that local training goes on from; empty if it is another one.
+        SolvedHead
         """
         moments = [update.moments for update in updates if update.moments is not None]
         total = sum_moments(moments, [update.examples for update in updates])
-        weight, bias = solve_head(
-            total,
-            bias=self.head.bias is not None,
-            regularisation=self.regularisation,
-            positions=lower_median([own.examples for own in moments]),
-        )
-        plain = {self.head.weight: weight.reshape(spec.shapes(widths)[self.head.weight])}
+        bias, strength = self.head.bias is not None, self.regularisation
+        if strength is None:
+            positions = lower_median([own.examples for own in moments])
+            strength = choose_regularisation(total, bias=bias, positions=positions)
+        shape = spec.shapes(widths)[self.head.weight]
+        plain = self._named(solve_head(total, bias=bias, regularisation=strength), shape)
+        step = plain
+        if reference:
+            step = self._named(newton_step(total, bias=bias, regularisation=strength), shape)
+        solved = {name: self.scale * tensor for name, tensor in step.items()}
+        for name, tensor in reference.items():
+            solved[name] += tensor
+        start = self._start_scale(plain[self.head.weight]) if self.start_norm else 0.0
+        local_head = {name: start * tensor for name, tensor in plain.items()} if start else {}
+        factor = self._share_factor(total, reference) if reference else None
+        return SolvedHead(solved, local_head, factor)
+
+    def _share_factor(self, total: HeadMoments, reference: Mapping[str, Tensor]) -> float:
+        """`SHARE_OF_BEST` of what the reference head times would have the least cross-entropy."""
+        parts = [reference[self.head.weight].flatten(1)]
+        if self.head.bias is not None:
+            parts.append(reference[self.head.bias][:, None])
+        head = torch.cat(parts, 1).to(torch.float64)
+        return SHARE_OF_BEST * best_scale(total, head)
+
+    def _named(self, head: tuple[Tensor, Tensor | None], shape: Sequence[int]) -> dict[str, Tensor]:
+        """A weight and a bias by their names in the model."""
+        weight, bias = head
+        named = {self.head.weight: weight.reshape(*shape)}
         if self.head.bias is not None and bias is not None:
-            plain[self.head.bias] = bias
-        solved = {name: self.scale * tensor for name, tensor in plain.items()}
-        if not self.start_norm:
-            return solved, {}
-        start = self._start_scale(weight)
-        return solved, {name: start * tensor for name, tensor in plain.items()}
+            named[self.head.bias] = bias
+        return named
 
     def _start_scale(self, weight: Tensor) -> float:
         """At most `scale`: small inputs may need a large head."""

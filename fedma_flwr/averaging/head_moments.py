@@ -19,6 +19,8 @@ _FACTORISED = 1024
 _ROUGH = 1e-2
 _BLOCK = 2**17  # numbers that are added at a time
 _ROUNDING = 1e-4  # relative: moments cross the wire in float32
+_SAME = 1e-3  # relative: probabilities may come from half precision
+_STEPS = 16  # of the search for the least eigenvalue
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,13 @@ class HeadMoments:
         (d (d + 1) / 2,) the upper triangle of ``sum phi phi^T``, row by row.
     cross : Tensor
         (C, d + 1) ``sum y [phi, 1]^T``; the last column has the class counts.
+    expected : Tensor, optional
+        (C, d + 1) ``sum p [phi, 1]^T`` with the probabilities ``p`` that a reference head gives.
     """
 
     gram: Tensor
     cross: Tensor
+    expected: Tensor | None = None
 
     @property
     def inputs(self) -> int:
@@ -79,13 +84,16 @@ def sum_moments(moments: Sequence[HeadMoments], weights: Sequence[float]) -> Hea
     """
     gram = torch.zeros(moments[0].gram.shape, dtype=torch.float64)
     cross = torch.zeros(moments[0].cross.shape, dtype=torch.float64)
+    expected = None if moments[0].expected is None else torch.zeros_like(cross)
     for own, weight in zip(moments, weights, strict=True):
         factor = weight / own.examples
         # In float64; a copy of the whole in that dtype would cost more than the sum.
         for sums, more in zip(gram.split(_BLOCK), own.gram.split(_BLOCK), strict=True):
             sums.add_(more, alpha=factor)
         cross.add_(own.cross, alpha=factor)
-    return HeadMoments(gram, cross)
+        if expected is not None and own.expected is not None:
+            expected.add_(own.expected, alpha=factor)
+    return HeadMoments(gram, cross, expected)
 
 
 def fault_of(moments: HeadMoments) -> str:
@@ -93,24 +101,49 @@ def fault_of(moments: HeadMoments) -> str:
 
     They must be finite, with class counts from 0 up, a positive semidefinite ``square`` within
     rounding, and class sums within Cauchy and Schwarz: for each class c and input i,
-    ``(sum y_c phi_i)^2 <= sum y_c sum phi_i^2``.
+    ``(sum y_c phi_i)^2 <= sum y_c sum phi_i^2``. What is expected of the classes is held to the
+    same, and sums up to what the classes do.
     """
-    if not bool(torch.isfinite(moments.gram).all() and torch.isfinite(moments.cross).all()):
+    if not all(bool(torch.isfinite(t).all()) for t in _tensors(moments)):
         return "they are not finite (NaN or infinity)"
-    counts = moments.cross[:, -1].to(torch.float64)
-    if bool((counts < 0).any()) or not float(counts.sum()) > 0:
-        return "their class counts are not from 0 up, or there are no examples"
     squares = _diagonal(moments)
     if bool((squares < 0).any()):
         return "they have negative squares"
-    sums = moments.cross[:, :-1].to(torch.float64)
-    slack = 1 + _ROUNDING
-    # Whether targets are hard or soft, y_c^2 <= y_c.
-    if bool((sums.square() > slack * counts[:, None] * squares + _tiny(squares)).any()):
-        return "their class sums are larger than their squares allow"
+    for sums in _tensors(moments)[1:]:
+        if fault := _fault_of_sums(sums.to(torch.float64), squares):
+            return fault
+    if moments.expected is not None and not _same_totals(moments.cross, moments.expected, squares):
+        return "what is expected of the classes does not sum up to what they have"
     if not _semidefinite(moments, squares):
         return "they are not positive semidefinite"
     return ""
+
+
+def _tensors(moments: HeadMoments) -> list[Tensor]:
+    found = [moments.gram, moments.cross, moments.expected]
+    return [tensor for tensor in found if tensor is not None]
+
+
+def _fault_of_sums(sums: Tensor, squares: Tensor) -> str:
+    """Why (C, d + 1) sums by class, with counts last, fit no inputs of these squares."""
+    counts = sums[:, -1]
+    if bool((counts < 0).any()) or not float(counts.sum()) > 0:
+        return "their class counts are not from 0 up, or there are no examples"
+    slack = 1 + _ROUNDING
+    # Whether targets are hard or soft, y_c^2 <= y_c.
+    largest = slack * counts[:, None] * squares + _tiny(squares)
+    if bool((sums[:, :-1].square() > largest).any()):
+        return "their class sums are larger than their squares allow"
+    return ""
+
+
+def _same_totals(cross: Tensor, expected: Tensor, squares: Tensor) -> bool:
+    """Whether targets and probabilities sum to the same: both are 1 in all, for each example."""
+    totals = (t.to(torch.float64).sum(0) for t in (cross, expected))
+    difference = (next(totals) - next(totals)).abs()
+    rows = float(cross[:, -1].sum())
+    sizes = torch.cat([squares, squares.new_tensor([rows])]).mul(rows).sqrt()
+    return bool((difference <= _SAME * sizes + _ROUNDING * float(sizes.max())).all())
 
 
 def _diagonal(moments: HeadMoments) -> Tensor:
@@ -131,9 +164,35 @@ def _semidefinite(moments: HeadMoments, squares: Tensor) -> bool:
         square = moments.square()
         square.diagonal().add_(_ROUNDING * max(float(square.trace()) / (d + 1), 1e-30))
         return int(torch.linalg.cholesky_ex(square).info) == 0
-    roots = squares.sqrt().clamp_min(1e-30)
-    rows, columns = torch.triu_indices(d, d).unbind()
-    square = torch.zeros(d, d)
-    square[columns, rows] = (moments.gram / (roots[rows] * roots[columns])).to(torch.float32)
-    square.diagonal().add_(_ROUGH)
-    return int(torch.linalg.cholesky_ex(square).info) == 0  # it reads the lower triangle
+    return _least_eigenvalue(moments, squares) > -_ROUGH
+
+
+def _least_eigenvalue(moments: HeadMoments, squares: Tensor) -> float:
+    """About the least eigenvalue of the inputs' squares at size 1; never less than it is.
+
+    By some steps of Lanczos's method, in float32: a factorisation of each client's would take
+    longer than solving the head.
+    """
+    d = moments.inputs
+    upper = torch.zeros(d, d)
+    rows = moments.gram.split(list(range(d, 0, -1)))
+    for place, row in enumerate(rows):
+        upper[place, place:] = row
+    upper.diagonal().mul_(0.5)  # counted twice below
+    sizes = squares.sqrt().clamp_min(1e-30).reciprocal().to(torch.float32)
+    vector = torch.randn(d, generator=torch.Generator().manual_seed(0))
+    basis = [vector / vector.norm()]
+    middle, beside = [], []
+    for _ in range(min(_STEPS, d)):
+        scaled = sizes * basis[-1]
+        image = sizes * (upper @ scaled + upper.T @ scaled)
+        middle.append(float(image @ basis[-1]))
+        for known in basis:  # all of them: rounding brings old ones back
+            image = image - (image @ known) * known
+        beside.append(float(image.norm()))
+        if beside[-1] < 1e-6:
+            break
+        basis.append(image / image.norm())
+    off = torch.tensor(beside[: len(middle) - 1], dtype=torch.float64)
+    small = torch.tensor(middle, dtype=torch.float64).diag() + off.diag(1) + off.diag(-1)
+    return float(torch.linalg.eigvalsh(small)[0])

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
+
 from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.head_moments import HeadMoments
 from fedma_flwr.averaging.robust import lower_median
@@ -65,6 +67,7 @@ def _scaled(update: ClientUpdate, factor: float) -> HeadMoments | None:
     moments = update.moments
     if moments is None:
         return None
-    cross = moments.cross.clone()
-    cross[:, :-1] *= factor
-    return HeadMoments(moments.gram * factor**2, cross)
+    factors = torch.full((moments.inputs + 1,), factor)
+    factors[-1] = 1.0  # counts
+    expected = None if moments.expected is None else moments.expected * factors
+    return HeadMoments(moments.gram * factor**2, moments.cross * factors, expected)

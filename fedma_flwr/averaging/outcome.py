@@ -31,6 +31,8 @@ class StageOutcome:
     local_head : dict of str to Tensor
         The head that local training goes on from, where that is not the one that settles: the
         average of trained heads, or the solved one on a smaller scale.
+    share_factor : float or None
+        See `SolvedHead`.
     """
 
     tensors: dict[str, Tensor]
@@ -40,6 +42,7 @@ class StageOutcome:
     head_by_class: bool = False
     head_solved: bool = False
     local_head: dict[str, Tensor] = field(default_factory=dict)
+    share_factor: float | None = None
 
     @property
     def identity_shares(self) -> dict[str, float]:

@@ -14,6 +14,8 @@ GRID = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 FIRST = 6
 #: Of the examples: with fewer left over by the fit, its error says nothing.
 _LEFT_OVER = 1e-3
+_INVERTED = 1024  # up to so many inputs a system is inverted exactly
+_PROBES = 64
 
 
 def solve_head(
@@ -57,9 +59,59 @@ def solve_head(
     square, cross = _system(moments, bias)
     if regularisation is None:
         regularisation = choose_regularisation(moments, bias=bias, positions=positions)
-    factor = _solvable(square, d, regularisation)
-    solved = torch.cholesky_solve(cross.T, factor).T
-    return (solved[:, :d], solved[:, d]) if bias else (solved, None)
+    return _solve(square, cross, d, regularisation)
+
+
+def newton_step(
+    moments: HeadMoments, *, bias: bool, regularisation: float
+) -> tuple[Tensor, Tensor | None]:
+    """The step from the reference head to a better one, for a cross-entropy.
+
+    ``sum (y - p) phi^T (A + regularisation * tr(A) / d I)^-1``: Newton's step with Böhning's bound
+    on the curvature (Annals of the Institute of Statistical Mathematics 44, 1992), up to its
+    length. From a head of zeros it is `solve_head`, less the mean.
+
+    Parameters
+    ----------
+    moments : HeadMoments
+        Of all clients, with what the reference head expects.
+    bias : bool
+        Whether the head has a bias.
+    regularisation : float
+        See `solve_head`.
+
+    Returns
+    -------
+    weight, bias
+        As those of `solve_head`.
+    """
+    if moments.expected is None:
+        raise ValueError("moments: a step needs what the reference head expects")
+    square, cross = _system(moments, bias)
+    residual = cross - moments.expected.to(torch.float64)[:, : cross.shape[1]]
+    return _solve(square, residual, moments.inputs, regularisation)
+
+
+def best_scale(moments: HeadMoments, reference: Tensor) -> float:
+    """What a reference head must be multiplied by for the least cross-entropy, about.
+
+    The cross-entropy's slope along the scale is known at 0 and at 1; the secant's root lies near
+    the minimum. Below 0 if smaller outputs would be better than none.
+
+    Parameters
+    ----------
+    moments : HeadMoments
+        With what the reference head expects.
+    reference : Tensor
+        (C, d) weight, or (C, d + 1) with the bias, float64.
+    """
+    if moments.expected is None:
+        raise ValueError("moments: the scale follows from what the reference head expects")
+    width = reference.shape[1]
+    cross, expected = (t.to(torch.float64)[:, :width] for t in (moments.cross, moments.expected))
+    at_zero = float(((cross - cross.mean(0)) * reference).sum())
+    bend = float(((expected - cross.mean(0)) * reference).sum())
+    return at_zero / bend if bend > 0 else 1.0
 
 
 def whitened(moments: HeadMoments, rows: Tensor, regularisation: float = 0.01) -> Tensor:
@@ -144,13 +196,25 @@ def _error(
     if factor is None:
         return math.inf
     solved = torch.cholesky_solve(cross.T, factor).T
-    inverse = torch.cholesky_inverse(factor).diagonal()[:d]
-    parameters = len(square) - strength * float(inverse.sum())
+    parameters = len(square) - strength * _inverse_trace(factor, d)
     left_over = 1 - parameters / (examples * positions)
     if left_over <= _LEFT_OVER:
         return math.inf
     residual = examples + float(((solved @ square - 2 * cross) * solved).sum())
     return residual / left_over**2
+
+
+def _inverse_trace(factor: Tensor, d: int) -> float:
+    """The sum of the first d diagonal entries of a system's inverse, from its factor.
+
+    Of large systems it is estimated (Hutchinson, 1990): inverting takes longer than factorising.
+    """
+    if d <= _INVERTED:
+        return float(torch.cholesky_inverse(factor).diagonal()[:d].sum())
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(2, (len(factor), _PROBES), generator=generator).to(factor) * 2 - 1
+    signs[d:] = 0
+    return float((signs * torch.cholesky_solve(signs, factor)).sum()) / _PROBES
 
 
 def _system(moments: HeadMoments, bias: bool) -> tuple[Tensor, Tensor]:
@@ -161,6 +225,14 @@ def _system(moments: HeadMoments, bias: bool) -> tuple[Tensor, Tensor]:
 
 def _mean_square(square: Tensor, d: int) -> float:
     return max(float(square.diagonal()[:d].mean()) if d else 0.0, 1e-30)
+
+
+def _solve(
+    square: Tensor, cross: Tensor, d: int, regularisation: float
+) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias; None if the system has no input that is always 1."""
+    solved = torch.cholesky_solve(cross.T, _solvable(square, d, regularisation)).T
+    return solved[:, :d], solved[:, d] if len(square) > d else None
 
 
 def _solvable(square: Tensor, d: int, strength: float) -> Tensor:

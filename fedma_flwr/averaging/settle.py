@@ -139,6 +139,8 @@ def solve_stage(
     widths: Mapping[str, int],
     solver: HeadSolver,
     dtype: torch.dtype,
+    *,
+    reference: Mapping[str, Tensor] | None = None,
 ) -> StageOutcome:
     """Solve the head from the moments that clients sent in the last stage.
 
@@ -154,12 +156,21 @@ def solve_stage(
         What to solve, and how.
     dtype : torch.dtype
         Of the head.
+    reference : mapping of str to Tensor, optional
+        The head that clients were sent, and whose expectations their moments include.
     """
-    solved, local_head = (
-        {name: tensor.to(dtype) for name, tensor in head.items()}
-        for head in solver.solve(spec, updates, widths)
+    solved = solver.solve(spec, updates, widths, reference or {})
+    head, local_head = (
+        {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        for tensors in (solved.tensors, solved.local_head)
     )
-    return StageOutcome(solved, tuple({} for _ in updates), head_solved=True, local_head=local_head)
+    return StageOutcome(
+        head,
+        tuple({} for _ in updates),
+        head_solved=True,
+        local_head=local_head,
+        share_factor=solved.share_factor,
+    )
 
 
 def _usual_sizes(

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fedma_flwr.averaging.head import FIRST_SHARE
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.history import ExchangeRecord
 from fedma_flwr.server.whole_files import written_whole
@@ -177,6 +178,7 @@ def _encode(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "clients": {key: list(groups) for key, groups in model.assignments.items()},
         "popularity": list(model.popularity),
         **({"local_head": list(model.local_head)} if model.local_head else {}),
+        "reference_share": model.reference_share,
         "exchanges": [record.to_json() for record in checkpoint.exchanges],
         "given_up": checkpoint.given_up,
         **{kind: _plain(getattr(checkpoint, kind)) for kind in _METRICS},
@@ -195,6 +197,7 @@ def _decode(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkp
         },
         popularity={group: tensors[f"popularity.{group}"] for group in content["popularity"]},
         local_head={n: tensors[f"local_head.{n}"] for n in content.get("local_head", [])},
+        reference_share=content.get("reference_share", FIRST_SHARE),
     )
     metrics = {
         kind: {int(number): MetricRecord(entry) for number, entry in content[kind].items()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedma_flwr.averaging.head import FIRST_SHARE, LEAST_SHARE, MOST_SHARE
 from fedma_flwr.protocol import Assignments
 
 
@@ -29,6 +30,8 @@ class GlobalModel:
     local_head : dict of str to Tensor
         The head that local training goes on from, where that is not the model's own; see
         `StageOutcome`.
+    reference_share : float
+        How much of the averaged trained head the next solved head is a step from.
     """
 
     tensors: dict[str, Tensor]
@@ -36,11 +39,16 @@ class GlobalModel:
     assignments: dict[str, Assignments] = field(default_factory=dict)
     popularity: dict[str, Tensor] = field(default_factory=dict)
     local_head: dict[str, Tensor] = field(default_factory=dict)
+    reference_share: float = FIRST_SHARE
 
     @property
     def to_train(self) -> dict[str, Tensor]:
         """The tensors that local training begins with."""
         return {**self.tensors, **self.local_head}
+
+    def next_share(self, factor: float) -> float:
+        """The share of the round after this one, within its bounds."""
+        return min(max(self.reference_share * factor, LEAST_SHARE), MOST_SHARE)
 
     def selection(self, client_key: str, group: str, size: int) -> Tensor:
         """The global units that make up a client's local model.

@@ -44,6 +44,8 @@ class Expected:
         Precision in which the tensors were asked for.
     moments : (int, int) or None
         Inputs and outputs of the head whose moments were asked for, in place of tensors.
+    with_expected : bool
+        Whether these include what the head that was sent expects.
     """
 
     spec: PermutationSpec
@@ -55,6 +57,7 @@ class Expected:
     weighted_by_key: str
     wire_dtype: str = wire.FLOAT32
     moments: tuple[int, int] | None = None
+    with_expected: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def read_reply(reply: Message, expected: Expected) -> StageReply:
         raise ReplyError(f"the reply has {len(arrays)} ArrayRecords instead of one")
     weight, counts = read_weight(metrics, expected.weighted_by_key), _read_counts(metrics)
     if expected.moments is not None:
-        moments = _read_moments(arrays[0], *expected.moments)
+        moments = _read_moments(arrays[0], *expected.moments, expected.with_expected)
         return StageReply(ClientUpdate({}, weight, counts, moments), {}, metrics)
     tensors, widths = _read_arrays(arrays[0], expected)
     return StageReply(ClientUpdate(tensors, weight, counts), widths, metrics)
@@ -157,19 +160,22 @@ def _read_arrays(
     return tensors, widths
 
 
-def _read_moments(arrays: ArrayRecord, inputs: int, outputs: int) -> HeadMoments:
+def _read_moments(
+    arrays: ArrayRecord, inputs: int, outputs: int, with_expected: bool
+) -> HeadMoments:
     """Moments of a head with so many inputs and outputs."""
     shapes = {
         protocol.GRAM_KEY: (triangle_size(inputs),),
         protocol.CROSS_KEY: (outputs, inputs + 1),
     }
+    if with_expected:
+        shapes[protocol.EXPECTED_KEY] = (outputs, inputs + 1)
     if set(arrays) != set(shapes):
         raise ReplyError(
             f"the reply has the arrays {sorted(arrays)[:5]} instead of the moments of the head's "
             "inputs: install the same version of fedma-flwr on both"
         )
-    gram, cross = (decode(n, arrays[n], torch.float32, s) for n, s in shapes.items())
-    moments = HeadMoments(gram, cross)
+    moments = HeadMoments(*(decode(n, arrays[n], torch.float32, s) for n, s in shapes.items()))
     if fault := fault_of(moments):
         raise ReplyError(f"its moments of the head's inputs are refused: {fault}")
     return moments

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedma_flwr import protocol
+from fedma_flwr import protocol, wire
 from fedma_flwr.averaging import ClientUpdate, RoundStart, StageOutcome, settle_stage, solve_stage
 from fedma_flwr.protocol import Instruction
 from fedma_flwr.server.arguments import OWN
@@ -139,6 +139,7 @@ class CommunicationRound:
             arrays_key=self.settings.arrayrecord_key,
             wire_dtype=self.settings.wire_dtype,
             head_module=self._head_module(stage),
+            head_expected=bool(self._reference(stage)),
         )
         tensors = self._news(stage) if update else self._everything(member, stage)
         return Outgoing(instruction, self._config(stage), tensors)
@@ -147,6 +148,14 @@ class CommunicationRound:
         """Path of the head where its moments are wanted."""
         solver = self.settings.solver
         return solver.head.module if solver and self.settings.plan[stage].solves_head else ""
+
+    def _reference(self, stage: int) -> dict[str, Tensor]:
+        """The head that a stage's step starts from, as clients get it; empty without a step."""
+        solver = self.settings.solver
+        if solver is None or not self.settings.plan[stage].solves_head:
+            return {}
+        reference = solver.reference(self.settled.local_head, self.model.reference_share)
+        return wire.rounded(reference, self.settings.wire_dtype)
 
     def _groups_before(self, stage: int, *, last_only: bool) -> tuple[str, ...]:
         """Groups matched before a stage: in all stages of the round, or in the last one."""
@@ -165,7 +174,7 @@ class CommunicationRound:
         """What has become known since the stage before; at the start, last round's head."""
         settles = self.settings.plan[stage - 1].settles  # stage 0: those of the last stage
         source = self.settled.tensors if stage else self.model.to_train
-        return {name: source[name] for name in settles}
+        return {**{name: source[name] for name in settles}, **self._reference(stage)}
 
     def _everything(self, member: Member, stage: int) -> dict[str, Tensor]:
         """The client's whole model at the widths of this stage.
@@ -178,10 +187,11 @@ class CommunicationRound:
         if member.guest:  # the head does not count where its inputs are summed
             shapes = spec.shapes(self.settled.widths)
             head = {n: self.model.tensors[n].new_zeros(shapes[n]) for n in spec.head}
-            return {**head, **self.settled.tensors}
+            return {**head, **self._reference(stage), **self.settled.tensors}
         local = spec.select(self.model.to_train, self._selection(member))
         own = {name: tensor for name, tensor in local.items() if name not in self.settled.tensors}
-        return {**spec.expand(own, member.assignments, self.settled.widths), **self.settled.tensors}
+        wide = spec.expand(own, member.assignments, self.settled.widths)
+        return {**wide, **self._reference(stage), **self.settled.tensors}
 
     # ------------------------------------------------------------------ what it must reply
 
@@ -197,6 +207,7 @@ class CommunicationRound:
             weighted_by_key=self.settings.weighted_by_key,
             wire_dtype=self.settings.wire_dtype,
             moments=self._moments(stage),
+            with_expected=bool(self._reference(stage)),
         )
 
     def _moments(self, stage: int) -> tuple[int, int] | None:
@@ -225,7 +236,14 @@ class CommunicationRound:
         settings, planned = self.settings, self.settings.plan[stage]
         if settings.solver is not None and planned.solves_head:
             dtype = self.model.tensors[settings.solver.head.weight].dtype
-            return solve_stage(settings.spec, updates, self.settled.widths, settings.solver, dtype)
+            return solve_stage(
+                settings.spec,
+                updates,
+                self.settled.widths,
+                settings.solver,
+                dtype,
+                reference=self._reference(stage),
+            )
         members = list(self.members.values())
         return settle_stage(
             settings.spec,
@@ -267,4 +285,5 @@ class CommunicationRound:
             assignments={member.key: dict(member.assignments) for member in self.members.values()},
             popularity={group: found.popularity for group, found in self.settled.matchings.items()},
             local_head=self.settled.local_head,
+            reference_share=self.model.next_share(self.settled.share_factor),
         )

@@ -143,11 +143,11 @@ def make_settings(
     solver = (
         None
         if arguments["one_shot"]
-        else make_solver(spec, arguments["head"], arguments["head_start"])
+        else make_solver(spec, arguments["head"], arguments["head_start"], robust=rule.robust)
     )
     return RoundSettings(
         spec=spec,
-        plan=_make_plan(spec, arguments, solved_head=solver is not None),
+        plan=_make_plan(spec, arguments, solver),
         averaging=rule,
         limits=Limits.of(*ratios, robust=rule.robust),
         weighted_by_key=cohort.weighted_by_key,
@@ -164,7 +164,7 @@ def make_settings(
 
 
 def _make_plan(
-    spec: PermutationSpec, arguments: Mapping[str, Any], *, solved_head: bool
+    spec: PermutationSpec, arguments: Mapping[str, Any], solver: HeadSolver | None
 ) -> StagePlan:
     if arguments["one_shot"]:
         return StagePlan.one_shot(spec)
@@ -172,13 +172,19 @@ def _make_plan(
         spec,
         arguments["groups_per_stage"],
         reestimate_statistics=arguments["reestimate_statistics"],
-        solved_head=solved_head,
-        averaged_head=arguments["head_start"] == AVERAGED,
+        solved_head=solver is not None,
+        averaged_head=arguments["head_start"] == AVERAGED
+        or (solver is not None and solver.steps_from_trained),
     )
 
 
-def make_solver(spec: PermutationSpec, head: str, start: str) -> HeadSolver | None:
+def make_solver(
+    spec: PermutationSpec, head: str, start: str, *, robust: bool = False
+) -> HeadSolver | None:
     """How the head is solved; None if it is trained.
+
+    With a robust average by regression alone: what a client says that a head expects cannot be
+    compared with what others say.
 
     Raises
     ------
@@ -196,7 +202,11 @@ def make_solver(spec: PermutationSpec, head: str, start: str) -> HeadSolver | No
             f"head was {SOLVED!r}, but this model's head cannot be solved: {found}. Use "
             f"head={TRAINED!r}."
         )
-    return HeadSolver(found, start_norm=START_NORM if start == SOLVED else 0.0)
+    return HeadSolver(
+        found,
+        start_norm=START_NORM if start == SOLVED else 0.0,
+        steps_from_trained=not robust,
+    )
 
 
 def log_settings(settings: RoundSettings) -> None:

@@ -26,12 +26,15 @@ class SettledSoFar:
         How each of these groups was matched.
     local_head : dict of str to Tensor
         The head that local training goes on from; see `StageOutcome`.
+    share_factor : float
+        See `SolvedHead`; 1 as long as nothing was solved.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     widths: dict[str, int] = field(default_factory=dict)
     matchings: dict[str, GroupMatching] = field(default_factory=dict)
     local_head: dict[str, Tensor] = field(default_factory=dict)
+    share_factor: float = 1.0
 
     def add(self, outcome: StageOutcome, clients: Sequence[str], wire_dtype: str) -> None:
         """Take over what a stage has given.
@@ -49,5 +52,7 @@ class SettledSoFar:
         self.tensors.update(wire.rounded(outcome.tensors, wire_dtype))
         self.widths.update(outcome.widths)
         self.local_head.update(wire.rounded(outcome.local_head, wire_dtype))
+        if outcome.share_factor is not None:
+            self.share_factor = outcome.share_factor
         for group, matching in outcome.matchings.items():
             self.matchings[group] = GroupMatching.of(clients, matching)

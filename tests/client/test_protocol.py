@@ -41,7 +41,7 @@ def test_an_instruction_survives_the_wire():
 def test_an_empty_record_is_of_no_version():
     assert Instruction.from_record(ConfigRecord()).version == 0
     assert Report.from_record(ConfigRecord()) == Report("", version=0)
-    assert Instruction("hello").to_record()["version"] == VERSION == 2
+    assert Instruction("hello").to_record()["version"] == VERSION == 3
 
 
 def test_a_report_and_a_kept_state_survive():

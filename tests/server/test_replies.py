@@ -192,8 +192,8 @@ def test_the_report_must_be_of_this_stage():
         with pytest.raises(ReplyError, match="for another stage") as error:
             read(report=report)
         assert not isinstance(error.value, FailedError)
-    with pytest.raises(FailedError, match=r"version 3 .* the server 2"):
-        read(report=Report("done", holds="t", version=3))
+    with pytest.raises(FailedError, match=r"version 4 .* the server 3"):
+        read(report=Report("done", holds="t", version=4))
 
 
 def test_a_lost_client_need_send_nothing_else():
