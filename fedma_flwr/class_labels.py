@@ -26,8 +26,8 @@ def class_counts(labels: Tensor | Sequence[int], num_classes: int) -> list[int]:
     Parameters
     ----------
     labels : Tensor or sequence of int
-        (n,) or (n, 1) class of each training example; numpy arrays and pandas Series too, whatever their
-        index. Whole numbers may be of a floating dtype; False and True are two classes.
+        (n,) or (n, 1) class of each training example; numpy arrays and pandas Series too,
+        whatever their index. Whole numbers may be of a floating dtype; False and True are two.
     num_classes : int
         Number of the model's outputs.
 

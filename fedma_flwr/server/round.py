@@ -197,6 +197,7 @@ class CommunicationRound:
             weighted_by_key=self.settings.weighted_by_key,
             wire_dtype=self.settings.wire_dtype,
             moments=self._moments(stage),
+            several_heads=self.settings.several_heads,
         )
 
     def _moments(self, stage: int) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ from torch.nn.functional import one_hot
 
 from fedma_flwr import class_counts
 
+
 @pytest.mark.parametrize(
     "labels", [[0, 2, 2], torch.tensor([[0], [2], [2]]), torch.tensor([0, 2, 2.0])]
 )
@@ -51,7 +52,7 @@ def test_a_series_is_counted_whatever_its_index():
     pandas = pytest.importorskip("pandas")
     assert class_counts(pandas.Series([0, 1, 1], index=[5, 6, 7]), 2) == [1, 2]
     assert class_counts(pandas.Series([0, 1, 1], dtype="Int64", index=[2, 1, 0]), 2) == [1, 2]
-    with pytest.raises(ValueError, match="cat.codes"):
+    with pytest.raises(ValueError, match=r"cat\.codes"):
         class_counts(pandas.Series(["a", "b"], dtype="category"), 2)
 
 
