@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor, nn
 
 from fedma_flwr import protocol
+from fedma_flwr.class_labels import class_counts
 from fedma_flwr.client_moments import current_hook
 from fedma_flwr.client_statistics import estimate_statistics
 from fedma_flwr.protocol import ClientError, Instruction
@@ -219,30 +220,4 @@ def proximal_term(model: nn.Module, mu: float, reference: Mapping[str, Tensor]) 
     return 0.5 * mu * torch.stack([difference.dot(difference) for difference in moved]).sum()
 
 
-def class_counts(labels: Tensor | Sequence[int], num_classes: int) -> list[int]:
-    """Count the examples of each class, for the metric ``class-counts`` of a reply.
-
-    Parameters
-    ----------
-    labels : Tensor or sequence of int
-        Class of each training example.
-    num_classes : int
-        Number of the model's outputs.
-
-    Returns
-    -------
-    list of int
-        `num_classes` counts. With them FedMA averages the head class by class.
-
-    Raises
-    ------
-    ValueError
-        If a label is outside ``0 .. num_classes - 1``.
-    """
-    flat = torch.as_tensor(labels).reshape(-1).to(torch.int64)
-    if len(flat) and (int(flat.min()) < 0 or int(flat.max()) >= num_classes):
-        raise ValueError(
-            f"labels run from {int(flat.min())} to {int(flat.max())}, but num_classes is "
-            f"{num_classes}: they must lie in 0..{num_classes - 1}."
-        )
-    return [int(count) for count in torch.bincount(flat, minlength=num_classes)]
+__all__ = ["Source", "Stage", "class_counts", "load_model", "proximal_term"]

@@ -37,6 +37,7 @@ from fedma_flwr.server.round import CommunicationRound
 from fedma_flwr.server.settings import log_settings, make_settings, make_spec
 from fedma_flwr.server.stage_end import end_stage
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec
+from fedma_flwr.structure.output_heads import has_several_heads
 from fedma_flwr.wire import FLOAT32
 
 DEFAULT_MATCHER = BBPMAP(gamma=1.0, local_variance=1.0, prior_variance=1.0)
@@ -174,7 +175,8 @@ class FedMA(ResumableCohort):
         self.head_fraction = head_fraction
         super().__init__(**fedavg)
         spec = make_spec(model, example_inputs, spec)
-        self.settings = make_settings(spec, arguments, cohort=self)
+        several = has_several_heads(spec, model, example_inputs)
+        self.settings = make_settings(spec, arguments, cohort=self, several_heads=several)
         widths = self.settings.max_widths
         self._matchings = None if matchings is None else MatchingsFolder(Path(matchings), widths)
         self._tokens: dict[int, str] = {}

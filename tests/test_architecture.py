@@ -16,6 +16,7 @@ ROOMS = [
     "averaging",
     "wire",
     "protocol",
+    "class_labels",
     "client_statistics",
     "client_heads",
     "client_moment_sums",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -25,9 +25,16 @@ class ClientUpdate:
         (outputs,) training examples of each class.
     moments : HeadMoments, optional
         Of the head's inputs, in a head stage that solves the head.
+    head_counts : mapping of str to Tensor
+        By tensor of the head, (outputs,) class counts that are about it alone.
     """
 
     tensors: Mapping[str, Tensor]
     examples: float
     class_counts: Tensor | None = None
     moments: HeadMoments | None = None
+    head_counts: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def counts_of(self, name: str) -> Tensor | None:
+        """The class counts that a tensor of the head is averaged by, if they fit it."""
+        return self.head_counts.get(name, self.class_counts)

@@ -169,7 +169,7 @@ def class_weights(
         counts that fit it.
     """
     shape = updates[0].tensors[name].shape
-    counts = fitting_counts(updates, shape[spec.output_axis(name)]) if shape else None
+    counts = fitting_counts(updates, shape[spec.output_axis(name)], name) if shape else None
     if counts is None:
         return None
     # A class that nobody has seen says nothing about whom to trust: all clients alike.
@@ -178,9 +178,9 @@ def class_weights(
     return cap_counts(weights) if capped else weights
 
 
-def fitting_counts(updates: Sequence[ClientUpdate], outputs: int) -> Tensor | None:
-    """Class counts of all clients, (J, outputs); None if one has none, or of another length."""
-    counts = [update.class_counts for update in updates if update.class_counts is not None]
+def fitting_counts(updates: Sequence[ClientUpdate], outputs: int, name: str = "") -> Tensor | None:
+    """Class counts of all clients, (J, outputs), for a tensor; None if one has none that fit."""
+    counts = [count for update in updates if (count := update.counts_of(name)) is not None]
     if len(counts) < len(updates) or any(len(count) != outputs for count in counts):
         return None
     return torch.stack([count.to(torch.float64) for count in counts])
@@ -219,7 +219,7 @@ def keep_absent_rows(
     Tensor
         In the dtype of `mean`.
     """
-    counts = fitting_counts(updates, mean.shape[spec.output_axis(name)])
+    counts = fitting_counts(updates, mean.shape[spec.output_axis(name)], name)
     if counts is None:
         return mean
     absent = (counts.sum(0) == 0).reshape(_along_outputs(spec, name, mean.dim()))

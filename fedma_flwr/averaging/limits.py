@@ -110,33 +110,54 @@ def bound_weights(
     max_weight_ratio : float
         See `Limits`.
     """
-    updates = _with_counts(updates)
-    examples = [update.examples for update in updates.values()]
-    counts = [float(u.class_counts.sum()) for u in updates.values() if u.class_counts is not None]
-    most = max_weight_ratio * lower_median(examples)
-    most_counts = max_weight_ratio * lower_median(counts)
-    bounded = {}
-    for node, update in updates.items():
-        classes = update.class_counts
-        if classes is not None and float(classes.sum()) > most_counts > 0.0:
-            classes = classes * (most_counts / float(classes.sum()))
-        bounded[node] = replace(update, examples=min(update.examples, most), class_counts=classes)
-    return bounded
-
-
-def _with_counts(updates: Mapping[int, ClientUpdate]) -> Mapping[int, ClientUpdate]:
-    lengths = {
-        node: 0 if update.class_counts is None else len(update.class_counts)
+    most = max_weight_ratio * lower_median([update.examples for update in updates.values()])
+    plain = {node: update.class_counts for node, update in updates.items()}
+    plain = _bounded_counts(plain, updates, max_weight_ratio)
+    heads: dict[int, dict[str, Tensor]] = {node: {} for node in updates}
+    for name in sorted({name for update in updates.values() for name in update.head_counts}):
+        own = {node: update.head_counts.get(name) for node, update in updates.items()}
+        for node, counts in _bounded_counts(own, updates, max_weight_ratio).items():
+            if counts is not None:
+                heads[node][name] = counts
+    return {
+        node: replace(
+            update,
+            examples=min(update.examples, most),
+            class_counts=plain[node],
+            head_counts=heads[node],
+        )
         for node, update in updates.items()
     }
+
+
+def _bounded_counts(
+    counts: Mapping[int, Tensor | None],
+    updates: Mapping[int, ClientUpdate],
+    max_weight_ratio: float,
+) -> dict[int, Tensor | None]:
+    """Class counts of one head, scaled down together where they exceed the median by too much."""
+    full = _with_counts(counts, updates)
+    sums = {node: float(own.sum()) for node, own in full.items() if own is not None}
+    most = max_weight_ratio * lower_median(list(sums.values()))
+    return {
+        node: own * (most / sums[node]) if own is not None and sums[node] > most > 0.0 else own
+        for node, own in full.items()
+    }
+
+
+def _with_counts(
+    counts: Mapping[int, Tensor | None], updates: Mapping[int, ClientUpdate]
+) -> dict[int, Tensor | None]:
+    """Even counts for the others, if most have sent counts of one length."""
+    lengths = {node: 0 if own is None else len(own) for node, own in counts.items()}
     usual, number = Counter(lengths.values()).most_common(1)[0] if lengths else (0, 0)
     if usual == 0 or 2 * number <= len(lengths):
-        return updates
+        return dict(counts)
     return {
-        node: u
+        node: own
         if lengths[node] == usual
-        else replace(u, class_counts=torch.full((usual,), u.examples / usual, dtype=torch.float64))
-        for node, u in updates.items()
+        else torch.full((usual,), updates[node].examples / usual, dtype=torch.float64)
+        for node, own in counts.items()
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
@@ -14,9 +14,10 @@ from fedma_flwr import protocol, wire
 from fedma_flwr.averaging import LARGEST, LARGEST_INTEGER, ClientUpdate
 from fedma_flwr.averaging.head_moments import HeadMoments, fault_of, triangle_size
 from fedma_flwr.server.decoding import decode
+from fedma_flwr.server.head_counts import read_counts
 from fedma_flwr.server.messages import error_reason
 from fedma_flwr.server.reply_errors import FailedError, ReplyError
-from fedma_flwr.server.reply_metrics import MAX_COUNT, read_metrics, read_weight
+from fedma_flwr.server.reply_metrics import read_metrics, read_weight
 from fedma_flwr.structure import PermutationSpec, SpecError
 
 
@@ -46,6 +47,8 @@ class Expected:
         Inputs and outputs of the head whose moments were asked for, in place of tensors.
     with_expected : bool
         Whether these include what the head that was sent expects.
+    several_heads : bool
+        Whether the model has several, so that class counts must name theirs.
     """
 
     spec: PermutationSpec
@@ -58,6 +61,7 @@ class Expected:
     wire_dtype: str = wire.FLOAT32
     moments: tuple[int, int] | None = None
     with_expected: bool = False
+    several_heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,24 +128,14 @@ def read_reply(reply: Message, expected: Expected) -> StageReply:
     arrays = list(reply.content.array_records.values())
     if len(arrays) != 1:
         raise ReplyError(f"the reply has {len(arrays)} ArrayRecords instead of one")
-    weight, counts = read_weight(metrics, expected.weighted_by_key), _read_counts(metrics)
+    weight = read_weight(metrics, expected.weighted_by_key)
+    counts = read_counts(metrics, expected.spec, several_heads=expected.several_heads)
     if expected.moments is not None:
         moments = _read_moments(arrays[0], *expected.moments, expected.with_expected)
-        return StageReply(ClientUpdate({}, weight, counts, moments), {}, metrics)
+        return StageReply(ClientUpdate({}, weight, counts.plain, moments), {}, metrics)
     tensors, widths = _read_arrays(arrays[0], expected)
-    return StageReply(ClientUpdate(tensors, weight, counts), widths, metrics)
-
-
-def _read_counts(metrics: MetricRecord) -> Tensor | None:
-    counts: Any = metrics.get(protocol.CLASS_COUNTS_KEY)
-    if counts is None:
-        return None
-    if not isinstance(counts, list) or not all(0 <= n <= MAX_COUNT for n in counts):
-        raise ReplyError(
-            f"{protocol.CLASS_COUNTS_KEY!r} must be a list, for each output a number from 0 to "
-            "2**53"
-        )
-    return torch.tensor(counts, dtype=torch.float64)
+    update = ClientUpdate(tensors, weight, counts.plain, head_counts=counts.by_tensor)
+    return StageReply(update, widths, metrics)
 
 
 def _read_arrays(

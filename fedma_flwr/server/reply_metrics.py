@@ -92,7 +92,8 @@ def consistent_metrics(metrics: Iterable[MetricRecord]) -> list[RecordDict]:
     client's metrics are finite, only theirs count.
     """
     entries = [
-        {k: v for k, v in record.items() if k != protocol.CLASS_COUNTS_KEY} for record in metrics
+        {k: v for k, v in record.items() if not f"{k}.".startswith(protocol.CLASS_COUNTS_OF)}
+        for record in metrics
     ]
     entries = [entry for entry in entries if is_finite(entry)] or entries
     return [

@@ -208,6 +208,7 @@ class CommunicationRound:
             wire_dtype=self.settings.wire_dtype,
             moments=self._moments(stage),
             with_expected=bool(self._reference(stage)),
+            several_heads=self.settings.several_heads,
         )
 
     def _moments(self, stage: int) -> tuple[int, int] | None:

@@ -49,6 +49,7 @@ class RoundSettings:
     seed: int
     config_overrides: Mapping[str, Mapping[str, Any]]  # by name of the stage
     solver: HeadSolver | None = None  # None: the head is trained
+    several_heads: bool = False  # then class counts must name theirs
 
     @property
     def max_widths(self) -> dict[str, int]:
@@ -76,6 +77,7 @@ class RoundSettings:
     def fingerprint(self) -> dict[str, str]:
         """All settings as text: what must be the same in a resumed run."""
         texts = {f.name: str(getattr(self, f.name)) for f in fields(self)}
+        del texts["several_heads"]  # the model says it
         if self.solver is None:  # as in the checkpoints of runs that knew no other
             del texts["solver"]
         return {
@@ -120,7 +122,11 @@ def make_spec(
 
 
 def make_settings(
-    spec: PermutationSpec, arguments: Mapping[str, Any], cohort: SeededCohort
+    spec: PermutationSpec,
+    arguments: Mapping[str, Any],
+    cohort: SeededCohort,
+    *,
+    several_heads: bool = False,
 ) -> RoundSettings:
     """What stays the same from round to round.
 
@@ -132,6 +138,8 @@ def make_settings(
         `FedMA`'s own but the model's, by name, checked.
     cohort : SeededCohort
         Has the seed and the keys of records.
+    several_heads : bool (default: False)
+        See `has_several_heads`.
 
     Raises
     ------
@@ -140,11 +148,8 @@ def make_settings(
     """
     rule = Averaging(arguments["averaging"], arguments["trimmed_share"])
     ratios = arguments["max_norm_ratio"], arguments["max_weight_ratio"]
-    solver = (
-        None
-        if arguments["one_shot"]
-        else make_solver(spec, arguments["head"], arguments["head_start"], robust=rule.robust)
-    )
+    head = TRAINED if arguments["one_shot"] else arguments["head"]
+    solver = make_solver(spec, head, arguments["head_start"], robust=rule.robust)
     return RoundSettings(
         spec=spec,
         plan=_make_plan(spec, arguments, solver),
@@ -159,6 +164,7 @@ def make_settings(
             HEAD: dict(arguments["head_config"] or {}),
         },
         solver=solver,
+        several_heads=several_heads,
         **{name: arguments[name] for name in _AS_GIVEN},
     )
 

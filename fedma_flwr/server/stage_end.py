@@ -11,6 +11,7 @@ from flwr.serverapp.exception import AggregationError
 
 from fedma_flwr.server.exchange import Exchange
 from fedma_flwr.server.global_model import count_parameters
+from fedma_flwr.server.head_counts import warn_of_unnamed_counts
 from fedma_flwr.server.history import History, all_failed
 from fedma_flwr.server.replies import StageReply
 
@@ -53,6 +54,11 @@ def end_stage(
         history.add(exchange.record)
         _give_up(exchange, len(received), history, min_train_nodes)
         return None
+    settings = exchange.current.settings
+    # Once: at the end of the first round that gets there.
+    is_last = exchange.stage == exchange.record.stages - 1
+    if settings.several_heads and is_last and not exchange.current.model.token:
+        warn_of_unnamed_counts(settings.spec, [reply.metrics for reply in received.values()])
     _settle(exchange, received)
     history.add(exchange.record)
     return received

@@ -5,7 +5,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import nn
 
-from fedma_flwr import Stage, class_counts, load_model, proximal_term
+from fedma_flwr import Stage, load_model, proximal_term
 from fedma_flwr.protocol import ClientError, Instruction, to_arrays
 from fedma_flwr.testing import InProcessGrid
 from tests.toy import Net, make_app
@@ -154,29 +154,6 @@ def test_the_proximal_term_is_of_trainable_parameters_only():
     assert numbers == 8 * 12 + 8 + 2 * 8 + 2
     assert proximal_term(model, 0.25, reference).item() == pytest.approx(0.125 * 4 * numbers)
     assert proximal_term(model, 0.0, reference).item() == 0.0
-
-
-@pytest.mark.parametrize(
-    "labels", [[0, 2, 2], torch.tensor([[0], [2], [2]]), torch.tensor([0, 2, 2.0])]
-)
-def test_examples_are_counted_class_by_class(labels):
-    counts = class_counts(labels, 4)
-    assert counts == [1, 0, 2, 0]
-    assert all(type(count) is int for count in counts)
-
-
-def test_counts_without_examples_and_at_both_ends():
-    assert class_counts([], 3) == [0, 0, 0]
-    assert class_counts([0], 1) == [1]
-    assert class_counts([2], 3) == [0, 0, 1]
-
-
-@pytest.mark.parametrize(
-    ("labels", "said"), [([0, 3], "from 0 to 3.*num_classes is 3.*0..2"), ([-1, 1], "from -1 to 1")]
-)
-def test_a_label_outside_is_refused(labels, said):
-    with pytest.raises(ValueError, match=said):
-        class_counts(labels, 3)
 
 
 def test_an_array_record_of_another_model_is_refused():
