@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from fedma_flwr.baselines import FedAvg, FedProx
     from fedma_flwr.client import Stage, class_counts, load_model, proximal_term
     from fedma_flwr.client_moments import head_moments
+    from fedma_flwr.client_privacy import keep_privacy, restore_privacy
+    from fedma_flwr.client_private_moments import PrivateMoments, private_head_moments
     from fedma_flwr.mod import fedma_mod
     from fedma_flwr.strategy import FedMA
 
@@ -14,24 +16,32 @@ __all__ = [
     "FedAvg",
     "FedMA",
     "FedProx",
+    "PrivateMoments",
     "Stage",
     "class_counts",
     "fedma_mod",
     "head_moments",
+    "keep_privacy",
     "load_model",
+    "private_head_moments",
     "proximal_term",
+    "restore_privacy",
 ]
 
 _HOMES = {
     "FedAvg": "baselines",
     "FedMA": "strategy",
     "FedProx": "baselines",
+    "PrivateMoments": "client_private_moments",
     "Stage": "client",
     "class_counts": "client",
     "fedma_mod": "mod",
     "head_moments": "client_moments",
+    "keep_privacy": "client_privacy",
     "load_model": "client",
+    "private_head_moments": "client_private_moments",
     "proximal_term": "client",
+    "restore_privacy": "client_privacy",
 }
 
 

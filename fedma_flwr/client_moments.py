@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from fedma_flwr import protocol
 from fedma_flwr.client_heads import as_rows, count_items, find_head, unwrapped
 from fedma_flwr.client_moment_sums import MomentSums, Reference, precise
+from fedma_flwr.client_privacy import refuse_bare_moments
 from fedma_flwr.protocol import ClientError
 
 _ADVICE = (
@@ -79,6 +80,7 @@ class HeadMomentsHook:
             parameter.requires_grad_(trainable)
 
     def _watch(self, head: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        refuse_bare_moments(head)
         if output.requires_grad:
             features, items = as_rows(head, inputs[0].detach()), count_items(inputs[0])
             output.register_hook(

@@ -24,6 +24,7 @@ VERSION = 3
 FEDMA_KEY = "fedma"  # the instruction in a message, the report in a reply
 ARRAYS_KEY, METRICS_KEY = "arrays", "metrics"  # what fedma_mod calls the records of its reply
 KEPT_ARRAYS_KEY, KEPT_STATE_KEY = "fedma.arrays", "fedma.state"  # in Context.state
+SPENT_KEY = "fedma.privacy"  # likewise: what private passes have spent
 CLASS_COUNTS_KEY, EPOCHS_KEY = "class-counts", "epochs"  # optional metrics of a train function
 CLASS_COUNTS_OF = f"{CLASS_COUNTS_KEY}."  # + the head's path, where there are several
 SERVER_ROUND_KEY, PROXIMAL_MU_KEY = "server-round", "proximal-mu"  # config of a message

@@ -84,7 +84,8 @@ def sum_moments(moments: Sequence[HeadMoments], weights: Sequence[float]) -> Hea
     """
     gram = torch.zeros(moments[0].gram.shape, dtype=torch.float64)
     cross = torch.zeros(moments[0].cross.shape, dtype=torch.float64)
-    expected = None if moments[0].expected is None else torch.zeros_like(cross)
+    known = all(own.expected is not None for own in moments)
+    expected = torch.zeros_like(cross) if known else None
     for own, weight in zip(moments, weights, strict=True):
         factor = weight / own.examples
         # In float64; a copy of the whole in that dtype would cost more than the sum.

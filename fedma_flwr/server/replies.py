@@ -46,7 +46,7 @@ class Expected:
     moments : (int, int) or None
         Inputs and outputs of the head whose moments were asked for, in place of tensors.
     with_expected : bool
-        Whether these include what the head that was sent expects.
+        Whether these may include what the head that was sent expects.
     several_heads : bool
         Whether the model has several, so that class counts must name theirs.
     """
@@ -162,7 +162,7 @@ def _read_moments(
         protocol.GRAM_KEY: (triangle_size(inputs),),
         protocol.CROSS_KEY: (outputs, inputs + 1),
     }
-    if with_expected:
+    if with_expected and protocol.EXPECTED_KEY in arrays:  # private moments have none
         shapes[protocol.EXPECTED_KEY] = (outputs, inputs + 1)
     if set(arrays) != set(shapes):
         raise ReplyError(
