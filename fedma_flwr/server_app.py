@@ -64,9 +64,10 @@ def run(grid: Grid, config: RunConfig, spec: PermutationSpec | None = None) -> O
         spec = None
     elif spec is None:  # deriving takes seconds; the baselines have no use for it
         spec = derive_spec(model, task.example_inputs())
-    output_folder = make_output_folder(config, spec)
-    strategy = make_strategy(config, spec, output_folder)
     with naming_keys(config):
+        output_folder = make_output_folder(config, spec)
+    strategy = make_strategy(config, spec, output_folder)
+    with naming_keys(config), output_folder.claimed():
         result = strategy.start(
             grid,
             ArrayRecord(model.state_dict()),
@@ -75,7 +76,7 @@ def run(grid: Grid, config: RunConfig, spec: PermutationSpec | None = None) -> O
             train_config=ConfigRecord({**train_config(config)}),
             evaluate_fn=_evaluation(config, task, strategy, output_folder),
         )
-    output_folder.add_model(result.arrays)
+        output_folder.add_model(result.arrays)
     return output_folder
 
 

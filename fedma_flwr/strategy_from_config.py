@@ -9,6 +9,7 @@ from fedma_flwr.baselines import FedAvg, FedProx
 from fedma_flwr.matching import BBPMAP, IdentityMatching, Matcher
 from fedma_flwr.server.arguments import COMMON, OWN
 from fedma_flwr.server.cohort import SeededCohort
+from fedma_flwr.server.folders import as_folder
 from fedma_flwr.server.output_folder import OutputFolder
 from fedma_flwr.strategy import FedMA
 from fedma_flwr.structure import PermutationSpec
@@ -88,14 +89,17 @@ def with_preset(config: RunConfig) -> RunConfig:
 
 
 def folder(config: RunConfig, key: str) -> Path | None:
-    """The folder that a key names; it must be absolute, since a run has no folder of its own."""
+    """The folder that a key names; it must be absolute, since a run has no folder of its own.
+
+    A leading ``~`` is the home of whoever runs the ServerApp.
+    """
     path = text(config, key)
-    if path and not Path(path).is_absolute():
+    if path and not as_folder(key, path).is_absolute():
         raise ValueError(
             f"{key} must be an absolute path, not {path!r}: the ServerApp runs in a folder "
             "of Flower's choosing"
         )
-    return Path(path) if path else None
+    return as_folder(key, path) if path else None
 
 
 def _cohort_options(config: RunConfig) -> dict[str, Any]:

@@ -30,7 +30,10 @@ from fedma_flwr.server.whole_files import written_whole
 
 FORMAT = 1
 KEPT = 2  # the last one may turn out to be damaged
-_CONTENT, _DIGEST = "fedma-flwr", "sha256"  # keys of the file's metadata
+# Keys of the file's metadata; what earlier versions wrote has the second digest, without the kinds.
+_CONTENT, _DIGEST, _EARLIER_DIGEST = "fedma-flwr", "sha256-of-all", "sha256"
+#: A safetensors header may not be arbitrarily long. A history that is goes into a tensor instead.
+_LONGEST_TEXT = 10_000_000
 _NAME = re.compile(r"round-(\d{6,})\.safetensors")
 
 
@@ -93,14 +96,26 @@ class CheckpointFolder:
         return [found[number] for number in sorted(found, reverse=True)]
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint so that a crash at any moment leaves the ones before it intact."""
+        """Write a checkpoint so that a crash at any moment leaves the ones before it intact.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written: the disk is full, or the folder has vanished.
+        """
         tensors, content = _encode(checkpoint)
         text = json.dumps({"format": FORMAT, "fingerprint": self.fingerprint, **content})
+        if len(text) > _LONGEST_TEXT:
+            tensors[_CONTENT] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+            text = ""
         final = self.path / f"round-{checkpoint.round:06d}.safetensors"
-        with written_whole(final) as partial:
-            save_file(tensors, partial, {_CONTENT: text, _DIGEST: _digest(text, tensors)})
-        for old in self.files()[KEPT:]:
-            old.unlink()
+        try:
+            with written_whole(final) as partial:
+                save_file(tensors, partial, {_CONTENT: text, _DIGEST: _full_digest(text, tensors)})
+            for old in self.files()[KEPT:]:
+                old.unlink()
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"no checkpoint was written to {self.path} ({error}).") from error
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that can be used; None if there is none at all.
@@ -137,11 +152,18 @@ class CheckpointFolder:
         text = metadata.get(_CONTENT)
         if text is None:
             raise CheckpointError("it is a safetensors file, but no checkpoint of fedma-flwr.")
-        if metadata.get(_DIGEST) != _digest(text, tensors):
+        if not _is_intact(metadata, text, tensors):
             raise CheckpointError("it is damaged: its contents do not have the digest it states.")
+        if _CONTENT in tensors:
+            text = tensors.pop(_CONTENT).numpy().tobytes().decode()
         content = json.loads(text)
         self._check(content)
-        return _decode(content, tensors)
+        try:
+            return _decode(content, tensors)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"it lacks what a checkpoint has ({type(error).__name__}: {error})."
+            ) from error
 
     def _check(self, content: Mapping[str, Any]) -> None:
         """Refuse what another version, strategy, model or setting has written."""
@@ -214,6 +236,18 @@ def _decode(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkp
 
 def _plain(metrics: Mapping[int, MetricRecord]) -> dict[int, dict[str, Any]]:
     return {number: dict(record) for number, record in metrics.items()}
+
+
+def _is_intact(metadata: Mapping[str, str], text: str, tensors: Mapping[str, Tensor]) -> bool:
+    if _DIGEST in metadata:
+        return metadata[_DIGEST] == _full_digest(text, tensors)
+    return metadata.get(_EARLIER_DIGEST) == _digest(text, tensors)
+
+
+def _full_digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of the text, and of every tensor's bytes, dtype and shape: bytes alone do not say those."""
+    kinds = describe(dict(sorted(tensors.items())))
+    return _digest(f"{len(text)} {text} {kinds}", tensors)
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

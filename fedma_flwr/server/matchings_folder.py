@@ -7,71 +7,25 @@ must go.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from flwr.supercore import log
 
-from fedma_flwr.matching import Matching, SavedMatching
-from fedma_flwr.matching.arrays import Integers
-from fedma_flwr.matching.checking import check_assignments
+from fedma_flwr.matching import SavedMatching
+from fedma_flwr.server.folders import as_folder
+from fedma_flwr.server.group_matching import GroupMatching, read_group
 from fedma_flwr.server.whole_files import written_whole
 
 FORMAT = 1
-
-
-@dataclass(frozen=True, eq=False)
-class GroupMatching:
-    """How one group was matched in one round.
-
-    Parameters
-    ----------
-    assignments : dict of str to int array, shapes (L_j,)
-        Local unit -> global unit, by client key, in the order of the keys.
-    objective : float
-        The matcher's.
-    sweeps : int
-        Sweeps that it took.
-    """
-
-    assignments: dict[str, Integers]
-    objective: float
-    sweeps: int
-
-    @classmethod
-    def of(cls, clients: Sequence[str], matching: Matching) -> GroupMatching:
-        """What a matcher has found for the given clients, in their order."""
-        found = dict(zip(clients, matching.assignments, strict=True))
-        return cls(found, float(matching.objective), matching.sweeps)
-
-    @property
-    def width(self) -> int:
-        """The number of global units."""
-        return 1 + max(int(assignment.max()) for assignment in self.assignments.values())
-
-    @property
-    def popularity(self) -> Tensor:
-        """(L,) how many clients hold each global unit."""
-        held = np.bincount(np.concatenate(list(self.assignments.values())))
-        return torch.from_numpy(held)
-
-    def matcher(self, clients: Sequence[str]) -> SavedMatching:
-        """What gives these assignments to the given clients, in their order.
-
-        Units that only other clients have close up; the objective is then found anew.
-        """
-        if set(clients) == set(self.assignments):
-            own = tuple(self.assignments[client] for client in clients)
-            return SavedMatching(own, self.objective, self.sweeps)
-        chosen = [self.assignments[client] for client in clients]
-        _, units = np.unique(np.concatenate(chosen), return_inverse=True)
-        ends = np.cumsum([len(assignment) for assignment in chosen])[:-1]
-        return SavedMatching(tuple(np.split(units.astype(np.int64), ends)))
+_KEYS = {"format", "round", "groups"}
+_DIGEST = re.compile(r', "sha256": "([0-9a-f]{64})"\}\n?\Z')
+_NAMED = 5  # clients in an error, at most
 
 
 RoundMatching = dict[str, GroupMatching]  # by group
@@ -83,14 +37,19 @@ class MatchingsFolder:
     Parameters
     ----------
     path : Path
-        Made with the first file; holds ``round-<number>.json``.
+        Made when a run starts; holds ``round-<number>.json``. A leading ``~`` is a home.
     max_widths : mapping of str to int
         The model's groups, and the most units that each may have.
     """
 
     def __init__(self, path: Path, max_widths: Mapping[str, int]) -> None:
-        self.path = path
+        self.path = as_folder("matchings", path)
         self.max_widths = dict(max_widths)
+        self.begun = False  # whether this run has matched, or used, a round already
+
+    def lacks(self, num_rounds: int) -> bool:
+        """Whether a run of so many rounds finds one without a file, and will write it."""
+        return not all(self.file(number).exists() for number in range(1, num_rounds + 1))
 
     def file(self, number: int) -> Path:
         """The file of a communication round."""
@@ -107,8 +66,9 @@ class MatchingsFolder:
             for name, group in matching.items()
         }
         text = json.dumps({"format": FORMAT, "round": number, "groups": groups})
+        text = f'{text[:-1]}, "sha256": "{_digest(text)}"}}\n'
         with written_whole(self.file(number)) as partial:
-            partial.write_text(text + "\n", encoding="utf-8")
+            partial.write_text(text, encoding="utf-8")
 
     def check(self, rounds: Iterable[int]) -> None:
         """Read the files of these rounds, if they are there.
@@ -118,6 +78,7 @@ class MatchingsFolder:
         ValueError
             As `read`.
         """
+        self.begun = False
         for number in rounds:
             self.read(number)
 
@@ -137,12 +98,12 @@ class MatchingsFolder:
             If the file is no matching, or not one of this model and these clients; names the
             file, the group and the remedy.
         """
-        file = self.file(number)
-        if not file.exists():
-            return {}
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            text = self.file(number).read_text(encoding="utf-8")
+            content = json.loads(text)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
             raise self._refuse(number, f"it cannot be read ({error})") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise self._refuse(number, f"it is no saved matching of format {FORMAT}")
@@ -154,13 +115,36 @@ class MatchingsFolder:
                 number,
                 f"its groups are {sorted(groups)}, the model's {sorted(self.max_widths)}",
             )
-        return {name: self._group(number, name, groups[name], clients) for name in groups}
+        found = {name: self._group(number, name, groups[name], clients) for name in groups}
+        if set(content) != _KEYS and not _is_intact(text):  # earlier versions wrote no digest
+            raise self._refuse(
+                number, "it is damaged: it does not have the digest that it states (sha256)"
+            )
+        return found
+
+    def check_clients(self, rounds: Iterable[int], keys: Iterable[str]) -> None:
+        """Refuse rounds that were matched for clients whose keys nobody has now.
+
+        Raises
+        ------
+        ValueError
+            Names the file and the keys.
+        """
+        known = set(keys)
+        for number, name, group in [(n, *g) for n in rounds for g in self.read(n).items()]:
+            if gone := [key for key in group.assignments if key not in known]:
+                raise self._refuse(
+                    number,
+                    f"it is of clients {_some(group.assignments)}, this round's are {_some(known)}:"
+                    f" nobody is connected with the client keys {_some(gone)}",
+                    name,
+                )
 
     def _group(
         self, number: int, name: str, content: Any, clients: Sequence[str] | None
     ) -> GroupMatching:
         try:
-            group = _read_group(content)
+            group = read_group(content)
         except (KeyError, TypeError, ValueError) as error:
             raise self._refuse(number, str(error), name) from error
         if group.width > self.max_widths[name]:
@@ -170,7 +154,7 @@ class MatchingsFolder:
         if clients is not None and set(group.assignments) != set(clients):
             raise self._refuse(
                 number,
-                f"it is of clients {sorted(group.assignments)}, this round's are {sorted(clients)}",
+                f"it is of clients {_some(group.assignments)}, this round's are {_some(clients)}",
                 name,
             )
         return group
@@ -212,13 +196,26 @@ class SavedRound:
     Raises
     ------
     ValueError
-        If the saved matching is not of this model and these clients.
+        If the saved matching is not of this model and these clients, in the run's first round.
+        A later one is matched anew then, with a warning.
     """
 
     def __init__(self, folder: MatchingsFolder | None, number: int, clients: Sequence[str]) -> None:
         self._folder = folder
         self._number = number
-        self._groups = {} if folder is None else folder.read(number, clients)
+        self._groups: RoundMatching = {}
+        self._saves = folder is not None
+        self._first = folder is None or not folder.begun
+        if folder is None:
+            return
+        try:
+            self._groups = folder.read(number, clients)
+        except ValueError as error:
+            if self._first:
+                raise
+            self._saves = False  # one client that comes or goes must not end the run
+            log(WARNING, "Round %s is matched anew, and not saved. %s", number, error)
+        folder.begun = True
 
     def matchers(
         self, groups: Iterable[str], clients: Sequence[str], widths: Sequence[Mapping[str, int]]
@@ -241,28 +238,47 @@ class SavedRound:
         """
         found = {}
         for name in groups:
-            if self._folder is not None and name in self._groups:
-                found[name] = self._groups[name].matcher(clients)
-                own = [client[name] for client in widths]
-                self._folder.check_widths(self._number, name, found[name], own)
+            if self._folder is None or name not in self._groups:
+                continue
+            matcher = self._groups[name].matcher(clients)
+            own = [client[name] for client in widths]
+            try:
+                self._folder.check_widths(self._number, name, matcher, own)
+                found[name] = matcher
+            except ValueError as error:
+                if self._first:
+                    raise
+                log(WARNING, "Round %s, %s is matched anew. %s", self._number, name, error)
         return found
 
     def save(self, matching: RoundMatching) -> None:
         """Save what was found anew, if there is a folder for it."""
-        if self._folder is not None and not self._groups:
+        if self._folder is None or not self._saves or self._groups:
+            return
+        try:
             self._folder.save(self._number, matching)
+        except OSError as error:
+            log(
+                WARNING,
+                "Round %s: its matching was not saved to %s (%s). The run goes on without it.",
+                self._number,
+                self._folder.path,
+                error,
+            )
 
 
-def _read_group(content: Any) -> GroupMatching:
-    clients = content["clients"]
-    objective, sweeps = content["objective"], content["sweeps"]
-    if not isinstance(clients, dict) or not clients:
-        raise ValueError("it has no clients")
-    if type(objective) not in {int, float} or type(sweeps) is not int:
-        raise ValueError(f"objective {objective!r} and sweeps {sweeps!r} are not both numbers")
-    for key, units in clients.items():
-        if not isinstance(units, list) or not all(type(unit) is int for unit in units):
-            raise ValueError(f"client {key!r} has no list of whole numbers")
-    assignments = {key: np.array(units, dtype=np.int64) for key, units in clients.items()}
-    check_assignments(list(assignments.values()))
-    return GroupMatching(assignments, float(objective), sweeps)
+def _some(keys: Iterable[str]) -> str:
+    """Client keys for an error: a few of them, if they are many."""
+    names = sorted(keys)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{names[:_NAMED]}{more}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_intact(text: str) -> bool:
+    """Whether a file's text has the digest that ends it."""
+    end = _DIGEST.search(text)
+    return end is not None and _digest(f"{text[: end.start()]}}}") == end[1]

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from logging import ERROR, WARNING
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from flwr.app import ArrayRecord
+from flwr.supercore import log
 
 from fedma_flwr import protocol
+from fedma_flwr.server.folders import as_folder, claimed, make_folder
 from fedma_flwr.server.history import ExchangeRecord, History
 from fedma_flwr.server.whole_files import written_whole
 from fedma_flwr.structure import PermutationSpec
 
 EXCHANGES, RESULT, MODEL = "exchanges.jsonl", "result.json", "model.safetensors"
+_NOT_WRITTEN = "%s was not written to %s (%s). The run goes on; the next round tries again."
 
 
 class OutputFolder:
@@ -33,6 +38,11 @@ class OutputFolder:
         What ``result.json`` says about the run: strategy, task, seed, config.
     resume : bool (default: False)
         The run goes on from a checkpoint: keep the rounds that are already in the folder.
+
+    Raises
+    ------
+    ValueError
+        If the folder cannot be made.
     """
 
     def __init__(
@@ -43,17 +53,36 @@ class OutputFolder:
         *,
         resume: bool = False,
     ) -> None:
-        self.folder = folder
+        self.folder = folder = None if folder is None else as_folder("output_dir", folder)
         self.spec = spec
         self.result: dict[str, Any] = {**about, "rounds": []}
         self._started = time.monotonic()
         self._initial_parameters = 0
         self._resumed = resume
+        self._torn = False  # whether EXCHANGES lacks some, or ends within one
         if folder is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder("output_dir", folder)
         if resume:
             self._read_rounds(folder / RESULT)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Within this context the folder can be written to and is no other run's.
+
+        Raises
+        ------
+        ValueError
+            If it cannot be, or is.
+        """
+        if self.folder is None:
+            yield
+            return
+        stale = tuple(
+            str(Path(name).with_suffix(".partial")) for name in (EXCHANGES, RESULT, MODEL)
+        )
+        with claimed("output_dir", self.folder, stale):
+            yield
 
     def _clear(self) -> None:
         """Remove what an earlier run has left: it must not pass for this one's."""
@@ -74,14 +103,22 @@ class OutputFolder:
         self._resumed = False
         rounds = self.result["rounds"]
         self.result["rounds"] = [entry for entry in rounds if entry["round"] < server_round]
+        self._write_all(history)
+
+    def _write_all(self, history: History) -> None:
         lines = [json.dumps(record.to_json()) + "\n" for record in history]
-        self._write(EXCHANGES, "".join(lines).encode())
+        self._torn = not self._write(EXCHANGES, "".join(lines).encode())
 
     def add_exchange(self, record: ExchangeRecord) -> None:
-        """Append an exchange."""
-        if self.folder is not None:
+        """Append an exchange; one that cannot be written is, with the next round's result."""
+        if self.folder is None or self._torn:
+            return
+        try:
             with (self.folder / EXCHANGES).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record.to_json()) + "\n")
+        except OSError as error:
+            self._torn = True
+            log(WARNING, _NOT_WRITTEN, EXCHANGES, self.folder, error)
 
     def add_round(
         self,
@@ -113,6 +150,8 @@ class OutputFolder:
             return
         if self._resumed:
             self._go_on(server_round, history)
+        elif self._torn:
+            self._write_all(history)
         entry = {
             "round": server_round,
             "given-up": history.given_up.get(server_round),
@@ -128,10 +167,17 @@ class OutputFolder:
 
     def add_model(self, arrays: ArrayRecord) -> None:
         """Save the final model; `load_model` takes what ``safetensors.torch.load_file`` reads."""
-        self._write(MODEL, safetensors.torch.save(protocol.to_tensors(arrays)))
+        if not self._write(MODEL, safetensors.torch.save(protocol.to_tensors(arrays))):
+            log(ERROR, "The run is over, and its model was not saved to %s.", self.folder)
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write(self, name: str, data: bytes) -> bool:
+        """Whether a file is written; a full disk or a vanished folder must not end the run."""
         if self.folder is None:
-            return
-        with written_whole(self.folder / name) as partial:
-            partial.write_bytes(data)
+            return True
+        try:
+            with written_whole(self.folder / name) as partial:
+                partial.write_bytes(data)
+        except OSError as error:
+            log(WARNING, _NOT_WRITTEN, name, self.folder, error)
+            return False
+        return True

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
-from logging import INFO
+from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from fedma_flwr import protocol
 from fedma_flwr.server.arguments import check_resuming
 from fedma_flwr.server.checkpoints import Checkpoint, CheckpointError, CheckpointFolder, describe
 from fedma_flwr.server.cohort import SeededCohort
+from fedma_flwr.server.folders import as_folder, claimed
 from fedma_flwr.server.global_model import GlobalModel
+from fedma_flwr.server.matchings_folder import MatchingsFolder
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -38,7 +41,8 @@ class ResumableCohort(SeededCohort):
     ----------
     checkpoint_dir : str or Path, optional (default: None)
         Folder that gets a checkpoint after every round; the last two are kept. None: no
-        checkpoints. A folder that has some already is refused, unless `resume` is true.
+        checkpoints. A folder that has some already is refused, unless `resume` is true; so is one
+        that another run is using. A round whose checkpoint cannot be written costs a warning.
     resume : bool (default: False)
         Go on from the newest usable checkpoint in `checkpoint_dir`; from the beginning if there
         is none at all. Needs the same strategy, model, spec, seed and settings; timeouts, the
@@ -52,11 +56,15 @@ class ResumableCohort(SeededCohort):
     ) -> None:
         check_resuming(checkpoint_dir, resume)
         super().__init__(**cohort)
-        self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
+        self.checkpoint_dir = None
+        if checkpoint_dir is not None:
+            self.checkpoint_dir = as_folder("checkpoint_dir", checkpoint_dir)
         self.resume = resume
         self._folder: CheckpointFolder | None = None
+        self._matchings: MatchingsFolder | None = None
         self._progress = Checkpoint(0, GlobalModel({}))
         self._done = 0  # rounds that an earlier run has done
+        self._num_rounds = 0
 
     def _begin(self, timeout: float) -> None:
         super()._begin(timeout)
@@ -102,8 +110,42 @@ class ResumableCohort(SeededCohort):
         CheckpointError
             If there are checkpoints, but `resume` is false or none of them can be used.
         ValueError
-            If `num_rounds` is less than the rounds that are done.
+            If `num_rounds` is less than the rounds that are done, or if a folder cannot be
+            written to or is another run's.
         """
+        self._num_rounds = num_rounds
+        with ExitStack() as claims:
+            for claim in self._claims(num_rounds):
+                claims.enter_context(claim)
+            return self._start(
+                grid,
+                initial_arrays,
+                num_rounds,
+                timeout,
+                train_config,
+                evaluate_config,
+                evaluate_fn,
+                **kwargs,
+            )
+
+    def _claims(self, num_rounds: int) -> Iterator[AbstractContextManager[None]]:
+        """Of the folders that the run is going to write to."""
+        if self.checkpoint_dir is not None:
+            yield claimed("checkpoint_dir", self.checkpoint_dir, ("round-*.partial",))
+        if self._matchings is not None and self._matchings.lacks(num_rounds):
+            yield claimed("matchings", self._matchings.path, ("round-*.partial",))
+
+    def _start(  # noqa: PLR0917 (Flower's arguments)
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int,
+        timeout: float,
+        train_config: ConfigRecord | None,
+        evaluate_config: ConfigRecord | None,
+        evaluate_fn: EvaluateFn | None,
+        **kwargs: Any,
+    ) -> Result:
         self._open(initial_arrays)
         if num_rounds < self._done:
             raise ValueError(
@@ -160,6 +202,13 @@ class ResumableCohort(SeededCohort):
 
     # ------------------------------------------------------------------ rounds
 
+    def _sample(self, grid: Grid, server_round: int, stream: int) -> list[int]:
+        nodes = super()._sample(grid, server_round, stream)
+        if nodes and self._matchings is not None and not self._matchings.begun:
+            keys = [self.client_key(node) for node in self._online]
+            self._matchings.check_clients(range(server_round, self._num_rounds + 1), keys)
+        return nodes
+
     def _restored(self, server_round: int) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """What a round that is done has given; the arrays are those after the last of them."""
         last = server_round == self._done
@@ -177,8 +226,12 @@ class ResumableCohort(SeededCohort):
             exchanges=self.history.exchanges,
             given_up=self.history.given_up,
         )
-        if self._folder is not None:
+        if self._folder is None:
+            return
+        try:
             self._folder.save(self._progress)
+        except CheckpointError as error:
+            log(WARNING, "Round %s: %s The run goes on without it.", server_round, error)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -29,9 +29,14 @@ def written_whole(final: Path) -> Iterator[Path]:
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_suffix(".partial")
-    yield partial
-    _sync(partial)
-    os.replace(partial, final)
+    try:
+        yield partial
+        _sync(partial)
+        os.replace(partial, final)
+    except Exception:
+        with suppress(OSError):  # on a full disk, half a file is in the next one's way
+            partial.unlink(missing_ok=True)
+        raise
     _sync(final.parent)  # the new name, too, must survive a power cut
 
 

@@ -60,6 +60,7 @@ def copied(saved, tmp_path):
 def change(folder, edit, name=FIRST):
     content = json.loads((folder / name).read_text())
     edit(content)
+    content.pop("sha256")  # whoever edits by hand leaves it out
     (folder / name).write_text(json.dumps(content))
 
 
@@ -209,6 +210,68 @@ def test_files_of_all_rounds_to_come_are_checked_before_the_run(copied):
     run(copied, rounds=1)
     with pytest.raises(ValueError, match=r"round-000002\.json"):
         run(copied, rounds=2, intercept=lambda message, _: pytest.fail("something was sent"))
+
+
+def test_no_flipped_bit_passes(saved, tmp_path):
+    """Nor does a file whose digest got another name pass for one that never had any."""
+    data, folder = (saved[0] / FIRST).read_bytes(), MatchingsFolder(tmp_path, {"a": 24, "b": 16})
+    for bit in range(0, 8 * len(data), 5):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / FIRST).write_bytes(bytes(flipped))
+        with pytest.raises(ValueError, match=FIRST):
+            folder.read(1)
+    (tmp_path / FIRST).write_bytes(data.replace(b"sha256", b"sha257"))
+    with pytest.raises(ValueError, match="it is damaged"):
+        folder.read(1)
+
+
+def other_key(message, context):
+    """Client 3 calls itself otherwise than when the matchings were saved."""
+    if message.content["fedma"]["kind"] == "hello":
+        context.node_config["client-key"] = f"{context.node_config['partition-id']}".replace(
+            "3", "other"
+        )
+
+
+def test_a_changed_client_key_is_refused_before_anything_is_trained(copied):
+    """Also where the first round's cohort is complete and only a later one lacks it."""
+    for sampled in (1.0, 0.5):
+        for file in copied.iterdir():
+            file.unlink()
+        original = run(copied, fraction_train=sampled, rounds=3)
+        assert len(original.history.exchanges) == 10  # a hello and three stages a round
+        asked = []
+
+        def intercept(message, context, asked=asked):
+            asked.append(message.content["fedma"]["kind"])
+            other_key(message, context)
+
+        with pytest.raises(ValueError, match=r"matchings: .*client keys \['3'\].*Remove the file"):
+            run(copied, fraction_train=sampled, rounds=3, intercept=intercept)
+        assert set(asked) == {"hello"}
+
+
+def test_clients_that_change_in_mid_run_cost_the_saved_matching_and_not_the_run(
+    copied, saved, caplog
+):
+    before = {file: file.read_bytes() for file in copied.iterdir()}
+    strategy = LayerwiseFedMA(
+        spec=SPEC, matchings=copied, initialisation="own", matcher=BBPMAP(gamma=3.0),
+        fraction_evaluate=0.0,
+    )  # fmt: skip
+
+    def newcomer(message, _):
+        if message.content["fedma"]["round"] == 1 and message.content["fedma"]["stage"] == 2:
+            grid.contexts[900] = everyone[900]
+
+    grid = InProcessGrid(make_app(), CLIENTS + 1, node_ids=[100, 101, 102, 103, 900])
+    everyone, grid.intercept = dict(grid.contexts), newcomer
+    del grid.contexts[900]
+    strategy.start(grid, initial_arrays(), num_rounds=2)
+    assert strategy.history.exchanges[-1].answered == CLIENTS + 1
+    assert "Round 2 is matched anew, and not saved" in caplog.text
+    assert {file: file.read_bytes() for file in copied.iterdir()} == before
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\x80"])

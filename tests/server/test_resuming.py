@@ -220,6 +220,25 @@ def another_format(path):
     save_file(tensors, path, {"fedma-flwr": text, "sha256": checkpoints._digest(text, tensors)})
 
 
+def another_kind(path):
+    """The same bytes as whole numbers: the earlier digest, of bytes alone, could not tell."""
+    with checkpoints.safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file({name: t.view(torch.int8) for name, t in load_file(path).items()}, path, metadata)
+
+
+def another_shape(path):
+    with checkpoints.safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file({name: t.reshape(-1) for name, t in load_file(path).items()}, path, metadata)
+
+
+def no_model(path):
+    with checkpoints.safe_open(path, framework="pt") as opened:
+        text = opened.metadata()["fedma-flwr"]
+    save_file({}, path, {"fedma-flwr": text, "sha256-of-all": checkpoints._full_digest(text, {})})
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -227,6 +246,9 @@ def another_format(path):
         (cut_header, "truncated"),
         (empty, "truncated"),
         (flip_a_bit, "damaged"),
+        (another_kind, "damaged"),
+        (another_shape, "damaged"),
+        (no_model, "lacks what a checkpoint has"),
         (another_file, "no checkpoint of fedma-flwr"),
         (another_format, "format 99"),
     ],
@@ -342,6 +364,20 @@ def test_a_checkpoint_survives_its_file_whatever_the_clients_are_called(tmp_path
     assert read.train_metrics[7]["loss"] == 0.1 + 0.2
     assert read.train_metrics[7]["nan"] != read.train_metrics[7]["nan"]
     assert read.train_metrics[7]["n"] == [1, 2]
+
+
+def test_a_history_that_is_too_long_for_a_header_is_kept_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_LONGEST_TEXT", 100)
+    dropped = {"0": "x" * 1000}
+    written = Checkpoint(1, GlobalModel({"w": torch.ones(2)}), given_up={1: "münchen"})
+    written.exchanges.append(ExchangeRecord(1, 0, 1, "local", dropped=dropped))
+    folder = CheckpointFolder(tmp_path, {})
+    folder.save(written)
+    with checkpoints.safe_open(folder.files()[0], framework="pt") as opened:
+        assert len(str(opened.metadata())) < 200
+    read = folder.latest()
+    assert (read.exchanges, read.given_up) == (written.exchanges, written.given_up)
+    assert list(read.model.tensors) == ["w"]
 
 
 def test_no_folder_and_an_empty_one_begin_with_round_1(tmp_path):
