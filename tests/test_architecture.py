@@ -20,6 +20,7 @@ ROOMS = [
     "client_moment_sums",
     "client_moments",
     "client",
+    "client_units",
     "mod",
     "server",
     "strategy",
