@@ -108,7 +108,7 @@ def _merged_config(message: Message) -> dict[str, Any]:
     }
 
 
-def load_model(model: nn.Module, source: Source) -> nn.Module:
+def load_model(model: nn.Module, source: Source, *, strict: bool = True) -> nn.Module:
     """Give a model the widths and values of a message, and freeze what is settled.
 
     Parameters
@@ -118,6 +118,9 @@ def load_model(model: nn.Module, source: Source) -> nn.Module:
     source : Message or ArrayRecord or mapping of str to Tensor
         A message to a train or evaluate function (of any strategy), the arrays that
         ``evaluate_fn`` gets or that a run returned, or a saved state dict.
+    strict : bool (default: True)
+        Whether all tensors of the model must be there. False: the model keeps its own where they
+        lack, as in messages of a run whose initial arrays were only some of the model's tensors.
 
     Returns
     -------
@@ -151,6 +154,8 @@ def load_model(model: nn.Module, source: Source) -> nn.Module:
         state_dict = source
     for undo in _FROZEN.pop(model, []):  # a model may be used for several stages
         undo()
+    if not strict or instruction.partial:
+        state_dict = {**model.state_dict(), **state_dict}
     resize(model, state_dict)
     model.load_state_dict(state_dict)
     _freeze(model, frozenset(instruction.settled))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedma_flwr import protocol
 from fedma_flwr.client_moments import HeadMomentsHook, collecting
+from fedma_flwr.client_units import own_personal
 from fedma_flwr.protocol import ClientError, Instruction, KeptState, Report
 from fedma_flwr.structure import PermutationSpec
 
@@ -54,8 +55,9 @@ def fedma_mod(
         return _refuse(message, _version_mismatch(instruction.version))
     if instruction.kind == protocol.HELLO:
         return _report(message, Report(protocol.HELLO, client_key=_client_key(context)))
+    work = _evaluate if instruction.kind == protocol.EVALUATE else _run_stage
     try:
-        return _run_stage(message, context, instruction, call_next)
+        return work(message, context, instruction, call_next)
     except ClientError as error:
         return _refuse(message, str(error))
     except Exception as error:  # whatever the user's code raises must reach the server in words
@@ -69,28 +71,63 @@ def _run_stage(
     instruction: Instruction,
     call_next: Callable[[Message, Context], Message],
 ) -> Message:
-    kept, tensors = _kept(context)
-    if instruction.kind == protocol.UPDATE and (kept is None or kept.token != instruction.needs):
+    held = _receive(message, context, instruction)
+    if held is None:
+        kept, _ = _kept(context)
         return _report(message, Report(protocol.LOST, holds=kept.token if kept else ""))
-    received = message.content.array_records.get(instruction.arrays_key, ArrayRecord())
-    state, merged = merge(instruction, kept, tensors, protocol.to_tensors(received))
-    if merged:
-        message.content[instruction.arrays_key] = protocol.to_arrays(merged)
-    message.content[protocol.FEDMA_KEY] = replace(instruction, merged=True).to_record()
-
+    state, merged = held
     with collecting(instruction.head_module, instruction.head_expected) as hook:
         reply = call_next(message, context)
     if reply.has_error():
         return reply
     trained, metrics = _read_reply(reply)
     if protocol.GRAM_KEY not in trained:  # what head_moments gave is no model
-        _check_trained(PermutationSpec.from_json(state.spec), instruction, merged, trained)
+        spec = PermutationSpec.from_json(state.spec)
+        if instruction.partial:  # all else never leaves the client
+            trained = {name: tensor for name, tensor in trained.items() if name in spec.axes}
+        _check_trained(spec, instruction, merged, trained)
     uploads = _uploads(instruction, trained, hook)
     # The train function may have replaced context.state: write to the one that is there now.
     # Where moments are taken nothing is trained, and the head will be another.
     _keep(context, state, merged if instruction.head_module else trained)
     records = {protocol.ARRAYS_KEY: uploads, protocol.METRICS_KEY: metrics}
     return _report(message, Report(protocol.DONE, holds=state.token), records)
+
+
+def _receive(
+    message: Message, context: Context, instruction: Instruction
+) -> tuple[KeptState, dict[str, Tensor]] | None:
+    """What the client holds now, put into the message; None if that takes more than was sent."""
+    kept, tensors = _kept(context)
+    if instruction.kind == protocol.UPDATE and (kept is None or kept.token != instruction.needs):
+        return None
+    received = message.content.array_records.get(instruction.arrays_key, ArrayRecord())
+    new = protocol.to_tensors(received)
+    if instruction.kind == protocol.FULL and new:
+        new |= own_personal(instruction, kept, tensors, new)
+        if any(name not in new for name in instruction.personal):
+            return None
+    state, merged = merge(instruction, kept, tensors, new)
+    if merged:
+        message.content[instruction.arrays_key] = protocol.to_arrays(merged)
+    message.content[protocol.FEDMA_KEY] = replace(instruction, merged=True).to_record()
+    return state, merged
+
+
+def _evaluate(
+    message: Message,
+    context: Context,
+    instruction: Instruction,
+    call_next: Callable[[Message, Context], Message],
+) -> Message:
+    """Let a client evaluate the global model with its own personal tensors, if it has any."""
+    kept, tensors = _kept(context)
+    new = protocol.to_tensors(message.content.array_records[instruction.arrays_key])
+    own = own_personal(instruction, kept, tensors, new)
+    if own:
+        message.content[instruction.arrays_key] = protocol.to_arrays({**new, **own})
+    message.content[protocol.FEDMA_KEY] = replace(instruction, merged=True).to_record()
+    return call_next(message, context)
 
 
 def _uploads(
@@ -175,8 +212,14 @@ def _check_trained(
     merged: Mapping[str, Tensor],
     trained: Mapping[str, Tensor],
 ) -> None:
+    if missing := [name for name in spec.axes if name not in trained]:
+        raise ClientError(
+            f"The train function's reply lacks the tensors {missing[:10]}: reply with all that "
+            f"load_model was given. If they are to stay with the client, give the strategy "
+            f"personal={tuple(missing[:3])!r}, or leave them out of initial_arrays."
+        )
     for name in instruction.settled:
-        if name not in trained or not torch.equal(trained[name], merged[name]):
+        if not torch.equal(trained[name], merged[name]):
             raise ClientError(
                 f"The settled tensor {name!r} was changed by the train function: build the model "
                 "with `load_model(Net(), msg)`, which resizes it and freezes what is settled."

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import numpy as np
-import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
@@ -33,7 +31,7 @@ CLIENT_KEY, PARTITION_KEY = "client-key", "partition-id"  # of a node's config, 
 PARTITIONS_KEY = "num-partitions"  # of a node's config, for the shipped app
 CONFIG_KEY, NUM_EXAMPLES_KEY = "config", "num-examples"  # FedAvg's defaults, the shipped app's
 
-HELLO, UPDATE, FULL = "hello", "update", "full"  # kinds of instruction
+HELLO, UPDATE, FULL, EVALUATE = "hello", "update", "full", "evaluate"  # kinds of instruction
 DONE, LOST = "done", "lost"  # statuses of a report
 
 ADD_THE_MOD = (
@@ -57,8 +55,9 @@ class Instruction:
 
     Parameters
     ----------
-    kind : {"hello", "update", "full"}
-        Ask who the client is; send what is new since the state it holds; send everything.
+    kind : {"hello", "update", "full", "evaluate"}
+        Ask who the client is; send what is new since the state it holds; send everything; send the
+        global model to an evaluate function.
     round, stage, stages : int
         Communication round (from 1), stage (from 0), number of stages of a round.
     name : {"local", "retrain", "head"}
@@ -78,6 +77,13 @@ class Instruction:
         Global width of each group in `assignments`.
     spec : str
         The spec as JSON (``full`` only); the client keeps it.
+    personal : tuple of str
+        Tensors that stay with the client (not in an ``update``).
+    follows : bool
+        Whether the units of a ``full`` or ``evaluate`` message are those that the client's own
+        have become: then its personal tensors fit.
+    partial : bool
+        Whether the client's model has tensors of which the server knows nothing.
     arrays_key : str
         Key of the message's ArrayRecord.
     wire_dtype : {"float32", "float16", "bfloat16"}
@@ -109,6 +115,9 @@ class Instruction:
     head_expected: bool = False
     merged: bool = False
     version: int = VERSION
+    personal: tuple[str, ...] = ()
+    follows: bool = False
+    partial: bool = False
 
     def to_record(self) -> ConfigRecord:
         """Encode for the wire; empty values are left out (Flower cannot count an empty list)."""
@@ -125,6 +134,9 @@ class Instruction:
             "uploads": list(self.uploads),
             "estimates": list(self.estimates),
             "spec": self.spec,
+            "personal": list(self.personal),
+            "follows": self.follows or "",
+            "partial": self.partial or "",
             "arrays-key": self.arrays_key,
             "wire-dtype": "" if self.wire_dtype == FLOAT32 else self.wire_dtype,
             "head-module": self.head_module,
@@ -153,6 +165,9 @@ class Instruction:
             assignments=assignments,
             widths=widths,
             spec=str(values.get("spec", "")),
+            personal=tuple(values.get("personal", ())),
+            follows=bool(values.get("follows", False)),
+            partial=bool(values.get("partial", False)),
             arrays_key=str(values.get("arrays-key", ARRAYS_KEY)),
             wire_dtype=str(values.get("wire-dtype", FLOAT32)),
             head_module=str(values.get("head-module", "")),
@@ -273,8 +288,7 @@ def find_report(content: RecordDict) -> Report | None:
 def _assignment_entries(assignments: Assignments, widths: Mapping[str, int]) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     for group, units in assignments.items():
-        kind = np.uint16 if widths[group] <= 2**16 else np.uint32
-        entries[f"units.{group}"] = units.numpy().astype(f"<{np.dtype(kind).str[1:]}").tobytes()
+        entries[f"units.{group}"] = wire.units_to_bytes(units, widths[group])
         entries[f"width.{group}"] = int(widths[group])
     return entries
 
@@ -285,8 +299,8 @@ def _read_assignments(record: Mapping[str, Any]) -> tuple[Assignments, dict[str,
         for key, value in record.items()
         if key.startswith("width.")
     }
-    assignments = {}
-    for group, width in widths.items():
-        units = np.frombuffer(record[f"units.{group}"], dtype="<u2" if width <= 2**16 else "<u4")
-        assignments[group] = torch.from_numpy(units.astype(np.int64))
+    assignments = {
+        group: wire.units_from_bytes(record[f"units.{group}"], width)
+        for group, width in widths.items()
+    }
     return assignments, widths

@@ -6,7 +6,7 @@ Paper: Wang et al., ICLR 2020, openreview.net/forum?id=BkluqlSFDS (arXiv 2002.06
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,12 @@ from fedma_flwr.server.arguments import (
 from fedma_flwr.server.cohort import TRAIN_STREAM
 from fedma_flwr.server.exchange import Exchange
 from fedma_flwr.server.global_model import GlobalModel
-from fedma_flwr.server.matchings_folder import MatchingsFolder, SavedRound
+from fedma_flwr.server.matchings_folder import SavedRound
 from fedma_flwr.server.replies import StageReply
 from fedma_flwr.server.reply_metrics import consistent_metrics
-from fedma_flwr.server.resuming import ResumableCohort
 from fedma_flwr.server.round import CommunicationRound
-from fedma_flwr.server.settings import log_settings, make_settings, make_spec
+from fedma_flwr.server.settings import log_settings, make_spec
+from fedma_flwr.server.settings_holder import SettingsHolder
 from fedma_flwr.server.stage_end import end_stage
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec
 from fedma_flwr.structure.output_heads import has_several_heads
@@ -46,7 +46,7 @@ PAPER: dict[str, Any] = {"groups_per_stage": 1, "head": TRAINED, "matcher": BBPM
 _OTHERS = {"self", "__class__", "model", "example_inputs", "spec", "fedavg"}  # no settings
 
 
-class FedMA(ResumableCohort):
+class FedMA(SettingsHolder):
     """Federated Matched Averaging.
 
     A communication round has two exchanges. Clients train; the server matches their hidden units,
@@ -89,6 +89,9 @@ class FedMA(ResumableCohort):
         What clients start from in the first round: the initial arrays, or whatever their train
         function's model is (its own random weights, a saved local model, or weights drawn from a
         seed that all clients share: a common start that costs no bytes).
+    personal : sequence of str (default: none)
+        Names of tensors, or patterns such as ``"head.*"``: what stays with the client (FedBN,
+        FedPer, FedRep). Clients begin with those of ``initial_arrays``, and the result has them.
     max_growth : float (default: 2.0)
         A group may have at most this times its initial number of units. 1: no growth.
     weighted_units : bool (default: False)
@@ -154,6 +157,7 @@ class FedMA(ResumableCohort):
         head_start: str = SOLVED,
         head_fraction: float = 1.0,
         initialisation: str = COMMON,
+        personal: Sequence[str] = (),
         max_growth: float = 2.0,
         weighted_units: bool = False,
         server_learning_rate: float = 1.0,
@@ -176,9 +180,7 @@ class FedMA(ResumableCohort):
         super().__init__(**fedavg)
         spec = make_spec(model, example_inputs, spec)
         several = has_several_heads(spec, model, example_inputs)
-        self.settings = make_settings(spec, arguments, cohort=self, several_heads=several)
-        widths = self.settings.max_widths
-        self._matchings = None if matchings is None else MatchingsFolder(Path(matchings), widths)
+        self._keep_settings(spec, arguments, several_heads=several)
         self._tokens: dict[int, str] = {}
         self._exchange: Exchange | None = None
 
@@ -217,7 +219,7 @@ class FedMA(ResumableCohort):
         CheckpointError
             If `checkpoint_dir` has checkpoints, but `resume` is false or none can be used.
         SpecError
-            If `initial_arrays` are not those of the spec.
+            If `initial_arrays` are no tensors of the spec.
         AggregationError
             If every client fails by itself in a stage before the first complete round, or if no
             client has `fedma_mod`.
@@ -225,10 +227,10 @@ class FedMA(ResumableCohort):
             If a saved matching is damaged, or is not of this model and these clients.
         """
         check_arguments({"num_rounds": num_rounds})
+        tensors = protocol.to_tensors(initial_arrays)
+        self._fit(tensors)
         if self._matchings is not None:
             self._matchings.check(range(1, num_rounds + 1))
-        tensors = protocol.to_tensors(initial_arrays)
-        self.settings.spec.check(tensors, widths=self.settings.spec.sizes)
         self._begin(timeout)
         self._model = GlobalModel(tensors)
         return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)

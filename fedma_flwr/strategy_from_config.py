@@ -127,6 +127,7 @@ def _fedma_options(config: RunConfig) -> dict[str, Any]:
         "averaging": averaging["averaging"].replace("-", "_"),
         "max_weight_ratio": limits["max_weight_ratio"] or None,
         "initialisation": _initialisation(config),
+        "personal": tuple(n.strip() for n in text(config, "personal").split(",") if n.strip()),
         "matchings": folder(config, "matchings"),
     }
 

@@ -88,6 +88,18 @@ def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
     return {name: to_tensor(array) for name, array in arrays.items()}
 
 
+def units_to_bytes(units: Tensor, width: int) -> bytes:
+    """Unit numbers below a width, in two or four bytes each."""
+    kind = np.uint16 if width <= 2**16 else np.uint32
+    return units.numpy().astype(f"<{np.dtype(kind).str[1:]}").tobytes()
+
+
+def units_from_bytes(data: bytes, width: int) -> Tensor:
+    """Decode what `units_to_bytes` made."""
+    units = np.frombuffer(data, dtype="<u2" if width <= 2**16 else "<u4")
+    return torch.from_numpy(units.astype(np.int64))
+
+
 def count_bytes(contents: Iterable[RecordDict]) -> int:
     """Bytes of serialised records; a record sent to many clients is serialised once."""
     sizes: dict[int, int] = {}

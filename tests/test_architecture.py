@@ -24,6 +24,7 @@ ROOMS = [
     "client_moments",
     "client_private_moments",
     "client",
+    "client_units",
     "mod",
     "server",
     "strategy",

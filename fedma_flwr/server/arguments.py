@@ -6,7 +6,8 @@ What is refused is a ``ValueError`` that names the argument, what it was and wha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from fnmatch import fnmatchcase
 from numbers import Integral
 from typing import Any
 
@@ -44,6 +45,12 @@ _CONFIG: _Rule = (
     "it must be a mapping of config keys to numbers, texts or lists, such as {'local-epochs': 5}",
 )
 _KEY: _Rule = (lambda value: isinstance(value, str), "it must be a string")
+_NAMES: _Rule = (
+    lambda value: (
+        isinstance(value, tuple | list) and all(isinstance(n, str) and n.strip() for n in value)
+    ),
+    "it must be a tuple of tensor names or patterns, such as ('bn1.*', 'head.*')",
+)
 _FUNCTION: _Rule = (
     lambda value: value is None or callable(value),
     "it must be a function, or None",
@@ -80,6 +87,7 @@ _RULES: dict[str, _Rule] = {
     "averaging": (lambda value: value in AVERAGES, f"it must be one of {AVERAGES}"),
     "trimmed_share": (lambda value: 0.0 <= value < 0.5, "it must be from 0 to below 0.5"),
     "max_norm_ratio": _RATIO,
+    "personal": _NAMES,
     "max_weight_ratio": (lambda value: value is None or value >= 1.0, _RATIO[1]),
     "wire_dtype": (lambda value: value in WIRE_DTYPES, f"it must be one of {WIRE_DTYPES}"),
     **dict.fromkeys(("one_shot", "reestimate_statistics", "weighted_units", "resume"), _FLAG),
@@ -115,6 +123,49 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             fits = False
         if not fits:
             raise ValueError(f"{name} was {value!r}; {words}.")
+
+
+def matching_names(
+    argument: str, patterns: Collection[str], names: Collection[str]
+) -> frozenset[str]:
+    """The tensors that names or patterns stand for; not all there are.
+
+    Parameters
+    ----------
+    argument : str
+        Where the patterns come from, for the message.
+    patterns : collection of str
+        Names, or patterns as of `fnmatch`: ``*`` stands for anything, dots included.
+    names : collection of str
+        All tensors of the model.
+
+    Raises
+    ------
+    ValueError
+        If a pattern matches nothing, or nothing is left.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        matches = {name for name in names if fnmatchcase(name, pattern)}
+        if not matches:
+            raise ValueError(
+                f"{argument} was {tuple(patterns)!r}, but {pattern!r} matches no tensor; "
+                f"{_nearest(pattern, names)}."
+            )
+        found |= matches
+    if len(found) == len(names):
+        raise ValueError(
+            f"{argument} was {tuple(patterns)!r}, which is every tensor: nothing would be shared."
+        )
+    return frozenset(found)
+
+
+def _nearest(pattern: str, names: Collection[str]) -> str:
+    """What may have been meant by a pattern that matches nothing."""
+    text = pattern.strip("*.")
+    if near := [name for name in names if text and text in name]:
+        return f"tensors with {text!r} in their names are {near[:5]}: write '*{text}*'"
+    return f"the model has {list(names)[:20]}"
 
 
 def check_resuming(checkpoint_dir: object, resume: bool) -> None:

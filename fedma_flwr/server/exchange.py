@@ -65,13 +65,15 @@ class Exchange:
         """The messages to the whole cohort."""
         return self._make(list(self._asked), self._tokens)
 
-    def _make(self, nodes: Sequence[int], held: Mapping[int, str]) -> list[Message]:
-        self._sent = [self._message(node, held.get(node, "")) for node in nodes]
+    def _make(
+        self, nodes: Sequence[int], held: Mapping[int, str], *, lost: bool = False
+    ) -> list[Message]:
+        self._sent = [self._message(node, held.get(node, ""), lost) for node in nodes]
         self.record.bytes_down += protocol.count_bytes(message.content for message in self._sent)
         return self._sent
 
-    def _message(self, node: int, held: str) -> Message:
-        out = self.current.outgoing(self._asked[node], self.stage, held)
+    def _message(self, node: int, held: str, lost: bool) -> Message:
+        out = self.current.outgoing(self._asked[node], self.stage, held, lost=lost)
         return make_message(
             protocol.stage_content(
                 out.instruction,
@@ -117,7 +119,7 @@ class Exchange:
 
     def _ask_again(self, lost: Sequence[int], grid: Grid) -> dict[int, StageReply]:
         self.record.resend(self._asked[node].key for node in lost)
-        messages = self._make(lost, held={})
+        messages = self._make(lost, held={}, lost=True)
         answers = self._read(list(grid.send_and_receive(messages, timeout=self._timeout)))
         for node in [node for node, reply in answers.items() if reply.update is None]:
             self._drop(node, "the client does not keep its state")

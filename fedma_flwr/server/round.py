@@ -14,9 +14,11 @@ from fedma_flwr import protocol, wire
 from fedma_flwr.averaging import ClientUpdate, RoundStart, StageOutcome, settle_stage, solve_stage
 from fedma_flwr.protocol import Instruction
 from fedma_flwr.server.arguments import OWN
+from fedma_flwr.server.carried_units import UnitCarrier
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.matchings_folder import SavedRound
 from fedma_flwr.server.members import Member, Outgoing
+from fedma_flwr.server.personal_tensors import initial_personal
 from fedma_flwr.server.replies import Expected
 from fedma_flwr.server.settings import RoundSettings
 from fedma_flwr.server.settled_so_far import SettledSoFar
@@ -61,6 +63,7 @@ class CommunicationRound:
         self.model = model
         self.number = number
         self.members = {node: self._member(node, key) for node, key in members}
+        self._begun = [(m.key, m.assignments) for m in self.members.values()]
         self.guests = {node: Member(node, key, {}, guest=True) for node, key in guests}
         self.size = len(self.members)  # of the cohort, before anyone is dropped
         self.config = dict(config)
@@ -106,7 +109,7 @@ class CommunicationRound:
 
     # ------------------------------------------------------------------ what it is sent
 
-    def outgoing(self, member: Member, stage: int, held: str) -> Outgoing:
+    def outgoing(self, member: Member, stage: int, held: str, *, lost: bool = False) -> Outgoing:
         """What a client is sent in a stage.
 
         Parameters
@@ -118,10 +121,13 @@ class CommunicationRound:
         held : str
             State token that it is believed to hold; an update builds on that state. Everything is
             sent if it is another one, or empty.
+        lost : bool (default: False)
+            Whether it has said that it holds nothing, no personal tensors either.
         """
         needed, plan = self._needed(stage), self.settings.plan
         update = needed != "" and held == needed and not member.guest
-        groups = () if member.guest else self._groups_before(stage, last_only=update)
+        follows = not update and self._follows(member, stage)
+        groups = self._groups_before(stage, member, last_only=update)
         instruction = Instruction(
             kind=protocol.UPDATE if update else protocol.FULL,
             round=self.number,
@@ -135,19 +141,28 @@ class CommunicationRound:
             estimates=plan[stage].estimates,
             assignments={group: member.assignments[group] for group in groups},
             widths={group: self.settled.widths[group] for group in groups},
-            spec="" if update else self.settings.spec.to_json(),
+            spec="" if update else self.settings.client_spec.to_json(),
+            personal=() if update else self.settings.personal,
+            follows=follows,
+            partial=self.settings.partial,
             arrays_key=self.settings.arrayrecord_key,
             wire_dtype=self.settings.wire_dtype,
-            head_module=self._head_module(stage),
+            head_module=self.settings.head_module(stage),
             head_expected=bool(self._reference(stage)),
         )
         tensors = self._news(stage) if update else self._everything(member, stage)
+        if tensors and self.settings.personal and not update and (lost or not follows):
+            tensors |= self._initial_personal(member)
         return Outgoing(instruction, self._config(stage), tensors)
 
-    def _head_module(self, stage: int) -> str:
-        """Path of the head where its moments are wanted."""
-        solver = self.settings.solver
-        return solver.head.module if solver and self.settings.plan[stage].solves_head else ""
+    def _follows(self, member: Member, stage: int) -> bool:
+        """Whether the units that a client is sent are its own, if it has any."""
+        known = member.key in self.model.assignments
+        if not member.guest:
+            return stage > 0 or known
+        if known and self.settings.personal:
+            member.assignments = self._carrier().carry(member.key) or {}
+        return bool(member.assignments)
 
     def _reference(self, stage: int) -> dict[str, Tensor]:
         """The head that a stage's step starts from, as clients get it; empty without a step."""
@@ -157,11 +172,11 @@ class CommunicationRound:
         reference = solver.reference(self.settled.local_head, self.model.reference_share)
         return wire.rounded(reference, self.settings.wire_dtype)
 
-    def _groups_before(self, stage: int, *, last_only: bool) -> tuple[str, ...]:
-        """Groups matched before a stage: in all stages of the round, or in the last one."""
+    def _groups_before(self, stage: int, member: Member, *, last_only: bool) -> tuple[str, ...]:
+        """A client's groups matched before a stage: in all of the round, or in the last one."""
         first = max(stage - 1, 0) if last_only else 0
         stages = self.settings.plan.stages[first:stage]
-        return tuple(group for past in stages for group in past.groups)
+        return tuple(g for past in stages for g in past.groups if g in member.assignments)
 
     def _config(self, stage: int) -> dict[str, Any]:
         overrides = self.settings.config_overrides.get(self.settings.plan[stage].name, {})
@@ -188,10 +203,17 @@ class CommunicationRound:
             shapes = spec.shapes(self.settled.widths)
             head = {n: self.model.tensors[n].new_zeros(shapes[n]) for n in spec.head}
             return {**head, **self._reference(stage), **self.settled.tensors}
-        local = spec.select(self.model.to_train, self._selection(member))
+        shared = {n: tensor for n, tensor in self.model.to_train.items() if n in spec.axes}
+        local = spec.select(shared, self._selection(member))
         own = {name: tensor for name, tensor in local.items() if name not in self.settled.tensors}
         wide = spec.expand(own, member.assignments, self.settled.widths)
         return {**wide, **self._reference(stage), **self.settled.tensors}
+
+    def _initial_personal(self, member: Member | None = None) -> dict[str, Tensor]:
+        unknown = member is None or (member.guest and not member.assignments)
+        selection = None if member is None or unknown else self._selection(member)
+        taking_part, widths = self.settings.taking_part, self.settled.widths
+        return initial_personal(taking_part, self.model.tensors, member, selection, widths)
 
     # ------------------------------------------------------------------ what it must reply
 
@@ -206,18 +228,10 @@ class CommunicationRound:
             token=self.token(stage),
             weighted_by_key=self.settings.weighted_by_key,
             wire_dtype=self.settings.wire_dtype,
-            moments=self._moments(stage),
+            moments=self.settings.moments(stage, self.settled.widths),
             with_expected=bool(self._reference(stage)),
             several_heads=self.settings.several_heads,
         )
-
-    def _moments(self, stage: int) -> tuple[int, int] | None:
-        """Inputs and outputs of the head, where its moments are wanted."""
-        solver = self.settings.solver
-        if solver is None or not self.settings.plan[stage].solves_head:
-            return None
-        outputs, inputs, *_ = self.settings.spec.shapes(self.settled.widths)[solver.head.weight]
-        return inputs, outputs
 
     # ------------------------------------------------------------------ what comes of it
 
@@ -275,15 +289,29 @@ class CommunicationRound:
             self.settled.widths,
         )
 
+    def _carrier(self) -> UnitCarrier:
+        """What tells the new units of clients that are not there at the end."""
+        members = list(self.members.values())
+        return UnitCarrier(
+            self.model.assignments,
+            [(self._selection(member), member.assignments) for member in members],
+            {group: found.popularity for group, found in self.settled.matchings.items()},
+        )
+
     def committed(self) -> GlobalModel:
         """The global model after the last stage."""
         last = self.settings.plan[len(self.settings.plan) - 1]
         # Clients that do not know their assignments (one-shot) are sent everything next time.
         unknown = ".matched" if last.groups else ""
+        tensors = dict(self.settled.tensors)
+        assignments = {member.key: dict(member.assignments) for member in self.members.values()}
+        if self.settings.personal:
+            tensors |= self._initial_personal()
+            assignments = self._carrier().units_of_all(self._begun)
         return GlobalModel(
-            tensors={name: self.settled.tensors[name] for name in self.model.tensors},
+            tensors={name: tensors[name] for name in self.model.tensors},
             token=self.token(last.index) + unknown,
-            assignments={member.key: dict(member.assignments) for member in self.members.values()},
+            assignments=assignments,
             popularity={group: found.popularity for group, found in self.settled.matchings.items()},
             local_head=self.settled.local_head,
             reference_share=self.model.next_share(self.settled.share_factor),

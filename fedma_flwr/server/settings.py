@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from logging import INFO, WARNING
 from typing import Any
@@ -17,6 +17,7 @@ from fedma_flwr.averaging import Averaging, HeadSolver, Limits
 from fedma_flwr.matching import Matcher
 from fedma_flwr.server.arguments import AUTO, AVERAGED, SOLVED, TRAINED, check_model, check_spec
 from fedma_flwr.server.cohort import SeededCohort
+from fedma_flwr.server.personal_tensors import Participation
 from fedma_flwr.structure import (
     PermutationSpec,
     StagePlan,
@@ -50,6 +51,7 @@ class RoundSettings:
     config_overrides: Mapping[str, Mapping[str, Any]]  # by name of the stage
     solver: HeadSolver | None = None  # None: the head is trained
     several_heads: bool = False  # then class counts must name theirs
+    taking_part: Participation | None = None  # None: all tensors, in all clients alike
 
     @property
     def max_widths(self) -> dict[str, int]:
@@ -60,8 +62,23 @@ class RoundSettings:
         }
 
     @property
+    def personal(self) -> tuple[str, ...]:
+        """Tensors that stay with the client."""
+        return self.taking_part.personal if self.taking_part else ()
+
+    @property
+    def partial(self) -> bool:
+        """Whether clients' models have tensors that the initial arrays lack."""
+        return self.taking_part is not None and bool(self.taking_part.absent)
+
+    @property
+    def client_spec(self) -> PermutationSpec:
+        """The spec of what clients hold: personal tensors too."""
+        return self.taking_part.clients if self.taking_part else self.spec
+
+    @property
     def initial_parameters(self) -> int:
-        """Numbers in the initial model."""
+        """Shared numbers in the initial model."""
         return sum(math.prod(shape) for shape in self.spec.shapes().values())
 
     def trains_nothing(self, stage: int) -> bool:
@@ -72,7 +89,19 @@ class RoundSettings:
         settled = {*self.plan.settled_before(stage), *self.spec.head, *self.spec.statistics}
         # What has no axes by then counts the batches of a norm.
         free = [name for name, axes in self.spec.axes.items() if axes and name not in settled]
-        return self.solver is not None and stage > 0 and not free
+        trained = free or (self.personal and not self.plan[stage].solves_head)
+        return self.solver is not None and stage > 0 and not trained
+
+    def head_module(self, stage: int) -> str:
+        """Path of the head where its moments are wanted; else empty."""
+        return self.solver.head.module if self.solver and self.plan[stage].solves_head else ""
+
+    def moments(self, stage: int, widths: Mapping[str, int]) -> tuple[int, int] | None:
+        """Inputs and outputs of the head, where its moments are wanted."""
+        if self.solver is None or not self.plan[stage].solves_head:
+            return None
+        outputs, inputs, *_ = self.spec.shapes(widths)[self.solver.head.weight]
+        return inputs, outputs
 
     def fingerprint(self) -> dict[str, str]:
         """All settings as text: what must be the same in a resumed run."""
@@ -80,6 +109,10 @@ class RoundSettings:
         del texts["several_heads"]  # the model says it
         if self.solver is None:  # as in the checkpoints of runs that knew no other
             del texts["solver"]
+        if self.taking_part is None:
+            del texts["taking_part"]
+        else:
+            texts["taking_part"] = f"{self.personal} {self.taking_part.absent}"
         return {
             **texts,
             "plan": repr(self.plan),
@@ -127,29 +160,35 @@ def make_settings(
     cohort: SeededCohort,
     *,
     several_heads: bool = False,
+    present: Collection[str] | None = None,
 ) -> RoundSettings:
     """What stays the same from round to round.
 
     Parameters
     ----------
     spec : PermutationSpec
-        The model's spec.
+        The whole model's spec.
     arguments : mapping of str to value
         `FedMA`'s own but the model's, by name, checked.
     cohort : SeededCohort
         Has the seed and the keys of records.
     several_heads : bool (default: False)
         See `has_several_heads`.
+    present : collection of str, optional
+        Names of the initial arrays. None: all tensors of the model.
 
     Raises
     ------
     ValueError
-        If `groups_per_stage` is out of range, or the model's head cannot be solved.
+        If `personal` or `groups_per_stage` is out of range, or the model's head cannot be solved.
     """
     rule = Averaging(arguments["averaging"], arguments["trimmed_share"])
     ratios = arguments["max_norm_ratio"], arguments["max_weight_ratio"]
+    whole, taking_part = spec, Participation.of(spec, arguments["personal"], present)
+    spec = taking_part.shared
     head = TRAINED if arguments["one_shot"] else arguments["head"]
-    solver = make_solver(spec, head, arguments["head_start"], robust=rule.robust)
+    away = [name for name in whole.head if name not in spec.head]
+    solver = make_solver(spec, head, arguments["head_start"], away, robust=rule.robust)
     return RoundSettings(
         spec=spec,
         plan=_make_plan(spec, arguments, solver),
@@ -165,6 +204,7 @@ def make_settings(
         },
         solver=solver,
         several_heads=several_heads,
+        taking_part=taking_part if spec is not whole else None,
         **{name: arguments[name] for name in _AS_GIVEN},
     )
 
@@ -185,9 +225,14 @@ def _make_plan(
 
 
 def make_solver(
-    spec: PermutationSpec, head: str, start: str, *, robust: bool = False
+    spec: PermutationSpec,
+    head: str,
+    start: str,
+    away: Collection[str] = (),
+    *,
+    robust: bool = False,
 ) -> HeadSolver | None:
-    """How the head is solved; None if it is trained.
+    """How the head is solved; None if it is trained. `away` are the tensors of it not shared.
 
     With a robust average by regression alone: what a client says that a head expects cannot be
     compared with what others say.
@@ -199,7 +244,9 @@ def make_solver(
     """
     if head == TRAINED:
         return None
-    found = linear_head(spec)
+    found = linear_head(spec) if not away else f"{', '.join(away)} are not shared"
+    if away and head == AUTO:  # as it was asked for
+        return None
     if isinstance(found, str):
         if head == AUTO:
             log(WARNING, "The head is trained, it cannot be solved: %s.", found)
@@ -225,6 +272,8 @@ def log_settings(settings: RoundSettings) -> None:
     log(INFO, "\t│\t├── Initialisation: %s", settings.initialisation)
     log(INFO, "\t│\t├── Growth: at most %s times", settings.max_growth)
     log(INFO, "\t│\t├── Head: %s", TRAINED if settings.solver is None else SOLVED)
+    if settings.personal:
+        log(INFO, "\t│\t├── Personal: %s", ", ".join(settings.personal))
     log(INFO, "\t│\t├── Averaging: %s", settings.averaging)
     log(INFO, "\t│\t├── Limits: %s", settings.limits)
     log(INFO, "\t│\t└── Precision on the wire: %s", settings.wire_dtype)

@@ -40,8 +40,9 @@ class PermutationSpec(SpecParts):
     statistics : sequence of str, optional
         Tensors that follow their units but say nothing about them when units are matched
         (running means and variances).
-    head : sequence of str, optional
-        Tensors that carry the model's output. Default: all whose output axis is fixed.
+    head : sequence of str or None, optional
+        Tensors that carry the model's output. Default: all whose output axis is fixed. None: there
+        are none, the output's tensors are not among these.
     pinned : mapping of str to str, optional
         For axes that could not be permuted (``"fc.weight[1]"``), why not.
     variances : mapping of str to str, optional
@@ -71,7 +72,7 @@ class PermutationSpec(SpecParts):
         axes: Mapping[str, str | Sequence[AxisExpression]],
         outputs: Mapping[str, int] | None = None,
         statistics: Sequence[str] = (),
-        head: Sequence[str] = (),
+        head: Sequence[str] | None = (),
         *,
         pinned: Mapping[str, str] | None = None,
         variances: Mapping[str, str] | None = None,
@@ -81,7 +82,7 @@ class PermutationSpec(SpecParts):
             "axes": MappingProxyType({name: as_axes(text) for name, text in axes.items()}),
             "outputs": MappingProxyType(dict(outputs or {})),
             "statistics": tuple(statistics),
-            "head": tuple(head),
+            "head": tuple(head or ()),
             "pinned": MappingProxyType(dict(pinned or {})),
         }
         for name, value in parts.items():
@@ -89,7 +90,8 @@ class PermutationSpec(SpecParts):
         pairs = SpecParts.default_variances(self) if variances is None else dict(variances)
         object.__setattr__(self, "variances", MappingProxyType(pairs))
         check_parts(self)
-        object.__setattr__(self, "head", self.head or SpecParts.default_head(self))
+        if head is not None:
+            object.__setattr__(self, "head", self.head or SpecParts.default_head(self))
 
     def shapes(self, widths: Mapping[str, int] | None = None) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor for the given widths (groups left out keep their size)."""

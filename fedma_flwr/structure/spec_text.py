@@ -21,6 +21,8 @@ def to_json(spec: SpecParts) -> str:
         "pinned": dict(spec.pinned),
     }
     told = {name: part for name, part in parts.items() if part}
+    if not spec.head and spec.default_head():
+        told["head"] = None
     if spec.variances != spec.default_variances():  # also if there are none
         told["variances"] = dict(spec.variances)
     return json.dumps(told, separators=(",", ":"))

@@ -177,6 +177,8 @@ def _stages(
     if reestimate:
         settles.update({name: stage + 1 for name, stage in fed.items()})
         estimated = fed.keys() & set(spec.statistics)
+    if bundles and not spec.head and max(settles.values(), default=0) < len(bundles):
+        return [_stage(spec, [*bundles, ()], i, settles, estimated) for i in range(len(bundles))]
     bundles = [*bundles, ()]  # nothing is matched in the head stage
     return [_stage(spec, bundles, i, settles, estimated) for i in range(len(bundles))]
 

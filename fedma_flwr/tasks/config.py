@@ -74,7 +74,7 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(("strategy", "task", "model", "dataset", "partition", "matcher"), text),
     **dict.fromkeys(("output-dir", "checkpoint-dir", "data-dir", "local-models"), text),
     **dict.fromkeys(("matchings", "initialisation", "averaging", "wire-dtype", "output"), text),
-    **dict.fromkeys(("head", "head-start", "preset"), text),
+    **dict.fromkeys(("head", "head-start", "preset", "personal"), text),
     **dict.fromkeys(("num-server-rounds", "seed", "num-partitions"), integer),
     **dict.fromkeys(("num-roles", "min-characters", "stride", "hidden-size"), integer),
     **dict.fromkeys(("local-epochs", "retrain-epochs", "batch-size", "sweeps"), integer),

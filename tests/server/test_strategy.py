@@ -363,9 +363,12 @@ def test_gamma_must_be_positive():
 def test_arrays_that_do_not_fit_the_spec_are_refused_before_the_first_exchange():
     log = []
     grid = InProcessGrid(make_app(), CLIENTS, intercept=lambda m, c: log.append(m))
-    wrong = {name: tensor for name, tensor in Net().state_dict().items() if name != "b.bias"}
-    with pytest.raises(SpecError, match=r"b\.bias"):
-        LayerwiseFedMA(spec=SPEC).start(grid, ArrayRecord(wrong))
+    right = Net().state_dict()
+    for wrong in ({**right, "b.bias": torch.zeros(9)}, {**right, "d": torch.zeros(9)}):
+        with pytest.raises(SpecError, match=r"b\.bias|'d'"):
+            LayerwiseFedMA(spec=SPEC).start(grid, ArrayRecord(wrong))
+    with pytest.raises(SpecError, match="none of the model's tensors"):
+        LayerwiseFedMA(spec=SPEC).start(grid, ArrayRecord({"d": torch.zeros(9)}))
     with pytest.raises(ValueError, match="num_rounds"):
         LayerwiseFedMA(spec=SPEC).start(grid, initial_arrays(), num_rounds=0)
     with pytest.raises(ValueError, match="num_rounds"):

@@ -38,7 +38,7 @@ def without_groups(spec: PermutationSpec, groups: Iterable[str], reason: str) ->
         axes=axes,
         outputs=spec.outputs,
         statistics=statistics,
-        head=spec.head,
+        head=spec.head or None,
         pinned={**spec.pinned, **pinned},
         variances={n: mean for n, mean in spec.variances.items() if n in statistics},
     )
