@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from fedma_flwr import protocol
 from fedma_flwr.client_moment_sums import MomentSums, precise
 from fedma_flwr.protocol import ClientError
+from fedma_flwr.structure.wrapped_models import submodule_at
 
 _ADVICE = (
     "reply with `fedma_flwr.head_moments(model, batches)` in this stage, or give the strategy "
@@ -215,7 +216,7 @@ def find_head(model: nn.Module, path: str) -> nn.Module:
         If there is none, or if it is no linear layer and no 1 x 1 convolution.
     """
     try:
-        layer = _unwrapped(model).get_submodule(path)
+        layer = submodule_at(model, path)
     except AttributeError as error:
         raise ClientError(f"The model has no layer {path!r}, the strategy's head.") from error
     if isinstance(layer, nn.Linear) or _maps_single_positions(layer):

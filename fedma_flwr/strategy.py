@@ -36,8 +36,7 @@ from fedma_flwr.server.resuming import ResumableCohort
 from fedma_flwr.server.round import CommunicationRound
 from fedma_flwr.server.settings import log_settings, make_settings, make_spec
 from fedma_flwr.server.stage_end import end_stage
-from fedma_flwr.structure import GroupsPerStage, PermutationSpec
-from fedma_flwr.structure.output_heads import has_several_heads
+from fedma_flwr.structure import GroupsPerStage, PermutationSpec, under_names
 from fedma_flwr.wire import FLOAT32
 
 DEFAULT_MATCHER = BBPMAP(gamma=1.0, local_variance=1.0, prior_variance=1.0)
@@ -175,8 +174,7 @@ class FedMA(ResumableCohort):
         self.head_fraction = head_fraction
         super().__init__(**fedavg)
         spec = make_spec(model, example_inputs, spec)
-        several = has_several_heads(spec, model, example_inputs)
-        self.settings = make_settings(spec, arguments, cohort=self, several_heads=several)
+        self.settings = make_settings(spec, arguments, self, (model, example_inputs))
         widths = self.settings.max_widths
         self._matchings = None if matchings is None else MatchingsFolder(Path(matchings), widths)
         self._tokens: dict[int, str] = {}
@@ -227,7 +225,7 @@ class FedMA(ResumableCohort):
         check_arguments({"num_rounds": num_rounds})
         if self._matchings is not None:
             self._matchings.check(range(1, num_rounds + 1))
-        tensors = protocol.to_tensors(initial_arrays)
+        tensors = under_names(protocol.to_tensors(initial_arrays), self.settings.spec.axes)
         self.settings.spec.check(tensors, widths=self.settings.spec.sizes)
         self._begin(timeout)
         self._model = GlobalModel(tensors)

@@ -20,6 +20,8 @@ ROOMS = [
     "client_statistics",
     "client_moment_sums",
     "client_moments",
+    "model_sources",
+    "settled_values",
     "client",
     "mod",
     "server",

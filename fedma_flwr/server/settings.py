@@ -18,12 +18,15 @@ from fedma_flwr.matching import Matcher
 from fedma_flwr.server.arguments import AUTO, AVERAGED, SOLVED, TRAINED, check_model, check_spec
 from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.structure import (
+    LinearHead,
     PermutationSpec,
     StagePlan,
     derive_spec,
+    has_several_heads,
     linear_head,
     prove_spec,
 )
+from fedma_flwr.structure.output_heads import why_not_solved
 from fedma_flwr.structure.stages import HEAD, RETRAIN
 
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
@@ -125,8 +128,7 @@ def make_settings(
     spec: PermutationSpec,
     arguments: Mapping[str, Any],
     cohort: SeededCohort,
-    *,
-    several_heads: bool = False,
+    subject: tuple[nn.Module | None, tuple[Any, ...] | None] = (None, None),
 ) -> RoundSettings:
     """What stays the same from round to round.
 
@@ -138,8 +140,8 @@ def make_settings(
         `FedMA`'s own but the model's, by name, checked.
     cohort : SeededCohort
         Has the seed and the keys of records.
-    several_heads : bool (default: False)
-        See `has_several_heads`.
+    subject : pair, optional
+        The model and its example inputs, if the spec is not all that was given.
 
     Raises
     ------
@@ -149,7 +151,7 @@ def make_settings(
     rule = Averaging(arguments["averaging"], arguments["trimmed_share"])
     ratios = arguments["max_norm_ratio"], arguments["max_weight_ratio"]
     head = TRAINED if arguments["one_shot"] else arguments["head"]
-    solver = make_solver(spec, head, arguments["head_start"])
+    solver = make_solver(spec, head, arguments["head_start"], subject)
     return RoundSettings(
         spec=spec,
         plan=_make_plan(spec, arguments, solved_head=solver is not None),
@@ -164,7 +166,7 @@ def make_settings(
             HEAD: dict(arguments["head_config"] or {}),
         },
         solver=solver,
-        several_heads=several_heads,
+        several_heads=has_several_heads(spec, *subject),
         **{name: arguments[name] for name in _AS_GIVEN},
     )
 
@@ -183,7 +185,12 @@ def _make_plan(
     )
 
 
-def make_solver(spec: PermutationSpec, head: str, start: str) -> HeadSolver | None:
+def make_solver(
+    spec: PermutationSpec,
+    head: str,
+    start: str,
+    subject: tuple[nn.Module | None, tuple[Any, ...] | None] = (None, None),
+) -> HeadSolver | None:
     """How the head is solved; None if it is trained.
 
     Raises
@@ -194,6 +201,8 @@ def make_solver(spec: PermutationSpec, head: str, start: str) -> HeadSolver | No
     if head == TRAINED:
         return None
     found = linear_head(spec)
+    if isinstance(found, LinearHead) and head == AUTO:  # who says "solved" knows the model
+        found = why_not_solved(spec, found.module, *subject) or found
     if isinstance(found, str):
         if head == AUTO:
             log(WARNING, "The head is trained, it cannot be solved: %s.", found)
