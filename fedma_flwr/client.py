@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -11,17 +11,33 @@ from weakref import WeakKeyDictionary
 
 import torch
 from flwr.app import ArrayRecord, Message
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedma_flwr import protocol
 from fedma_flwr.class_labels import class_counts
 from fedma_flwr.client_moments import current_hook
 from fedma_flwr.client_statistics import estimate_statistics
+from fedma_flwr.model_sources import load_values
 from fedma_flwr.protocol import ClientError, Instruction
-from fedma_flwr.structure import resize
+from fedma_flwr.settled_values import (
+    has_hooks,
+    in_stage,
+    keep_buffers,
+    keep_parameters,
+    moving_tensors,
+    note_loaded,
+)
 from fedma_flwr.structure.state_dict_names import RUNNING_MEAN
+from fedma_flwr.structure.wrapped_models import under_names
 
-Source = Message | ArrayRecord | Mapping[str, Tensor]
+Source = (
+    Message
+    | ArrayRecord
+    | Mapping[str, Tensor]
+    | Mapping[str, NDArray[Any]]
+    | Sequence[NDArray[Any]]
+)
 
 
 @dataclass(frozen=True)
@@ -114,10 +130,12 @@ def load_model(model: nn.Module, source: Source, *, strict: bool = True) -> nn.M
     Parameters
     ----------
     model : nn.Module
-        As its code builds it; it is changed in place.
-    source : Message or ArrayRecord or mapping of str to Tensor
+        As its code builds it, lazy layers included; it is changed in place. It may be wrapped by
+        ``torch.compile``, ``DataParallel`` or Opacus.
+    source : Message or ArrayRecord or mapping of str to Tensor or array, or sequence of arrays
         A message to a train or evaluate function (of any strategy), the arrays that
-        ``evaluate_fn`` gets or that a run returned, or a saved state dict.
+        ``evaluate_fn`` gets or that a run returned, or a saved state dict. Arrays without names
+        are in the order of the model's state dict.
     strict : bool (default: True)
         Whether all tensors of the model must be there. False: the model keeps its own where they
         lack, as in messages of a run whose initial arrays were only some of the model's tensors.
@@ -126,8 +144,10 @@ def load_model(model: nn.Module, source: Source, *, strict: bool = True) -> nn.M
     -------
     nn.Module
         The same object. Settled parameters do not require gradients, and normalisation layers
-        whose running statistics are settled keep them, also after ``model.train()``. If clients
-        start from their own weights and the message brings none, the model is left as it is.
+        whose running statistics are settled keep them, also after ``model.train()``, as other
+        settled buffers are kept. Where nothing is left to train, settled parameters require
+        gradients for the train function's sake, but do not move. If clients start from their own
+        weights and the message brings none, the model is left as it is.
 
     Raises
     ------
@@ -142,30 +162,30 @@ def load_model(model: nn.Module, source: Source, *, strict: bool = True) -> nn.M
     >>> net.out_features
     5
     """
-    instruction = Instruction("")
-    state_dict: Mapping[str, Tensor] | None
+    instruction, values = Instruction(""), source
     if isinstance(source, Message):
-        instruction, state_dict = _read_message(source)
-        if state_dict is None:
+        instruction, arrays = _read_message(source)
+        if arrays is None:
+            note_loaded(model, set(), {})
             return model
-    elif isinstance(source, ArrayRecord):
-        state_dict = protocol.to_tensors(source)
-    else:
-        state_dict = source
+        values = arrays
     for undo in _FROZEN.pop(model, []):  # a model may be used for several stages
         undo()
-    if not strict or instruction.partial:
-        state_dict = {**model.state_dict(), **state_dict}
-    resize(model, state_dict)
-    model.load_state_dict(state_dict)
-    _freeze(model, frozenset(instruction.settled))
-    estimate_statistics(model, instruction.estimates)
+    load_values(model, values, partial=not strict or instruction.partial)
+    own = model.state_dict(keep_vars=True)
+    settled = under_names(dict.fromkeys(instruction.settled), own)
+    moving = moving_tensors(model) | _freeze(
+        model, settled.keys(), trains=in_stage() and not instruction.head_module
+    )
+    hooked = bool(instruction.head_module or instruction.estimates) or has_hooks(model)
+    note_loaded(model, moving, dict.fromkeys(instruction.settled), hooked=hooked)
+    estimate_statistics(model, list(under_names(dict.fromkeys(instruction.estimates), own)))
     if instruction.head_module and (hook := current_hook()) is not None:
         hook.attach(model)
     return model
 
 
-def _read_message(message: Message) -> tuple[Instruction, dict[str, Tensor] | None]:
+def _read_message(message: Message) -> tuple[Instruction, ArrayRecord | None]:
     instruction = protocol.find_instruction(message.content)
     if instruction is not None and not instruction.merged:
         raise ClientError(
@@ -176,24 +196,32 @@ def _read_message(message: Message) -> tuple[Instruction, dict[str, Tensor] | No
         return instruction, None
     if len(arrays) != 1:
         raise ClientError(f"The message has {len(arrays)} ArrayRecords; load_model needs one.")
-    return instruction or Instruction(""), protocol.to_tensors(arrays[0])
+    return instruction or Instruction(""), arrays[0]
 
 
 #: By model, what sets free again what an earlier `load_model` has frozen.
 _FROZEN: WeakKeyDictionary[nn.Module, list[Callable[[], object]]] = WeakKeyDictionary()
 
 
-def _freeze(model: nn.Module, settled: frozenset[str]) -> None:
+def _freeze(model: nn.Module, settled: Set[str], *, trains: bool) -> set[str]:
+    """Freeze what is settled; the names of those that had to stay differentiable for the loss."""
     undo = _FROZEN.setdefault(model, [])
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name in settled and parameter.requires_grad:
+    frozen: dict[str, nn.Parameter] = {}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        if name in settled and (parameter.requires_grad or parameter in set(frozen.values())):
+            frozen[name] = parameter
             parameter.requires_grad_(False)
             undo.append(partial(parameter.requires_grad_, True))
+    undo += keep_buffers(model, settled)
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
         if f"{dot}{RUNNING_MEAN}" in settled:
             # requires_grad does not stop running statistics, and model.train() undoes eval().
             undo.append(module.register_forward_pre_hook(_use_kept_statistics).remove)
+    if not frozen or not trains or any(p.requires_grad for p in model.parameters()):
+        return set()
+    undo += keep_parameters(model, set(frozen.values()))  # nothing is left to train
+    return set(frozen)
 
 
 def _use_kept_statistics(module: nn.Module, _: Any) -> None:

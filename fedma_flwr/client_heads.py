@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fedma_flwr.protocol import ClientError
+from fedma_flwr.structure.wrapped_models import submodule_at
 
 
 def find_head(model: nn.Module, path: str) -> nn.Module:
@@ -16,7 +17,7 @@ def find_head(model: nn.Module, path: str) -> nn.Module:
         If there is none, or if it is no linear layer and no 1 x 1 convolution.
     """
     try:
-        layer = unwrapped(model).get_submodule(path)
+        layer = submodule_at(model, path)
     except AttributeError as error:
         raise ClientError(f"The model has no layer {path!r}, the strategy's head.") from error
     if isinstance(layer, nn.Linear) or _maps_single_positions(layer):

@@ -40,8 +40,8 @@ class StatisticsHook:
         variance, mean = torch.var_mean(batch, axes, correction=0)  # (channels,)
         precise = torch.float32 if mean.device.type == "mps" else torch.float64
         self._add(batch.numel() // batch.shape[1], mean.to(precise), variance.to(precise))
-        getattr(module, RUNNING_MEAN).copy_(self._mean)
-        getattr(module, RUNNING_VARIANCE).copy_(self._squares / max(self._count - 1, 1))
+        _write(module, RUNNING_MEAN, self._mean)
+        _write(module, RUNNING_VARIANCE, self._squares / max(self._count - 1, 1))
 
     def _add(self, count: int, mean: Tensor, variance: Tensor) -> None:
         """Chan, Golub and LeVeque's update (1983)."""
@@ -51,6 +51,14 @@ class StatisticsHook:
         self._squares = self._squares.to(mean.device) + variance * count + between
         self._mean = mean - delta * (self._count / total)
         self._count = total
+
+
+def _write(module: nn.Module, name: str, value: Tensor) -> None:
+    buffer: Tensor = getattr(module, name)
+    if getattr(module, "_is_replica", False):  # of DataParallel, which shares the model's buffers
+        buffer.copy_(value)
+    else:  # the pass's derivatives may need what it had
+        setattr(module, name, value.to(buffer, copy=True))
 
 
 def estimate_statistics(model: nn.Module, names: Sequence[str]) -> None:

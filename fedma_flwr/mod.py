@@ -7,7 +7,6 @@ from dataclasses import replace
 from logging import ERROR
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore import log
@@ -17,7 +16,9 @@ from fedma_flwr import protocol
 from fedma_flwr.client_moments import HeadMomentsHook, collecting
 from fedma_flwr.client_units import own_personal
 from fedma_flwr.protocol import ClientError, Instruction, KeptState, Report
+from fedma_flwr.settled_values import LoadedModels, put_back, watching
 from fedma_flwr.structure import PermutationSpec
+from fedma_flwr.structure.wrapped_models import under_names
 
 
 def fedma_mod(
@@ -76,16 +77,16 @@ def _run_stage(
         kept, _ = _kept(context)
         return _report(message, Report(protocol.LOST, holds=kept.token if kept else ""))
     state, merged = held
-    with collecting(instruction.head_module, instruction.head_expected) as hook:
+    with (
+        collecting(instruction.head_module, instruction.head_expected) as hook,
+        watching() as loaded,
+    ):
         reply = call_next(message, context)
     if reply.has_error():
         return reply
     trained, metrics = _read_reply(reply)
     if protocol.GRAM_KEY not in trained:  # what head_moments gave is no model
-        spec = PermutationSpec.from_json(state.spec)
-        if instruction.partial:  # all else never leaves the client
-            trained = {name: tensor for name, tensor in trained.items() if name in spec.axes}
-        _check_trained(spec, instruction, merged, trained)
+        trained = _checked(state, instruction, merged, trained, loaded)
     uploads = _uploads(instruction, trained, hook)
     # The train function may have replaced context.state: write to the one that is there now.
     # Where moments are taken nothing is trained, and the head will be another.
@@ -128,6 +129,29 @@ def _evaluate(
         message.content[instruction.arrays_key] = protocol.to_arrays({**new, **own})
     message.content[protocol.FEDMA_KEY] = replace(instruction, merged=True).to_record()
     return call_next(message, context)
+
+
+def _checked(
+    state: KeptState,
+    instruction: Instruction,
+    merged: Mapping[str, Tensor],
+    trained: Mapping[str, Tensor],
+    loaded: LoadedModels,
+) -> dict[str, Tensor]:
+    """What was trained, under the spec's names, with what is settled as it was."""
+    spec = PermutationSpec.from_json(state.spec)
+    trained = under_names(trained, spec.axes)  # without the names of wrappers
+    if instruction.partial:  # all else never leaves the client
+        trained = {name: tensor for name, tensor in trained.items() if name in spec.axes}
+    if missing := [name for name in spec.axes if name not in trained]:
+        raise ClientError(
+            f"The train function's reply lacks the tensors {missing[:10]}: reply with all that "
+            f"load_model was given. If they are to stay with the client, give the strategy "
+            f"personal={tuple(missing[:3])!r}, or leave them out of initial_arrays."
+        )
+    trained = put_back(spec, instruction.settled, merged, trained, loaded)
+    spec.check(trained, widths=spec.widths(merged) if merged else None)
+    return trained
 
 
 def _uploads(
@@ -204,30 +228,6 @@ def _read_reply(reply: Message) -> tuple[dict[str, Tensor], MetricRecord]:
             "MetricRecords; FedMA, like FedAvg, needs exactly one of each."
         )
     return protocol.to_tensors(arrays[0]), metrics[0]
-
-
-def _check_trained(
-    spec: PermutationSpec,
-    instruction: Instruction,
-    merged: Mapping[str, Tensor],
-    trained: Mapping[str, Tensor],
-) -> None:
-    if missing := [name for name in spec.axes if name not in trained]:
-        raise ClientError(
-            f"The train function's reply lacks the tensors {missing[:10]}: reply with all that "
-            f"load_model was given. If they are to stay with the client, give the strategy "
-            f"personal={tuple(missing[:3])!r}, or leave them out of initial_arrays."
-        )
-    for name in instruction.settled:
-        if not torch.equal(trained[name], merged[name]):
-            raise ClientError(
-                f"The settled tensor {name!r} was changed by the train function: build the model "
-                "with `load_model(Net(), msg)`, which resizes it and freezes what is settled."
-            )
-    if merged:
-        spec.check(trained, widths=spec.widths(merged))
-    else:
-        spec.check(trained)
 
 
 def _client_key(context: Context) -> str:

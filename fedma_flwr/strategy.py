@@ -36,8 +36,7 @@ from fedma_flwr.server.round import CommunicationRound
 from fedma_flwr.server.settings import log_settings, make_spec
 from fedma_flwr.server.settings_holder import SettingsHolder
 from fedma_flwr.server.stage_end import end_stage
-from fedma_flwr.structure import GroupsPerStage, PermutationSpec
-from fedma_flwr.structure.output_heads import has_several_heads
+from fedma_flwr.structure import GroupsPerStage, PermutationSpec, under_names
 from fedma_flwr.wire import FLOAT32
 
 DEFAULT_MATCHER = BBPMAP(gamma=1.0, local_variance=1.0, prior_variance=1.0)
@@ -179,8 +178,7 @@ class FedMA(SettingsHolder):
         self.head_fraction = head_fraction
         super().__init__(**fedavg)
         spec = make_spec(model, example_inputs, spec)
-        several = has_several_heads(spec, model, example_inputs)
-        self._keep_settings(spec, arguments, several_heads=several)
+        self._keep_settings(spec, arguments, (model, example_inputs))
         self._tokens: dict[int, str] = {}
         self._exchange: Exchange | None = None
 
@@ -227,7 +225,7 @@ class FedMA(SettingsHolder):
             If a saved matching is damaged, or is not of this model and these clients.
         """
         check_arguments({"num_rounds": num_rounds})
-        tensors = protocol.to_tensors(initial_arrays)
+        tensors = under_names(protocol.to_tensors(initial_arrays), self._whole.axes)
         self._fit(tensors)
         if self._matchings is not None:
             self._matchings.check(range(1, num_rounds + 1))

@@ -23,6 +23,8 @@ ROOMS = [
     "client_privacy",
     "client_moments",
     "client_private_moments",
+    "model_sources",
+    "settled_values",
     "client",
     "client_units",
     "mod",

@@ -99,7 +99,8 @@ def step_towards(
         In the dtype of `mean`; entries that are not known before are the mean's.
     """
     damped = before + server_learning_rate * (mean.to(torch.float64) - before)
-    return torch.where(known, damped.to(mean.dtype), mean)
+    # An observer's minimum is infinite before it has seen anything.
+    return torch.where(known & before.isfinite(), damped.to(mean.dtype), mean)
 
 
 def take_step(

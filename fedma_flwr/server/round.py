@@ -6,12 +6,14 @@ No Flower messages here: `exchange` makes and reads them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from fedma_flwr import protocol, wire
 from fedma_flwr.averaging import ClientUpdate, RoundStart, StageOutcome, settle_stage, solve_stage
+from fedma_flwr.averaging.spectral_vectors import with_spectral_vectors
 from fedma_flwr.protocol import Instruction
 from fedma_flwr.server.arguments import OWN
 from fedma_flwr.server.carried_units import UnitCarrier
@@ -240,6 +242,9 @@ class CommunicationRound:
         nodes = [node for node in self.asked(stage) if node in updates]
         self.members = {node: m for node, m in self.members.items() if node in updates}
         outcome = self._averaged(stage, [updates[node] for node in nodes])
+        known = self.settled.tensors
+        vectors = with_spectral_vectors(self.settings.spec, outcome.tensors, known)
+        outcome = replace(outcome, tensors=vectors)
         keys = [member.key for member in self.members.values()]
         self.settled.add(outcome, keys, self.settings.wire_dtype)
         if not outcome.head_solved:  # nothing was matched there, and guests have had their say too

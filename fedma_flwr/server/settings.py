@@ -19,15 +19,22 @@ from fedma_flwr.server.arguments import AUTO, AVERAGED, SOLVED, TRAINED, check_m
 from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.server.personal_tensors import Participation
 from fedma_flwr.structure import (
+    LinearHead,
     PermutationSpec,
     StagePlan,
     derive_spec,
+    has_several_heads,
     linear_head,
     prove_spec,
 )
+from fedma_flwr.structure.output_heads import why_not_solved
 from fedma_flwr.structure.stages import HEAD, RETRAIN
 
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
+
+
+#: A model and inputs for it, if there are any.
+Subject = tuple[nn.Module | None, tuple[Any, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -159,8 +166,8 @@ def make_settings(
     arguments: Mapping[str, Any],
     cohort: SeededCohort,
     *,
-    several_heads: bool = False,
     present: Collection[str] | None = None,
+    subject: Subject = (None, None),
 ) -> RoundSettings:
     """What stays the same from round to round.
 
@@ -172,10 +179,10 @@ def make_settings(
         `FedMA`'s own but the model's, by name, checked.
     cohort : SeededCohort
         Has the seed and the keys of records.
-    several_heads : bool (default: False)
-        See `has_several_heads`.
     present : collection of str, optional
         Names of the initial arrays. None: all tensors of the model.
+    subject : pair, optional
+        The model and its example inputs, if the spec is not all that was given.
 
     Raises
     ------
@@ -188,7 +195,9 @@ def make_settings(
     spec = taking_part.shared
     head = TRAINED if arguments["one_shot"] else arguments["head"]
     away = [name for name in whole.head if name not in spec.head]
-    solver = make_solver(spec, head, arguments["head_start"], away, robust=rule.robust)
+    solver = make_solver(
+        spec, head, arguments["head_start"], away, robust=rule.robust, subject=subject
+    )
     return RoundSettings(
         spec=spec,
         plan=_make_plan(spec, arguments, solver),
@@ -203,7 +212,7 @@ def make_settings(
             HEAD: dict(arguments["head_config"] or {}),
         },
         solver=solver,
-        several_heads=several_heads,
+        several_heads=has_several_heads(spec, *subject),
         taking_part=taking_part if spec is not whole else None,
         **{name: arguments[name] for name in _AS_GIVEN},
     )
@@ -231,6 +240,7 @@ def make_solver(
     away: Collection[str] = (),
     *,
     robust: bool = False,
+    subject: Subject = (None, None),
 ) -> HeadSolver | None:
     """How the head is solved; None if it is trained. `away` are the tensors of it not shared.
 
@@ -247,6 +257,8 @@ def make_solver(
     found = linear_head(spec) if not away else f"{', '.join(away)} are not shared"
     if away and head == AUTO:  # as it was asked for
         return None
+    if isinstance(found, LinearHead) and head == AUTO:  # who says "solved" knows the model
+        found = why_not_solved(spec, found.module, *subject) or found
     if isinstance(found, str):
         if head == AUTO:
             log(WARNING, "The head is trained, it cannot be solved: %s.", found)

@@ -16,7 +16,7 @@ from fedma_flwr import protocol
 from fedma_flwr.protocol import Instruction
 from fedma_flwr.server.matchings_folder import MatchingsFolder
 from fedma_flwr.server.resuming import ResumableCohort
-from fedma_flwr.server.settings import RoundSettings, make_settings
+from fedma_flwr.server.settings import RoundSettings, Subject, make_settings
 from fedma_flwr.structure import PermutationSpec, SpecError
 
 
@@ -27,11 +27,11 @@ class SettingsHolder(ResumableCohort):
     _matchings: MatchingsFolder | None
 
     def _keep_settings(
-        self, spec: PermutationSpec, arguments: Mapping[str, Any], *, several_heads: bool
+        self, spec: PermutationSpec, arguments: Mapping[str, Any], subject: Subject
     ) -> None:
         """Work out the settings of a model of which all tensors are known."""
         self._whole, self._arguments = spec, dict(arguments)
-        self._several_heads = several_heads
+        self._subject = subject
         self._take(self._settings_of(None))
 
     def _settings_of(self, present: Collection[str] | None) -> RoundSettings:
@@ -40,7 +40,7 @@ class SettingsHolder(ResumableCohort):
             self._arguments,
             self,
             present=present,
-            several_heads=self._several_heads,
+            subject=self._subject,
         )
 
     def _take(self, settings: RoundSettings) -> None:

@@ -28,6 +28,7 @@ def private_copy(model: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
         no parameters, or if its state dict is more than tensors of their own.
     """
     check_model_and_inputs(model, example_inputs)
+    model = with_lazy_layers_built(model, example_inputs)
     for value in torch.utils._pytree.tree_leaves(tuple(example_inputs)):
         if isinstance(value, Tensor) and not value.numel():
             raise UnsupportedModelError(
@@ -40,6 +41,24 @@ def private_copy(model: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
             return twin if any(p.is_meta for p in twin.parameters()) else twin.cpu()
     except Exception as error:
         raise unsupported(f"The model cannot be copied: {first_line(error)}") from error
+
+
+def with_lazy_layers_built(model: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
+    """The model; if it has lazy layers a copy, in which one pass has given them their shapes."""
+    lazy = [t for t in (*model.parameters(), *model.buffers()) if nn.parameter.is_lazy(t)]
+    if not lazy:
+        return model
+    # Torch copies no tensor without a shape: each gets one like it.
+    kinds: list[Any] = [type(tensor) for tensor in lazy]
+    pairs = zip(kinds, lazy, strict=True)
+    fresh: dict[int, Any] = {id(t): kind(device="cpu", dtype=t.dtype) for kind, t in pairs}
+    try:
+        with quiet(), torch.no_grad():
+            twin = copy.deepcopy(model, fresh).cpu()
+            twin.eval()(*cpu_inputs(example_inputs))
+            return twin.train(model.training)
+    except Exception:  # the model is refused with the names of what has no shape
+        return model
 
 
 def check_model_and_inputs(model: object, example_inputs: object) -> None:

@@ -17,6 +17,8 @@ from fedma_flwr.structure.model_copies import cpu_inputs, private_copy, quiet
 from fedma_flwr.structure.spec import PermutationSpec
 from fedma_flwr.structure.state_dict_names import module_of
 
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
 
 def head_layers(spec: PermutationSpec) -> tuple[str, ...]:
     """Paths of the layers that make outputs: those of the head's tensors with two axes or more.
@@ -68,3 +70,36 @@ def _outputs_of_width(model: nn.Module, example_inputs: Sequence[Any], width: in
 def _as_plain(output: Any) -> Any:
     """Outputs like transformers' as a dict: pytrees know only the kinds that were registered."""
     return dict(output) if hasattr(output, "items") else output
+
+
+def why_not_solved(
+    spec: PermutationSpec,
+    layer: str,
+    model: nn.Module | None = None,
+    example_inputs: Sequence[Any] | None = None,
+) -> str:
+    """Why a model's last linear layer is no head that could be solved, in words; "" if it is one.
+
+    A spec does not tell: what is frozen is meant to stay, and a norm on the output has no tensors
+    where it has no parameters.
+    """
+    if model is None or example_inputs is None:
+        return ""
+    frozen = [n for n, p in model.named_parameters() if n in spec.head and not p.requires_grad]
+    if frozen:
+        return f"{frozen[0]!r} does not require gradients, so that it stays as it is"
+    norm = _norm_behind(model, example_inputs, layer)
+    return f"the normalisation {norm!r} comes after it" if norm else ""
+
+
+def _norm_behind(model: nn.Module, example_inputs: Sequence[Any], layer: str) -> str:
+    """Path of a normalisation that is called after the last call of a layer; "" if none is."""
+    calls: list[str] = []
+    with suppress(Exception), quiet(), torch.no_grad():
+        twin = private_copy(model, example_inputs).eval()
+        for path, module in twin.named_modules():
+            if path == layer or isinstance(module, _NORMS):
+                module.register_forward_hook(lambda *_, path=path: calls.append(path))
+        twin(*cpu_inputs(example_inputs))
+    behind = calls[::-1].index(layer) if layer in calls else 0
+    return calls[-1] if behind else ""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from fedma_flwr.structure.axes import SpecError
@@ -56,7 +57,10 @@ def resize(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
             for name in names
             if names[name] in state_dict
         }
-        if all(tuple(tensor.shape) == shapes.get(name, tensor.shape) for name, tensor in own):
+        built = [_build(tensor, shapes[name]) for name, tensor in own if name in shapes]
+        if not any(built) and all(
+            tuple(tensor.shape) == shapes.get(name, tensor.shape) for name, tensor in own
+        ):
             continue
         _follow(module, shapes)
         for name, tensor in own:
@@ -73,12 +77,22 @@ def _check_names(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         raise SpecError(f"The state dict lacks tensors of {type(model).__name__}: {missing}.")
     if extra := [name for name in state_dict if name not in own]:
         raise SpecError(f"The state dict has tensors that {type(model).__name__} lacks: {extra}.")
-    for name, tensor in own.items():
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            continue
         if tensor.dim() != state_dict[name].dim():
             raise SpecError(
                 f"Tensor {name!r} has shape {tuple(state_dict[name].shape)}, but that of "
                 f"{type(model).__name__} has {tensor.dim()} axes: {tuple(tensor.shape)}."
             )
+
+
+def _build(tensor: Tensor, shape: Shape) -> bool:
+    """Give a tensor of a lazy layer the state dict's shape; whether it had none."""
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+        tensor.materialize(shape)
+        return True
+    return False
 
 
 def _replace(

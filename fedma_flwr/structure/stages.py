@@ -8,7 +8,7 @@ from typing import Literal
 
 from fedma_flwr.structure.signatures import signature_tensors
 from fedma_flwr.structure.spec import PermutationSpec
-from fedma_flwr.structure.state_dict_names import module_of
+from fedma_flwr.structure.state_dict_names import RUNNING_MEAN, module_of
 
 LOCAL, RETRAIN, HEAD = "local", "retrain", "head"  # names of stages
 GroupsPerStage = int | Literal["all"]
@@ -232,6 +232,9 @@ def _settling_stages(
     last = len(bundles)
     matched_in = {group: index for index, bundle in enumerate(bundles) for group in bundle}
     settles = {name: _settling_stage(spec, name, matched_in, last) for name in spec.axes}
+    # What counts the batches of a norm on the output settles with its statistics: with the head.
+    norms = {module_of(n) for n in spec.head if n.endswith(RUNNING_MEAN)}
+    settles.update({n: last for n, own in spec.axes.items() if not own and module_of(n) in norms})
     fed: dict[str, int] = {}
     for module, (names, feeders) in _fed_modules(spec).items():
         stage = max(settles[name] for name in feeders or names)

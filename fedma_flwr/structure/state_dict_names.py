@@ -7,7 +7,7 @@ tensor has in it by a dot.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fedma_flwr.structure.axes import AxisExpression
 
@@ -43,3 +43,22 @@ def named_variances(
 def module_of(tensor: str) -> str:
     """The path of the module that a tensor of the state dict belongs to; "" for the model's own."""
     return tensor.rpartition(".")[0]
+
+
+def spectral_norms(names: Iterable[str]) -> list[tuple[str, str, str]]:
+    """The tensors of every spectral norm: its weight, and the left and right singular vector.
+
+    Both of torch's forms: ``spectral_norm``, and that of ``parametrizations``. Others are left out.
+    """
+    listed, found = frozenset(names), []
+    for left in sorted(listed):
+        if left.endswith("._u"):  # x.parametrizations.weight.0._u
+            path = left.removesuffix("._u")
+            weight, right = f"{module_of(path)}.original", f"{path}._v"
+        elif left.endswith("_u"):  # x.weight_u
+            weight, right = f"{left.removesuffix('_u')}_orig", f"{left.removesuffix('_u')}_v"
+        else:
+            continue
+        if {weight, right} <= listed:
+            found.append((weight, left, right))
+    return found

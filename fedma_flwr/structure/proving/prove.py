@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.model_copies import check_model_and_inputs, quiet
+from fedma_flwr.structure.model_copies import check_model_and_inputs, quiet, with_lazy_layers_built
 from fedma_flwr.structure.proving.drawing import ATTEMPTS, redraw
 from fedma_flwr.structure.proving.growability import why_not_growable
 from fedma_flwr.structure.proving.invariance import (
@@ -102,6 +102,7 @@ def prove_spec(
         If the arguments are no model and inputs for it.
     """
     check_model_and_inputs(model, example_inputs)
+    model = with_lazy_layers_built(model, example_inputs)
     _check_memory(model)
     generator = torch.Generator().manual_seed(seed)
     in_proof = ModelInProof(spec, model, example_inputs)
