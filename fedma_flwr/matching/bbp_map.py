@@ -264,7 +264,7 @@ class BBPMAP:
         >>> matching.units[:, :3].round(2).tolist()
         [[1.15, 0.0, 0.0], [0.0, 1.15, 0.0], [0.0, 0.0, 1.15]]
         """
-        arrays = validate.check_units(units)
+        arrays = validate.check_sizes(validate.check_units(units))
         limit = validate.check_max_width(arrays, self.max_width, max_width)
         mass = validate.check_weights(weights, len(arrays))
         if mass is not None and self.output == "posterior":

@@ -60,7 +60,8 @@ def calibrate(units: Sequence[Floats], mean: Floats, gamma: float) -> Calibratio
     """
     rows = sum(len(array) for array in units)
     squares = sum(float(_squares(array, mean).sum()) for array in units)
-    norm = squares / rows or 1.0
+    # Units this small are as good as zero; variances on their scale could not be divided by.
+    norm = squares / rows if squares / rows > 1e-100 else 1.0
     line = _line(units, mean)
     if line is None:
         # Rows of mean square norm 1 with variances 1: the quadratic gains, below 1, then choose

@@ -9,6 +9,9 @@ import numpy as np
 
 from .arrays import Floats, Integers
 
+#: Products of two sums of squares of such numbers are finite.
+LARGEST = 1e70
+
 
 def check_units(units: Sequence[Any]) -> list[Floats]:
     """Return the clients' units as float arrays of shapes (L_j, D).
@@ -33,6 +36,20 @@ def check_units(units: Sequence[Any]) -> list[Floats]:
         # slow test then decides whether it was merely an overflow.
         if not np.isfinite(np.vdot(array, array)) and not np.isfinite(array).all():
             raise ValueError(f"units: client {client}, shape {array.shape}, has NaN or infinity")
+    return arrays
+
+
+def check_sizes(arrays: list[Floats]) -> list[Floats]:
+    """Refuse units whose squares could not be summed and multiplied; return the others."""
+    for client, array in enumerate(arrays):
+        with np.errstate(over="ignore"):
+            small = np.vdot(array, array) <= LARGEST**2
+        if not small and np.abs(array).max() > LARGEST:
+            raise ValueError(
+                f"units: client {client}, shape {array.shape}, has values up to "
+                f"{np.abs(array).max():.3g}; at most {LARGEST:g} can be squared and multiplied: "
+                "divide all clients' units by one number"
+            )
     return arrays
 
 

@@ -268,3 +268,26 @@ def test_a_head_that_is_frozen_is_solved_only_if_that_is_asked_for():
 
     assert FedMA(**arguments).settings.solver is None
     assert FedMA(**arguments, head="solved").settings.solver is not None
+
+
+class Table(nn.Module):
+    """An embedding that rescales its rows while it is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.e = nn.Embedding(11, 8, max_norm=0.5)
+        self.a = nn.Linear(8, 16)
+        self.c = nn.Linear(16, 2)
+
+    def forward(self, x):
+        words = (x.abs() * 3).long().clamp(max=10)
+        return self.c(self.a(self.e(words).mean(1)).relu())
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_table_may_rescale_its_rows(plan):
+    settings = FedMA(model=Table(), example_inputs=INPUTS).settings
+    state = run(Table, **plan)
+
+    assert set(settings.spec.tensor_groups("e.weight")) == {"e"}
+    assert state["e.weight"].shape[0] == 11

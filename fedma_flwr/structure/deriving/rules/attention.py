@@ -36,6 +36,15 @@ def embedding(call: Call) -> Axes:
     return (*numbers, *table[1:])
 
 
+@rule("embedding_renorm_")
+def renormalised(call: Call) -> Axes:
+    """Rows of a table are rescaled where their norm is too large, whatever their entries' order."""
+    table = call.axes("self")
+    call.contracted.append(table[0])
+    pin(table[0])
+    return table
+
+
 @rule("embedding_bag")
 def embedding_bag(call: Call) -> Any:
     """Sums of rows of a table; the bookkeeping that it also returns is not followed."""
