@@ -14,6 +14,7 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedma_flwr import protocol
+from fedma_flwr.client_config_reads import never_read, watch
 from fedma_flwr.client_moments import HeadMomentsHook, collecting
 from fedma_flwr.protocol import ClientError, Instruction, KeptState, Report
 from fedma_flwr.structure import PermutationSpec
@@ -78,6 +79,7 @@ def _run_stage(
         message.content[instruction.arrays_key] = protocol.to_arrays(merged)
     message.content[protocol.FEDMA_KEY] = replace(instruction, merged=True).to_record()
 
+    watched = watch(message, instruction)
     with collecting(instruction.head_module) as hook:
         reply = call_next(message, context)
     if reply.has_error():
@@ -90,7 +92,8 @@ def _run_stage(
     # Where moments are taken nothing is trained, and the head will be another.
     _keep(context, state, merged if instruction.head_module else trained)
     records = {protocol.ARRAYS_KEY: uploads, protocol.METRICS_KEY: metrics}
-    return _report(message, Report(protocol.DONE, holds=state.token), records)
+    report = Report(protocol.DONE, holds=state.token, unread=never_read(watched))
+    return _report(message, report, records)
 
 
 def _uploads(

@@ -21,6 +21,7 @@ ROOMS = [
     "client_privacy",
     "client_moments",
     "client_private_moments",
+    "client_config_reads",
     "client",
     "mod",
     "server",
