@@ -13,6 +13,7 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedma_flwr import protocol
+from fedma_flwr.client_config_reads import never_read, watch
 from fedma_flwr.client_moments import HeadMomentsHook, collecting
 from fedma_flwr.client_units import own_personal
 from fedma_flwr.protocol import ClientError, Instruction, KeptState, Report
@@ -77,6 +78,7 @@ def _run_stage(
         kept, _ = _kept(context)
         return _report(message, Report(protocol.LOST, holds=kept.token if kept else ""))
     state, merged = held
+    watched = watch(message, instruction)
     with (
         collecting(instruction.head_module, instruction.head_expected) as hook,
         watching() as loaded,
@@ -92,7 +94,8 @@ def _run_stage(
     # Where moments are taken nothing is trained, and the head will be another.
     _keep(context, state, merged if instruction.head_module else trained)
     records = {protocol.ARRAYS_KEY: uploads, protocol.METRICS_KEY: metrics}
-    return _report(message, Report(protocol.DONE, holds=state.token), records)
+    report = Report(protocol.DONE, holds=state.token, unread=never_read(watched))
+    return _report(message, report, records)
 
 
 def _receive(

@@ -189,11 +189,14 @@ class Report:
         State token that the client holds now.
     client_key : str
         Answer to a hello: what identifies the client for longer than a node id does.
+    unread : tuple of str
+        Entries of the message's config that the train function has never looked at.
     """
 
     status: str
     holds: str = ""
     client_key: str = ""
+    unread: tuple[str, ...] = ()
     version: int = VERSION
 
     def to_record(self) -> ConfigRecord:
@@ -203,8 +206,9 @@ class Report:
             "status": self.status,
             "holds": self.holds,
             CLIENT_KEY: self.client_key,
+            "unread": list(self.unread),
         }
-        return ConfigRecord({key: value for key, value in values.items() if value != ""})
+        return ConfigRecord({key: value for key, value in values.items() if value not in ("", [])})
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> Report:
@@ -213,6 +217,7 @@ class Report:
             status=str(record.get("status", "")),
             holds=str(record.get("holds", "")),
             client_key=str(record.get(CLIENT_KEY, "")),
+            unread=tuple(map(str, cast(list[str], record.get("unread", [])))),
             version=int(cast(int, record.get("version", 0))),
         )
 

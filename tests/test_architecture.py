@@ -25,6 +25,7 @@ ROOMS = [
     "client_private_moments",
     "model_sources",
     "settled_values",
+    "client_config_reads",
     "client",
     "client_units",
     "mod",

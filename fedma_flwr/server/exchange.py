@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from fedma_flwr import protocol
 from fedma_flwr.averaging import judge
 from fedma_flwr.server.history import ExchangeRecord, mean_epochs
+from fedma_flwr.server.ignored_config import IgnoredConfig
 from fedma_flwr.server.messages import count_reply, make_message, sent_to
 from fedma_flwr.server.replies import StageReply, read_reply
 from fedma_flwr.server.reply_errors import FailedError, ReplyError
@@ -46,6 +47,9 @@ class Exchange:
             groups=planned.groups,
             cohort=len(current.asked(stage)),
         )
+        trains = not current.settings.trains_nothing(stage)
+        overrides = current.settings.config_overrides.get(planned.name, {}) if trains else {}
+        self._ignored = IgnoredConfig(planned.name, overrides)
         self._asked = current.asked(stage)
         self._timeout = timeout
         self._tokens = tokens
@@ -102,6 +106,8 @@ class Exchange:
             received.update(self._ask_again(lost, grid))
         received = {node: received[node] for node in self._asked if node in received}
         received = self._bound(received)
+        if not self.current.model.token:  # once: all rounds call the same function
+            self._ignored.warn()
         self.record.answered = len(received)
         self.record.seconds_waiting = time.monotonic() - self._started
         self.record.epochs = mean_epochs(reply.metrics for reply in received.values())
@@ -142,6 +148,7 @@ class Exchange:
                 self._drop(node, str(error), by_itself=isinstance(error, FailedError))
                 continue
             if received[node].update is not None:
+                self._ignored.note(reply)
                 # A guest does not hold its own units, so that it is sent everything next time.
                 self._tokens[node] = "" if member.guest else self.current.token(self.stage)
                 member.widths = {**received[node].widths, **member.widths}

@@ -18,6 +18,7 @@ from fedma_flwr.matching import Matcher
 from fedma_flwr.server.arguments import AUTO, AVERAGED, SOLVED, TRAINED, check_model, check_spec
 from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.server.personal_tensors import Participation
+from fedma_flwr.server.round_cost import cost_in_words
 from fedma_flwr.structure import (
     LinearHead,
     PermutationSpec,
@@ -280,6 +281,8 @@ def log_settings(settings: RoundSettings) -> None:
     log(INFO, "\t├──> FedMA settings:")
     log(INFO, "\t│\t├── Groups: %s", groups)
     log(INFO, "\t│\t├── Stages: %s", str(settings.plan).replace("\n", "\n\t│\t│\t"))
+    cost = cost_in_words(settings.plan, settings.config_overrides, settings.trains_nothing)
+    log(INFO, "\t│\t├── A round costs: %s", cost)
     log(INFO, "\t│\t├── Matcher: %s", settings.matcher)
     log(INFO, "\t│\t├── Initialisation: %s", settings.initialisation)
     log(INFO, "\t│\t├── Growth: at most %s times", settings.max_growth)

@@ -94,7 +94,7 @@ def test_no_batches_are_no_moments():
 def test_a_model_that_is_used_again_is_trained_again():
     model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     model[2].bias.requires_grad_(False)  # the user's own
-    _freeze(model, frozenset({"0.weight", "1.weight", "1.running_mean"}))
+    _freeze(model, frozenset({"0.weight", "1.weight", "1.running_mean"}), trains=True)
     assert not model[0].weight.requires_grad
     with collecting("2") as hook:
         hook.attach(model)
