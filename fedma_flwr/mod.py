@@ -14,9 +14,13 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedma_flwr import protocol
+from fedma_flwr.client_bounds import check_message, count_bytes, max_growth
 from fedma_flwr.client_moments import HeadMomentsHook, collecting
 from fedma_flwr.protocol import ClientError, Instruction, KeptState, Report
+from fedma_flwr.reading import plain
 from fedma_flwr.structure import PermutationSpec
+
+_LONGEST_REASON = 1000  # characters; it crosses the network, and a server keeps it
 
 
 def fedma_mod(
@@ -47,20 +51,34 @@ def fedma_mod(
     >>> from flwr.clientapp import ClientApp
     >>> app = ClientApp(mods=[fedma_mod])
     """
-    instruction = protocol.find_instruction(message.content)
+    try:
+        instruction = protocol.find_instruction(message.content)
+    except ValueError as error:
+        return _refuse(message, f"The server's instruction cannot be read: {error}")
     if instruction is None:
         return call_next(message, context)
-    if instruction.version != protocol.VERSION:
-        return _refuse(message, _version_mismatch(instruction.version))
-    if instruction.kind == protocol.HELLO:
-        return _report(message, Report(protocol.HELLO, client_key=_client_key(context)))
     try:
-        return _run_stage(message, context, instruction, call_next)
+        return _answer(message, context, instruction, call_next)
     except ClientError as error:
         return _refuse(message, str(error))
     except Exception as error:  # whatever the user's code raises must reach the server in words
         log(ERROR, "FedMA stage failed", exc_info=True)
         return _refuse(message, f"{type(error).__name__}: {error}")
+
+
+def _answer(
+    message: Message,
+    context: Context,
+    instruction: Instruction,
+    call_next: Callable[[Message, Context], Message],
+) -> Message:
+    if instruction.version != protocol.VERSION:
+        raise ClientError(_version_mismatch(instruction.version))
+    if instruction.kind == protocol.HELLO:
+        return _report(message, Report(protocol.HELLO, client_key=_client_key(context)))
+    if instruction.kind not in (protocol.UPDATE, protocol.FULL):
+        raise ClientError("The server asks for a kind of stage that there is none of.")
+    return _run_stage(message, context, instruction, call_next)
 
 
 def _run_stage(
@@ -73,7 +91,9 @@ def _run_stage(
     if instruction.kind == protocol.UPDATE and (kept is None or kept.token != instruction.needs):
         return _report(message, Report(protocol.LOST, holds=kept.token if kept else ""))
     received = message.content.array_records.get(instruction.arrays_key, ArrayRecord())
-    state, merged = merge(instruction, kept, tensors, protocol.to_tensors(received))
+    new = protocol.to_tensors(received)
+    check_message(instruction, kept, tensors, new, max_growth(context.node_config))
+    state, merged = merge(instruction, kept, tensors, new)
     if merged:
         message.content[instruction.arrays_key] = protocol.to_arrays(merged)
     message.content[protocol.FEDMA_KEY] = replace(instruction, merged=True).to_record()
@@ -141,7 +161,7 @@ def merge(
         merged.update(spec.expand(own, assignments, widths))
         assignments = {**kept.assignments, **assignments}
         widths = {**kept.widths, **widths}
-    return KeptState(instruction.gives, kept.spec, assignments, widths), merged
+    return KeptState(instruction.gives, kept.spec, assignments, widths, kept.size), merged
 
 
 def _kept(context: Context) -> tuple[KeptState | None, dict[str, Tensor]]:
@@ -153,6 +173,7 @@ def _kept(context: Context) -> tuple[KeptState | None, dict[str, Tensor]]:
 
 
 def _keep(context: Context, state: KeptState, tensors: Mapping[str, Tensor]) -> None:
+    state = replace(state, size=state.size or count_bytes(tensors.values()))
     context.state[protocol.KEPT_ARRAYS_KEY] = protocol.to_arrays(tensors)
     context.state[protocol.KEPT_STATE_KEY] = state.to_record()
 
@@ -200,7 +221,8 @@ def _report(message: Message, report: Report, records: Mapping[str, Any] | None 
 
 
 def _refuse(message: Message, reason: str) -> Message:
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    return Message(Error(code, plain(reason, _LONGEST_REASON)), reply_to=message)
 
 
 def _version_mismatch(version: int) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedma_flwr import wire
 from fedma_flwr.averaging import StageOutcome
-from fedma_flwr.server.matchings_folder import GroupMatching
+from fedma_flwr.server.group_matching import GroupMatching
 
 
 @dataclass
