@@ -33,6 +33,7 @@ from fedma_flwr.protocol import (
 from fedma_flwr.structure.stages import LOCAL
 from fedma_flwr.tasks import RunConfig, Task, default_device, get_task
 from fedma_flwr.tasks.config import SEED, WEIGHT_DECAY_KEY, integer, number, text
+from fedma_flwr.tasks.local_models import local_models_folder
 
 app = ClientApp(mods=[fedma_mod])
 _PASS_BATCH = 500  # examples in a forward pass without gradients
@@ -158,10 +159,10 @@ def _client_seed(context: Context, *place: int) -> int:
 
 def _local_model(context: Context, stage: Stage) -> Path | None:
     """Where this client's local model is saved; None but in the first round's local stage."""
-    folder = text(context.run_config, "local-models")
-    if not folder or stage.round != 1 or stage.name != LOCAL:
+    folder = local_models_folder(context.run_config, context.node_config)
+    if folder is None or stage.round != 1 or stage.name != LOCAL:
         return None
-    return Path(folder) / f"client-{_place(context)[0]}.safetensors"
+    return folder / f"client-{_place(context)[0]}.safetensors"
 
 
 def _take_saved(task: Task, model: nn.Module, path: Path, dataset: TensorDataset) -> float:

@@ -13,13 +13,17 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedma_flwr import protocol
+from fedma_flwr.client_bounds import check_message, count_bytes, max_growth
 from fedma_flwr.client_config_reads import never_read, watch
 from fedma_flwr.client_moments import HeadMomentsHook, collecting
 from fedma_flwr.client_units import own_personal
 from fedma_flwr.protocol import ClientError, Instruction, KeptState, Report
+from fedma_flwr.reading import plain
 from fedma_flwr.settled_values import LoadedModels, put_back, watching
 from fedma_flwr.structure import PermutationSpec
 from fedma_flwr.structure.wrapped_models import under_names
+
+_LONGEST_REASON = 1000  # characters; it crosses the network, and a server keeps it
 
 
 def fedma_mod(
@@ -50,21 +54,36 @@ def fedma_mod(
     >>> from flwr.clientapp import ClientApp
     >>> app = ClientApp(mods=[fedma_mod])
     """
-    instruction = protocol.find_instruction(message.content)
+    try:
+        instruction = protocol.find_instruction(message.content)
+    except ValueError as error:
+        return _refuse(message, f"The server's instruction cannot be read: {error}")
     if instruction is None:
         return call_next(message, context)
-    if instruction.version != protocol.VERSION:
-        return _refuse(message, _version_mismatch(instruction.version))
-    if instruction.kind == protocol.HELLO:
-        return _report(message, Report(protocol.HELLO, client_key=_client_key(context)))
-    work = _evaluate if instruction.kind == protocol.EVALUATE else _run_stage
     try:
-        return work(message, context, instruction, call_next)
+        return _answer(message, context, instruction, call_next)
     except ClientError as error:
         return _refuse(message, str(error))
     except Exception as error:  # whatever the user's code raises must reach the server in words
         log(ERROR, "FedMA stage failed", exc_info=True)
         return _refuse(message, f"{type(error).__name__}: {error}")
+
+
+def _answer(
+    message: Message,
+    context: Context,
+    instruction: Instruction,
+    call_next: Callable[[Message, Context], Message],
+) -> Message:
+    if instruction.version != protocol.VERSION:
+        raise ClientError(_version_mismatch(instruction.version))
+    if instruction.kind == protocol.HELLO:
+        return _report(message, Report(protocol.HELLO, client_key=_client_key(context)))
+    if instruction.kind == protocol.EVALUATE:
+        return _evaluate(message, context, instruction, call_next)
+    if instruction.kind not in (protocol.UPDATE, protocol.FULL):
+        raise ClientError("The server asks for a kind of stage that there is none of.")
+    return _run_stage(message, context, instruction, call_next)
 
 
 def _run_stage(
@@ -111,6 +130,7 @@ def _receive(
         new |= own_personal(instruction, kept, tensors, new)
         if any(name not in new for name in instruction.personal):
             return None
+    check_message(instruction, kept, tensors, new, max_growth(context.node_config))
     state, merged = merge(instruction, kept, tensors, new)
     if merged:
         message.content[instruction.arrays_key] = protocol.to_arrays(merged)
@@ -205,7 +225,7 @@ def merge(
         merged.update(spec.expand(own, assignments, widths))
         assignments = {**kept.assignments, **assignments}
         widths = {**kept.widths, **widths}
-    return KeptState(instruction.gives, kept.spec, assignments, widths), merged
+    return KeptState(instruction.gives, kept.spec, assignments, widths, kept.size), merged
 
 
 def _kept(context: Context) -> tuple[KeptState | None, dict[str, Tensor]]:
@@ -217,6 +237,7 @@ def _kept(context: Context) -> tuple[KeptState | None, dict[str, Tensor]]:
 
 
 def _keep(context: Context, state: KeptState, tensors: Mapping[str, Tensor]) -> None:
+    state = replace(state, size=state.size or count_bytes(tensors.values()))
     context.state[protocol.KEPT_ARRAYS_KEY] = protocol.to_arrays(tensors)
     context.state[protocol.KEPT_STATE_KEY] = state.to_record()
 
@@ -246,7 +267,8 @@ def _report(message: Message, report: Report, records: Mapping[str, Any] | None 
 
 
 def _refuse(message: Message, reason: str) -> Message:
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    return Message(Error(code, plain(reason, _LONGEST_REASON)), reply_to=message)
 
 
 def _version_mismatch(version: int) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedma_flwr import wire
+from fedma_flwr import reading, wire
 from fedma_flwr.structure.stages import LOCAL
 from fedma_flwr.wire import FLOAT32
 
@@ -29,6 +29,7 @@ SERVER_ROUND_KEY, PROXIMAL_MU_KEY = "server-round", "proximal-mu"  # config of a
 EPOCHS_CONFIG_KEY, LEARNING_RATE_KEY = "local-epochs", "lr"  # what `Stage` reads of it
 CLIENT_KEY, PARTITION_KEY = "client-key", "partition-id"  # of a node's config, the first one wins
 PARTITIONS_KEY = "num-partitions"  # of a node's config, for the shipped app
+LOCAL_MODELS_KEY, MAX_GROWTH_KEY = "local-models", "max-growth"  # of a node's config: its bounds
 CONFIG_KEY, NUM_EXAMPLES_KEY = "config", "num-examples"  # FedAvg's defaults, the shipped app's
 
 HELLO, UPDATE, FULL, EVALUATE = "hello", "update", "full", "evaluate"  # kinds of instruction
@@ -148,32 +149,40 @@ class Instruction:
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> Instruction:
-        """Decode what `to_record` made."""
-        values: Mapping[str, Any] = record
+        """Decode what `to_record` made; of another version, only its number and kind.
+
+        Raises
+        ------
+        ValueError
+            If a value is not of its type, or out of range; it names the key.
+        """
+        version, kind = reading.whole(record, "version"), reading.text(record, "kind")
+        if version != VERSION:
+            return cls(kind, version=version)
         assignments, widths = _read_assignments(record)
         return cls(
-            kind=str(values.get("kind", "")),
-            round=int(values.get("round", 0)),
-            stage=int(values.get("stage", 0)),
-            stages=int(values.get("stages", 0)),
-            name=str(values.get("name", LOCAL)),
-            needs=str(values.get("needs", "")),
-            gives=str(values.get("gives", "")),
-            settled=tuple(values.get("settled", ())),
-            uploads=tuple(values.get("uploads", ())),
-            estimates=tuple(values.get("estimates", ())),
+            kind=kind,
+            round=reading.whole(record, "round"),
+            stage=reading.whole(record, "stage"),
+            stages=reading.whole(record, "stages"),
+            name=reading.text(record, "name", LOCAL),
+            needs=reading.text(record, "needs"),
+            gives=reading.text(record, "gives"),
+            settled=reading.names(record, "settled"),
+            uploads=reading.names(record, "uploads"),
+            estimates=reading.names(record, "estimates"),
             assignments=assignments,
             widths=widths,
-            spec=str(values.get("spec", "")),
-            personal=tuple(values.get("personal", ())),
-            follows=bool(values.get("follows", False)),
-            partial=bool(values.get("partial", False)),
-            arrays_key=str(values.get("arrays-key", ARRAYS_KEY)),
-            wire_dtype=str(values.get("wire-dtype", FLOAT32)),
-            head_module=str(values.get("head-module", "")),
-            head_expected=bool(values.get("head-expected", False)),
-            merged=bool(values.get("merged", False)),
-            version=int(values.get("version", 0)),
+            spec=reading.text(record, "spec"),
+            personal=reading.names(record, "personal"),
+            follows=reading.flag(record, "follows"),
+            partial=reading.flag(record, "partial"),
+            arrays_key=reading.text(record, "arrays-key", ARRAYS_KEY),
+            wire_dtype=reading.text(record, "wire-dtype", FLOAT32),
+            head_module=reading.text(record, "head-module"),
+            head_expected=reading.flag(record, "head-expected"),
+            merged=reading.flag(record, "merged"),
+            version=version,
         )
 
 
@@ -214,11 +223,11 @@ class Report:
     def from_record(cls, record: ConfigRecord) -> Report:
         """Decode what `to_record` made."""
         return cls(
-            status=str(record.get("status", "")),
-            holds=str(record.get("holds", "")),
-            client_key=str(record.get(CLIENT_KEY, "")),
-            unread=tuple(map(str, cast(list[str], record.get("unread", [])))),
-            version=int(cast(int, record.get("version", 0))),
+            status=reading.text(record, "status"),
+            holds=reading.text(record, "holds"),
+            client_key=reading.text(record, CLIENT_KEY),
+            unread=reading.names(record, "unread"),
+            version=reading.whole(record, "version"),
         )
 
 
@@ -236,23 +245,27 @@ class KeptState:
         The client's global units of every group matched so far.
     widths : dict of str to int
         Global width of each group in `assignments`.
+    size : int
+        Bytes that the model had when all of it came, or was trained from weights of its own.
     """
 
     token: str
     spec: str
     assignments: Assignments = field(default_factory=dict)
     widths: dict[str, int] = field(default_factory=dict)
+    size: int = 0
 
     def to_record(self) -> ConfigRecord:
         """Encode for ``Context.state``."""
-        entries: dict[str, Any] = {"token": self.token, "spec": self.spec}
+        entries: dict[str, Any] = {"token": self.token, "spec": self.spec, "size": self.size}
         return ConfigRecord({**entries, **_assignment_entries(self.assignments, self.widths)})
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> KeptState:
         """Decode what `to_record` made."""
         assignments, widths = _read_assignments(record)
-        return cls(str(record["token"]), str(record["spec"]), assignments, widths)
+        size = reading.whole(record, "size")  # an earlier version kept none
+        return cls(str(record["token"]), str(record["spec"]), assignments, widths, size)
 
 
 def hello_content(server_round: int) -> RecordDict:
@@ -299,13 +312,8 @@ def _assignment_entries(assignments: Assignments, widths: Mapping[str, int]) -> 
 
 
 def _read_assignments(record: Mapping[str, Any]) -> tuple[Assignments, dict[str, int]]:
-    widths = {
-        key.removeprefix("width."): int(value)
-        for key, value in record.items()
-        if key.startswith("width.")
-    }
-    assignments = {
-        group: wire.units_from_bytes(record[f"units.{group}"], width)
-        for group, width in widths.items()
-    }
-    return assignments, widths
+    groups = [key.removeprefix("width.") for key in record if key.startswith("width.")]
+    most = reading.LARGEST_WIDTH
+    widths = {group: reading.whole(record, f"width.{group}", most) for group in groups}
+    units = {g: reading.units(record, f"units.{g}", width) for g, width in widths.items()}
+    return units, widths

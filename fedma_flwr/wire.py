@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Mapping
 
@@ -15,6 +16,7 @@ FLOAT32, FLOAT16, BFLOAT16 = "float32", "float16", "bfloat16"
 WIRE_DTYPES = (FLOAT32, FLOAT16, BFLOAT16)
 _HALVES = {FLOAT16: torch.float16, BFLOAT16: torch.bfloat16}
 NPY = "numpy.ndarray"  # Flower's serialisation type of an array
+_SMALL = 2**16  # numbers that an array without data may claim
 _STYPE = "fedma."  # + the wire's dtype: that of an array in half precision
 
 
@@ -64,11 +66,26 @@ def to_tensor(array: Array) -> Tensor:
         If the array is not what it says it is.
     """
     wire_dtype = array.stype.removeprefix(_STYPE)
+    _check_extent(array)
     if not array.stype.startswith(_STYPE) or wire_dtype not in _HALVES:
         return torch.from_numpy(array.numpy().copy())
     dtype = {"float32": torch.float32, "float64": torch.float64}[array.dtype]
     words = np.frombuffer(array.data, dtype="<i2").astype(np.int16).reshape(array.shape)
     return torch.from_numpy(words).view(_HALVES[wire_dtype]).to(dtype)
+
+
+def _check_extent(array: Array) -> None:
+    """Refuse an array that is larger than its data: numpy would allocate what it claims."""
+    shape, size = tuple(array.shape), 1
+    if array.stype == NPY:
+        stream = io.BytesIO(array.data)
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("its data has another version of numpy's format than 1.0")
+        shape, _, kind = np.lib.format.read_array_header_1_0(stream)
+        size = kind.itemsize
+    # An axis of no length hides how long the others are: it counts as one.
+    if size * math.prod(max(length, 1) for length in shape) > len(array.data) + _SMALL:
+        raise ValueError(f"it claims the shape {shape} in {len(array.data)} bytes")
 
 
 def wire_form(dtype: torch.dtype, shape: tuple[int, ...], wire_dtype: str) -> tuple[str, int]:
@@ -92,12 +109,6 @@ def units_to_bytes(units: Tensor, width: int) -> bytes:
     """Unit numbers below a width, in two or four bytes each."""
     kind = np.uint16 if width <= 2**16 else np.uint32
     return units.numpy().astype(f"<{np.dtype(kind).str[1:]}").tobytes()
-
-
-def units_from_bytes(data: bytes, width: int) -> Tensor:
-    """Decode what `units_to_bytes` made."""
-    units = np.frombuffer(data, dtype="<u2" if width <= 2**16 else "<u4")
-    return torch.from_numpy(units.astype(np.int64))
 
 
 def count_bytes(contents: Iterable[RecordDict]) -> int:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from fedma_flwr.tasks.local_models import VARIABLE as LOCAL_MODELS_VARIABLE
 from simulations.commands import HOST, Config, FlowerCommands, free_ports, wait_until_healthy
 from simulations.programs import Program, StoppedAtTheEnd
 
@@ -76,7 +77,9 @@ class LocalFlower(StoppedAtTheEnd):
         self.home = Path(tempfile.mkdtemp(prefix="fedma-", dir="/tmp"))
         command = ["flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"]
         command += ["--host", HOST, "--port", str(self._port)]
-        self._superlink = Program(command, self.home, {"RAY_TMPDIR": str(self.home)})
+        # All nodes are this machine's: local models may be wherever a run wants them.
+        variables = {"RAY_TMPDIR": str(self.home), LOCAL_MODELS_VARIABLE: os.sep}
+        self._superlink = Program(command, self.home, variables)
         self.marker = self._superlink.marker
 
     def _start(self) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from fedma_flwr.averaging.averages import Averaging
 from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.contradictions import contrary_moments
+from fedma_flwr.averaging.integer_limits import bound_integers
 from fedma_flwr.averaging.limits import Limits, bound_weights, oversized
 from fedma_flwr.averaging.moment_limits import at_most_usual, oversized_moments
 from fedma_flwr.structure import PermutationSpec
@@ -43,6 +44,7 @@ def judge(
     dict of int to str
         Why a client is refused, by node.
     """
+    updates = bound_integers(updates, model, limits.max_norm_ratio)
     refused = oversized(spec, updates, model, limits.max_norm_ratio)
     refused |= oversized_moments(updates, limits.max_norm_ratio)
     kept = {node: update for node, update in updates.items() if node not in refused}

@@ -7,6 +7,8 @@ from logging import WARNING
 
 from flwr.supercore import log
 
+from fedma_flwr import reading
+
 LONGEST_KEY = 200  # characters; keys are kept, logged and written into checkpoints
 
 
@@ -40,8 +42,10 @@ class ClientKeys:
         """Give a node the key that its client calls itself by.
 
         If another node that is online has it, the newcomer goes by its node id; a node that is
-        gone loses it: the client is back under a new node id.
+        gone loses it: the client is back under a new node id. Control characters are written out:
+        keys are logged.
         """
+        key = reading.plain(key, LONGEST_KEY)
         for other in [other for other, taken in self._by_node.items() if taken == key]:
             if other in online:
                 log(WARNING, "Nodes %s and %s both call themselves client %s.", other, node, key)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from flwr.supercore import log
 
-from fedma_flwr import protocol
+from fedma_flwr import protocol, reading
 from fedma_flwr.averaging import StageOutcome
 from fedma_flwr.structure import PermutationSpec
 
 HELLO = protocol.HELLO
+_MOST_EPOCHS = 1e6  # in one stage; sums over clients and rounds stay finite
 
 
 @dataclass
@@ -76,7 +77,11 @@ class ExchangeRecord:
     objective: dict[str, float] = field(default_factory=dict)
 
     def drop(self, client_key: str, node: int, reason: str) -> None:
-        """Take note of a client whose reply cannot be used, and say it in the log."""
+        """Take note of a client whose reply cannot be used, and say it in the log.
+
+        The reason may be the client's own words: they are cut, and stay on one line.
+        """
+        client_key, reason = reading.plain(client_key), reading.plain(reason)
         self.dropped[client_key] = reason
         log(
             WARNING,
@@ -156,6 +161,7 @@ class History:
 
     def give_up(self, server_round: int, reason: str) -> None:
         """Take note of a round that is given up, and say it in the log."""
+        reason = reading.plain(reason)
         self.given_up[server_round] = reason
         log(
             WARNING,
@@ -192,7 +198,7 @@ class History:
 def mean_epochs(metrics: Iterable[Mapping[str, Any]]) -> float:
     """Mean of the metric ``epochs`` over the clients that report a sensible one; 0 if none does."""
     epochs = [entry.get(protocol.EPOCHS_KEY) for entry in metrics]
-    known = [float(e) for e in epochs if isinstance(e, (int, float)) and 0 <= e < float("inf")]
+    known = [float(e) for e in epochs if isinstance(e, (int, float)) and 0 <= e <= _MOST_EPOCHS]
     return sum(known) / len(known) if known else 0.0
 
 

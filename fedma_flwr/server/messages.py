@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from flwr.app import Message, RecordDict
 
-from fedma_flwr import protocol
+from fedma_flwr import protocol, reading
 from fedma_flwr.server.reply_errors import ReplyError
 
 
@@ -25,10 +25,11 @@ def sent_to(messages: Iterable[Message]) -> dict[str, int]:
 
 
 def error_reason(reply: Message) -> str:
-    """Why a reply is an error; empty if it is none."""
+    """Why a reply is an error, cut and on one line; empty if it is none."""
     if not reply.has_error():
         return ""
-    return f"error {reply.error.code}: {(reply.error.reason or 'no reason given').strip()}"
+    reason = (reply.error.reason or "").strip() or "no reason given"
+    return f"error {reply.error.code}: {reading.plain(reason)}"
 
 
 def count_reply(reply: Message) -> int:

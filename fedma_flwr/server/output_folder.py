@@ -148,10 +148,8 @@ class OutputFolder:
             self._clear()  # now, since a run that is refused before must not lose an earlier one's
             self._initial_parameters = parameters
             return
-        if self._resumed:
+        if self._resumed or self._torn:
             self._go_on(server_round, history)
-        elif self._torn:
-            self._write_all(history)
         entry = {
             "round": server_round,
             "given-up": history.given_up.get(server_round),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
@@ -12,10 +13,14 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedma_flwr.protocol import LOCAL_MODELS_KEY
+
 #: What `InProcessGrid` calls with each message and the client's context.
 Intercept = Callable[[Message, Context], Message | None]
 #: Node id of client 0, unless `InProcessGrid` is told others.
 FIRST_NODE_ID = 100
+#: Server and clients are one process: any folder of the one is the other's.
+_ANYWHERE = {LOCAL_MODELS_KEY: os.sep}
 
 
 class InProcessGrid(Grid):
@@ -77,7 +82,7 @@ class InProcessGrid(Grid):
             node: Context(
                 run_id=1,
                 node_id=node,
-                node_config={"partition-id": index, "num-partitions": num_clients},
+                node_config={"partition-id": index, "num-partitions": num_clients, **_ANYWHERE},
                 state=RecordDict(),
                 run_config=dict(run_config or {}),
             )

@@ -10,7 +10,8 @@ from fedma_flwr import FedAvg
 from fedma_flwr.matching import BBPMAP, IdentityMatching
 from fedma_flwr.server import exchange, hello, stage_end
 from fedma_flwr.server.global_model import GlobalModel, count_parameters
-from fedma_flwr.server.history import ExchangeRecord, History, all_failed
+from fedma_flwr.server.history import ExchangeRecord, History, all_failed, mean_epochs
+from fedma_flwr.server.messages import error_reason
 from fedma_flwr.testing import InProcessGrid, SilentError
 from tests.toy import SPEC, LayerwiseFedMA, initial_arrays, make_app
 
@@ -54,6 +55,28 @@ def test_totals_count_hellos_as_bytes_but_not_as_exchanges():
         "client_epochs": 3.5,
     }
     assert History().totals()["exchanges"] == 0
+
+
+def test_what_a_client_says_is_short_and_cannot_forge_a_line(caplog):
+    record, told = ExchangeRecord(1, 0, 1, "local"), History()
+    caplog.set_level("INFO", logger="flwr")
+    record.drop("3\nINFO : all is well", 7, "boom\nWARNING : forged \x1b[2J" + "x" * 10**6)
+    told.give_up(2, "few\n" + "x" * 10**6)
+    (key,), (reason,) = record.dropped, record.dropped.values()
+    assert key == "3\\nINFO : all is well"
+    assert reason.startswith("boom\\nWARNING : forged \\x1b[2Jxxx")
+    assert max(len(reason), len(told.given_up[2])) < 600
+    assert [len(line.message.splitlines()) for line in caplog.records] == [1, 1]
+    answer = SimpleNamespace(
+        has_error=lambda: True, error=SimpleNamespace(code=2, reason=" no\n" * 10**6)
+    )
+    assert error_reason(answer).startswith("error 2: no\\n no\\n")
+    assert len(error_reason(answer)) < 600
+
+
+@pytest.mark.parametrize("epochs", [1e308, float("inf"), -1, "3", float("nan"), [1]])
+def test_epochs_that_nobody_trains_do_not_count(epochs):
+    assert mean_epochs([{"epochs": 3}, {"epochs": epochs}, {}]) == 3.0
 
 
 def test_the_reason_that_most_gave_is_said():
