@@ -7,14 +7,13 @@ carries the arrays that the stage asked for, the user's metrics, and a report (`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import torch
 from flwr.app import ConfigRecord, RecordDict
-from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
 from fedma_flwr import wire
@@ -27,6 +26,7 @@ ARRAYS_KEY, METRICS_KEY = "arrays", "metrics"  # what fedma_mod calls the record
 KEPT_ARRAYS_KEY, KEPT_STATE_KEY = "fedma.arrays", "fedma.state"  # in Context.state
 CLASS_COUNTS_KEY, EPOCHS_KEY = "class-counts", "epochs"  # optional metrics of a train function
 SERVER_ROUND_KEY, PROXIMAL_MU_KEY = "server-round", "proximal-mu"  # config of a message
+SERVER_EXCHANGE_KEY = "server-exchange"  # likewise: counts on from stage to stage, over all rounds
 EPOCHS_CONFIG_KEY, LEARNING_RATE_KEY = "local-epochs", "lr"  # what `Stage` reads of it
 CLIENT_KEY, PARTITION_KEY = "client-key", "partition-id"  # of a node's config, the first one wins
 PARTITIONS_KEY = "num-partitions"  # of a node's config, for the shipped app
@@ -42,7 +42,7 @@ ADD_THE_MOD = (
 GRAM_KEY, CROSS_KEY = "head.gram", "head.cross"  # arrays of a reply with moments
 
 Assignments = dict[str, Tensor]
-to_arrays, to_tensors = wire.to_arrays, wire.to_tensors
+to_arrays, to_tensors, count_bytes = wire.to_arrays, wire.to_tensors, wire.count_bytes
 
 
 class ClientError(RuntimeError):
@@ -228,9 +228,21 @@ class KeptState:
         return cls(str(record["token"]), str(record["spec"]), assignments, widths)
 
 
-def hello_content(server_round: int) -> RecordDict:
-    """The content of a hello."""
-    return RecordDict({FEDMA_KEY: Instruction(HELLO, round=server_round).to_record()})
+def counters(server_round: int, exchange: int) -> dict[str, int]:
+    """Entries of every message's config that tell where in the run it stands."""
+    return {SERVER_ROUND_KEY: server_round, SERVER_EXCHANGE_KEY: exchange}
+
+
+def hello_content(
+    instruction: Instruction, config: Mapping[str, Any], *, configrecord_key: str
+) -> RecordDict:
+    """The content of a hello; where FedMA sends it, it looks like a stage's for others' mods."""
+    if instruction.stages:
+        return stage_content(instruction, config, {}, configrecord_key=configrecord_key)
+    # To clients without the mod: a train function that gets no arrays does not begin to train.
+    return RecordDict(
+        {configrecord_key: ConfigRecord(dict(config)), FEDMA_KEY: instruction.to_record()}
+    )
 
 
 def stage_content(
@@ -240,12 +252,14 @@ def stage_content(
     *,
     configrecord_key: str,
 ) -> RecordDict:
-    """The content of a stage's message; without tensors it has no ArrayRecord."""
-    records: dict[str, Any] = {FEDMA_KEY: instruction.to_record()}
-    records[configrecord_key] = ConfigRecord(dict(config))
-    if tensors:
-        records[instruction.arrays_key] = to_arrays(tensors, instruction.wire_dtype)
-    return RecordDict(records)
+    """The content of a stage's message: FedAvg's records first, the ArrayRecord may be empty."""
+    return RecordDict(
+        {
+            instruction.arrays_key: to_arrays(tensors, instruction.wire_dtype),
+            configrecord_key: ConfigRecord(dict(config)),
+            FEDMA_KEY: instruction.to_record(),
+        }
+    )
 
 
 def find_instruction(content: RecordDict) -> Instruction | None:
@@ -283,14 +297,3 @@ def _read_assignments(record: Mapping[str, Any]) -> tuple[Assignments, dict[str,
         units = np.frombuffer(record[f"units.{group}"], dtype="<u2" if width <= 2**16 else "<u4")
         assignments[group] = torch.from_numpy(units.astype(np.int64))
     return assignments, widths
-
-
-def count_bytes(contents: Iterable[RecordDict]) -> int:
-    """Bytes of serialised records; a record sent to many clients is serialised once."""
-    sizes: dict[int, int] = {}
-    total = 0
-    for content in contents:
-        if id(content) not in sizes:
-            sizes[id(content)] = recorddict_to_proto(content).ByteSize()
-        total += sizes[id(content)]
-    return total

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
 FLOAT32, FLOAT16, BFLOAT16 = "float32", "float16", "bfloat16"
@@ -85,3 +86,14 @@ def to_arrays(tensors: Mapping[str, Tensor], wire_dtype: str = FLOAT32) -> Array
 def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
     """An ArrayRecord of a trusted sender as tensors."""
     return {name: to_tensor(array) for name, array in arrays.items()}
+
+
+def count_bytes(contents: Iterable[RecordDict]) -> int:
+    """Bytes of serialised records; a record sent to many clients is serialised once."""
+    sizes: dict[int, int] = {}
+    total = 0
+    for content in contents:
+        if id(content) not in sizes:
+            sizes[id(content)] = recorddict_to_proto(content).ByteSize()
+        total += sizes[id(content)]
+    return total

@@ -16,6 +16,7 @@ ROOMS = [
     "averaging",
     "wire",
     "protocol",
+    "incompatible_mods",
     "client_statistics",
     "client_moment_sums",
     "client_moments",
