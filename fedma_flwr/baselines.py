@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Result
+from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from flwr.supercore import log
 
 from fedma_flwr import protocol
@@ -18,8 +19,11 @@ from fedma_flwr.server.arguments import check_arguments
 from fedma_flwr.server.cohort import TRAIN_STREAM
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.history import ExchangeRecord, all_failed, mean_epochs
-from fedma_flwr.server.messages import error_reason, sent_to
+from fedma_flwr.server.messages import node_of, sent_to
+from fedma_flwr.server.overriding import Aggregated
+from fedma_flwr.server.reply_metrics import aggregate
 from fedma_flwr.server.resuming import ResumableCohort
+from fedma_flwr.server.whole_models import usable_models
 from fedma_flwr.structure.stages import LOCAL
 
 
@@ -32,9 +36,12 @@ class FedAvg(ResumableCohort):
         Those of `ResumableCohort`, `SeededCohort` and of Flower's FedAvg.
     """
 
-    def _begin(self, timeout: float) -> None:
-        super()._begin(timeout)
+    def _begin(self, initial_arrays: ArrayRecord, timeout: float) -> None:
+        super()._begin(initial_arrays, timeout)
+        self._initial = initial_arrays
         self._sent: list[Message] = []
+        self._finished = 0  # the last round that has come to its end
+        self._averaged = False  # whether a round has
 
     def start(
         self,
@@ -45,10 +52,14 @@ class FedAvg(ResumableCohort):
         *args: Any,
         **kwargs: Any,
     ) -> Result:
-        """Run the strategy; see Flower's ``Strategy.start``."""
+        """Run the strategy; see Flower's ``Strategy.start``.
+
+        Raises
+        ------
+        AggregationError
+            If no client's reply can be used before the first complete round.
+        """
         check_arguments({"num_rounds": num_rounds})
-        self._begin(timeout)
-        self._model = GlobalModel(protocol.to_tensors(initial_arrays))
         return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
 
     def configure_train(
@@ -60,48 +71,74 @@ class FedAvg(ResumableCohort):
         nodes = self._sample(grid, server_round, TRAIN_STREAM)
         config[protocol.SERVER_ROUND_KEY] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-        self._sent = self._construct_messages(record, nodes, MessageType.TRAIN)
         self._sent_at = time.monotonic()
+        return self._construct_messages(record, nodes, MessageType.TRAIN)
+
+    def _sending(self, server_round: int, messages: list[Message]) -> list[Message]:
+        self._sent = messages if server_round > self._done else []
         return self._sent
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average as Flower does, in the order of the client keys."""
+        """Average as Flower does, in the order of the client keys.
+
+        A reply that cannot be averaged is left out and named in the log.
+        """
         if server_round <= self._done:
             return self._restored(server_round)
-        replies, model = list(replies), self._model
-        arrays, metrics = None, None
-        if replies or self._sent:
-            self._record_exchange(server_round, replies)
-            sent = self._sorted(replies, self._sent)
-            arrays, metrics = super().aggregate_train(server_round, sent)
-        if arrays is not None:
+        replies = self._sorted(replies, self._sent)
+        contents = [reply.content for reply in self._usable(server_round, replies)]
+        arrays, model = None, self._model
+        if contents:
+            arrays = aggregate_arrayrecords(contents, self.weighted_by_key)
             model = GlobalModel(protocol.to_tensors(arrays))
+        metrics = aggregate(contents, self.weighted_by_key, self.train_metrics_aggr_fn)
         self._finish(server_round, metrics, model)
         return arrays, metrics
 
-    def _record_exchange(self, server_round: int, replies: list[Message]) -> None:
-        record = ExchangeRecord(server_round, 0, 1, LOCAL, cohort=len(self._sent))
-        nodes = sent_to(self._sent)
-        answered = {nodes[r.metadata.reply_to_message_id]: r for r in replies if not r.has_error()}
-        record.dropped = {
-            self.client_key(nodes[reply.metadata.reply_to_message_id]): error_reason(reply)
-            for reply in replies
-            if reply.has_error()
-        }
-        record.answered = len(answered)
-        record.bytes_down = protocol.count_bytes(message.content for message in self._sent)
-        record.bytes_up = protocol.count_bytes(reply.content for reply in answered.values())
+    def _finish(self, server_round: int, metrics: MetricRecord | None, model: GlobalModel) -> None:
+        self._finished = server_round
+        super()._finish(server_round, metrics, model)
+
+    def _aggregated(self, server_round: int, outcome: Aggregated) -> Aggregated:
+        """Take note of a round that a subclass has averaged by itself."""
+        if server_round > max(self._done, self._finished):
+            arrays, metrics = outcome
+            tensors = None if arrays is None else protocol.to_tensors(arrays)
+            model = self._model if tensors is None else GlobalModel(tensors)
+            self._finish(server_round, metrics, model)
+        return outcome
+
+    def _usable(self, server_round: int, replies: list[Message]) -> list[Message]:
+        """Replies that can be averaged; the exchange's record says why others cannot."""
+        # Without an id a message was not sent: a wrapper has left it out.
+        sent = [m for m in self._sent if m.metadata.message_id] or (self._sent if replies else [])
+        if not sent:
+            return []
+        record = ExchangeRecord(server_round, 0, 1, LOCAL, cohort=len(sent))
+        nodes = sent_to(sent)
+
+        def leave_out(reply: Message, reason: str) -> None:
+            node = node_of(reply, nodes)
+            record.drop(self.client_key(node), node, reason)
+
+        usable = usable_models(replies, self._initial, self.weighted_by_key, leave_out)
+        record.answered = len(usable)
+        record.bytes_down = protocol.count_bytes(message.content for message in sent)
+        record.bytes_up = protocol.count_bytes(r.content for r in replies if not r.has_error())
         record.epochs = mean_epochs(
-            metrics
-            for reply in answered.values()
-            for metrics in reply.content.metric_records.values()
+            metrics for reply in usable for metrics in reply.content.metric_records.values()
         )
         record.seconds_waiting = time.monotonic() - self._sent_at
         self.history.add(record)
-        if not answered:
+        if usable:
+            self._averaged = True
+        elif not (self._averaged or self._done):
             raise AggregationError(all_failed(server_round, "train", record.dropped))
+        else:
+            self.history.give_up(server_round, "no client's reply can be used")
+        return usable
 
 
 class FedProx(FedAvg):

@@ -79,7 +79,7 @@ class Stage:
         """Read the stage of a message; one of FedAvg or FedProx is a single ``local`` stage."""
         instruction = protocol.find_instruction(message.content) or Instruction("", stages=1)
         config = _merged_config(message)
-        arrays = next(iter(message.content.array_records.values()), ArrayRecord())
+        arrays = _arrays(message, instruction) or ArrayRecord()
         epochs = _whole_number(config, protocol.EPOCHS_CONFIG_KEY)
         lr = _number(config, protocol.LEARNING_RATE_KEY)
         return cls(
@@ -191,12 +191,26 @@ def _read_message(message: Message) -> tuple[Instruction, ArrayRecord | None]:
         raise ClientError(
             f"fedma_mod has not prepared this message, a stage of FedMA: {protocol.ADD_THE_MOD}."
         )
+    if instruction is not None:
+        received = _arrays(message, instruction)
+        if received is None and message.content.array_records:
+            raise ClientError(
+                f"The message has {len(message.content.array_records)} ArrayRecords; load_model "
+                f"needs one that is called {instruction.arrays_key!r}."
+            )
+        return instruction, received or None
     arrays = list(message.content.array_records.values())
-    if instruction is not None and not arrays:
-        return instruction, None
     if len(arrays) != 1:
         raise ClientError(f"The message has {len(arrays)} ArrayRecords; load_model needs one.")
     return instruction or Instruction(""), arrays[0]
+
+
+def _arrays(message: Message, instruction: Instruction) -> ArrayRecord | None:
+    """The model's arrays; with a stage of FedMA, a message may have others beside them."""
+    records = message.content.array_records
+    if instruction.kind:
+        return records.get(instruction.arrays_key)
+    return next(iter(records.values()), None)
 
 
 #: By model, what sets free again what an earlier `load_model` has frozen.

@@ -25,7 +25,7 @@ from fedma_flwr.client_moment_sums import MomentSums, Reference, precise
 from fedma_flwr.client_privacy import refuse_bare_moments
 from fedma_flwr.protocol import ClientError
 
-_ADVICE = (
+ADVICE = (
     "reply with `fedma_flwr.head_moments(model, batches)` in this stage, or give the strategy "
     'head="trained"'
 )
@@ -126,12 +126,12 @@ class HeadMomentsHook:
             raise ClientError(
                 "The head stage reads labels from the gradient of a cross-entropy, but "
                 f"{self._odd_rows} examples have a loss that is none. If it is one in another "
-                f"form, {_ADVICE}."
+                f"form, {ADVICE}."
             )
         if not self._sums.rows:
             raise ClientError(
                 "The head stage has seen no example: no loss of the model that `load_model` "
-                f"returned was differentiated. Train that model as in every stage; else {_ADVICE}."
+                f"returned was differentiated. Train that model as in every stage; else {ADVICE}."
             )
         pooled = self._pooled if self._pooled is not None and self._pooled.rows else None
         return (pooled or self._sums).moments()

@@ -15,8 +15,9 @@ from torch import Tensor
 from fedma_flwr import protocol
 from fedma_flwr.client_bounds import check_message, count_bytes, max_growth
 from fedma_flwr.client_config_reads import never_read, watch
-from fedma_flwr.client_moments import HeadMomentsHook, collecting
+from fedma_flwr.client_moments import ADVICE, HeadMomentsHook, collecting
 from fedma_flwr.client_units import own_personal
+from fedma_flwr.incompatible_mods import mods_around, why_not
 from fedma_flwr.protocol import ClientError, Instruction, KeptState, Report
 from fedma_flwr.reading import plain
 from fedma_flwr.settled_values import LoadedModels, put_back, watching
@@ -66,7 +67,17 @@ def fedma_mod(
         return _refuse(message, str(error))
     except Exception as error:  # whatever the user's code raises must reach the server in words
         log(ERROR, "FedMA stage failed", exc_info=True)
-        return _refuse(message, f"{type(error).__name__}: {error}")
+        return _refuse(message, f"{type(error).__name__}: {error}{_way_out(instruction)}")
+
+
+def _way_out(instruction: Instruction) -> str:
+    """What else a client can do in a stage whose demands its train function may not meet."""
+    if not instruction.head_module:
+        return ""
+    return (
+        " (raised in the head stage, where all but the head is frozen and nothing is trained: "
+        f"if that is why, {ADVICE})"
+    )
 
 
 def _answer(
@@ -77,8 +88,13 @@ def _answer(
 ) -> Message:
     if instruction.version != protocol.VERSION:
         raise ClientError(_version_mismatch(instruction.version))
+    # No stages follow where FedAvg says hello, which goes well with all mods.
+    if instruction.stages and (name := mods_around(call_next)) is not None:
+        raise ClientError(why_not(name))
     if instruction.kind == protocol.HELLO:
-        return _report(message, Report(protocol.HELLO, client_key=_client_key(context)))
+        # Others' mods look for FedAvg's records in a reply.
+        records = {protocol.ARRAYS_KEY: ArrayRecord(), protocol.METRICS_KEY: MetricRecord()}
+        return _report(message, Report(protocol.HELLO, client_key=_client_key(context)), records)
     if instruction.kind == protocol.EVALUATE:
         return _evaluate(message, context, instruction, call_next)
     if instruction.kind not in (protocol.UPDATE, protocol.FULL):
@@ -103,16 +119,18 @@ def _run_stage(
         watching() as loaded,
     ):
         reply = call_next(message, context)
+    _check_reply(reply)
     if reply.has_error():
         return reply
-    trained, metrics = _read_reply(reply)
+    trained = protocol.to_tensors(next(iter(reply.content.array_records.values())))
     if protocol.GRAM_KEY not in trained:  # what head_moments gave is no model
         trained = _checked(state, instruction, merged, trained, loaded)
     uploads = _uploads(instruction, trained, hook)
     # The train function may have replaced context.state: write to the one that is there now.
     # Where moments are taken nothing is trained, and the head will be another.
     _keep(context, state, merged if instruction.head_module else trained)
-    records = {protocol.ARRAYS_KEY: uploads, protocol.METRICS_KEY: metrics}
+    # Under the names that the train function has given them, for mods before this one.
+    records = {n: uploads if n in reply.content.array_records else r for n, r in _records(reply)}
     report = Report(protocol.DONE, holds=state.token, unread=never_read(watched))
     return _report(message, report, records)
 
@@ -168,10 +186,19 @@ def _checked(
         trained = {name: tensor for name, tensor in trained.items() if name in spec.axes}
     if missing := [name for name in spec.axes if name not in trained]:
         raise ClientError(
-            f"The train function's reply lacks the tensors {missing[:10]}: reply with all that "
-            f"load_model was given. If they are to stay with the client, give the strategy "
-            f"personal={tuple(missing[:3])!r}, or leave them out of initial_arrays."
+            f"The train function's reply lacks the tensors {missing[:10]}: reply with all of the "
+            "model's, as in `ArrayRecord(model.state_dict())`. If they are to stay with the client,"
+            f" give the strategy personal={tuple(missing[:3])!r}, or leave them out of "
+            "initial_arrays."
         )
+    for name, tensor in trained.items():
+        wanted = merged.get(name, tensor).dtype
+        if wanted.is_floating_point and tensor.dtype != wanted:
+            raise ClientError(
+                f"The tensor {name!r} came back as {tensor.dtype}, the model's is {wanted}: reply "
+                "with the model in its own precision, as in "
+                "`ArrayRecord(model.float().state_dict())`."
+            )
     trained = put_back(spec, instruction.settled, merged, trained, loaded)
     spec.check(trained, widths=spec.widths(merged) if merged else None)
     return trained
@@ -242,16 +269,26 @@ def _keep(context: Context, state: KeptState, tensors: Mapping[str, Tensor]) -> 
     context.state[protocol.KEPT_STATE_KEY] = state.to_record()
 
 
-def _read_reply(reply: Message) -> tuple[dict[str, Tensor], MetricRecord]:
-    """The only ArrayRecord and the only MetricRecord of a train function's reply."""
-    arrays = list(reply.content.array_records.values())
-    metrics = list(reply.content.metric_records.values())
-    if len(arrays) != 1 or len(metrics) != 1:
+def _records(reply: Message) -> list[tuple[str, Any]]:
+    return [(name, record) for name, record in reply.content.items() if name != protocol.FEDMA_KEY]
+
+
+def _check_reply(reply: Any) -> None:
+    """Refuse what is no reply, or has not the only ArrayRecord and the only MetricRecord."""
+    if not isinstance(reply, Message):
         raise ClientError(
-            f"The train function replied with {len(arrays)} ArrayRecords and {len(metrics)} "
-            "MetricRecords; FedMA, like FedAvg, needs exactly one of each."
+            f"The train function returned {reply!r:.100} instead of a Message: end it with "
+            "`return Message(content=RecordDict({...}), reply_to=msg)`."
         )
-    return protocol.to_tensors(arrays[0]), metrics[0]
+    if reply.has_error():
+        return
+    arrays, metrics = len(reply.content.array_records), len(reply.content.metric_records)
+    if arrays != 1 or metrics != 1:
+        raise ClientError(
+            f"The train function replied with {arrays} ArrayRecords and {metrics} MetricRecords; "
+            "FedMA, like FedAvg, needs exactly one of each: reply with "
+            'RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(...)}).'
+        )
 
 
 def _client_key(context: Context) -> str:

@@ -26,6 +26,7 @@ SPENT_KEY = "fedma.privacy"  # likewise: what private passes have spent
 CLASS_COUNTS_KEY, EPOCHS_KEY = "class-counts", "epochs"  # optional metrics of a train function
 CLASS_COUNTS_OF = f"{CLASS_COUNTS_KEY}."  # + the head's path, where there are several
 SERVER_ROUND_KEY, PROXIMAL_MU_KEY = "server-round", "proximal-mu"  # config of a message
+SERVER_EXCHANGE_KEY = "server-exchange"  # likewise: counts on from stage to stage, over all rounds
 EPOCHS_CONFIG_KEY, LEARNING_RATE_KEY = "local-epochs", "lr"  # what `Stage` reads of it
 CLIENT_KEY, PARTITION_KEY = "client-key", "partition-id"  # of a node's config, the first one wins
 PARTITIONS_KEY = "num-partitions"  # of a node's config, for the shipped app
@@ -268,9 +269,21 @@ class KeptState:
         return cls(str(record["token"]), str(record["spec"]), assignments, widths, size)
 
 
-def hello_content(server_round: int) -> RecordDict:
-    """The content of a hello."""
-    return RecordDict({FEDMA_KEY: Instruction(HELLO, round=server_round).to_record()})
+def counters(server_round: int, exchange: int) -> dict[str, int]:
+    """Entries of every message's config that tell where in the run it stands."""
+    return {SERVER_ROUND_KEY: server_round, SERVER_EXCHANGE_KEY: exchange}
+
+
+def hello_content(
+    instruction: Instruction, config: Mapping[str, Any], *, configrecord_key: str
+) -> RecordDict:
+    """The content of a hello; where FedMA sends it, it looks like a stage's for others' mods."""
+    if instruction.stages:
+        return stage_content(instruction, config, {}, configrecord_key=configrecord_key)
+    # To clients without the mod: a train function that gets no arrays does not begin to train.
+    return RecordDict(
+        {configrecord_key: ConfigRecord(dict(config)), FEDMA_KEY: instruction.to_record()}
+    )
 
 
 def stage_content(
@@ -280,12 +293,14 @@ def stage_content(
     *,
     configrecord_key: str,
 ) -> RecordDict:
-    """The content of a stage's message; without tensors it has no ArrayRecord."""
-    records: dict[str, Any] = {FEDMA_KEY: instruction.to_record()}
-    records[configrecord_key] = ConfigRecord(dict(config))
-    if tensors:
-        records[instruction.arrays_key] = to_arrays(tensors, instruction.wire_dtype)
-    return RecordDict(records)
+    """The content of a stage's message: FedAvg's records first, the ArrayRecord may be empty."""
+    return RecordDict(
+        {
+            instruction.arrays_key: to_arrays(tensors, instruction.wire_dtype),
+            configrecord_key: ConfigRecord(dict(config)),
+            FEDMA_KEY: instruction.to_record(),
+        }
+    )
 
 
 def find_instruction(content: RecordDict) -> Instruction | None:

@@ -5,17 +5,15 @@ Paper: Wang et al., ICLR 2020, openreview.net/forum?id=BkluqlSFDS (arXiv 2002.06
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from torch import nn
 
-from fedma_flwr import protocol
 from fedma_flwr.averaging import MEAN
 from fedma_flwr.matching import BBPMAP, Matcher
 from fedma_flwr.server.arguments import (
@@ -26,17 +24,9 @@ from fedma_flwr.server.arguments import (
     check_arguments,
     check_fedma,
 )
-from fedma_flwr.server.cohort import TRAIN_STREAM
-from fedma_flwr.server.exchange import Exchange
-from fedma_flwr.server.global_model import GlobalModel
-from fedma_flwr.server.matchings_folder import SavedRound
-from fedma_flwr.server.replies import StageReply
-from fedma_flwr.server.reply_metrics import consistent_metrics
-from fedma_flwr.server.round import CommunicationRound
 from fedma_flwr.server.settings import log_settings, make_spec
-from fedma_flwr.server.settings_holder import SettingsHolder
-from fedma_flwr.server.stage_end import end_stage
-from fedma_flwr.structure import GroupsPerStage, PermutationSpec, under_names
+from fedma_flwr.server.staged_cohort import StagedCohort
+from fedma_flwr.structure import GroupsPerStage, PermutationSpec
 from fedma_flwr.wire import FLOAT32
 
 DEFAULT_MATCHER = BBPMAP(gamma=1.0, local_variance=1.0, prior_variance=1.0)
@@ -45,7 +35,7 @@ PAPER: dict[str, Any] = {"groups_per_stage": 1, "head": TRAINED, "matcher": BBPM
 _OTHERS = {"self", "__class__", "model", "example_inputs", "spec", "fedavg"}  # no settings
 
 
-class FedMA(SettingsHolder):
+class FedMA(StagedCohort):
     """Federated Matched Averaging.
 
     A communication round has two exchanges. Clients train; the server matches their hidden units,
@@ -128,7 +118,7 @@ class FedMA(SettingsHolder):
         FedAvg's keyword arguments: fraction_train, fraction_evaluate, min_train_nodes,
         min_evaluate_nodes, min_available_nodes, weighted_by_key, arrayrecord_key,
         configrecord_key, train_metrics_aggr_fn, evaluate_metrics_aggr_fn. A round goes on while
-        `min_train_nodes` clients remain. Metrics are those of the head stage.
+        `min_train_nodes` clients remain. Metrics are those of the last stage that trains.
 
     Raises
     ------
@@ -179,8 +169,6 @@ class FedMA(SettingsHolder):
         super().__init__(**fedavg)
         spec = make_spec(model, example_inputs, spec)
         self._keep_settings(spec, arguments, (model, example_inputs))
-        self._tokens: dict[int, str] = {}
-        self._exchange: Exchange | None = None
 
     @classmethod
     def paper(cls, **arguments: Any) -> FedMA:
@@ -219,82 +207,13 @@ class FedMA(SettingsHolder):
         SpecError
             If `initial_arrays` are no tensors of the spec.
         AggregationError
-            If every client fails by itself in a stage before the first complete round, or if no
+            If no client's reply can be used in a stage before the first complete round, or if no
             client has `fedma_mod`.
         ValueError
             If a saved matching is damaged, or is not of this model and these clients.
         """
         check_arguments({"num_rounds": num_rounds})
-        tensors = under_names(protocol.to_tensors(initial_arrays), self._whole.axes)
-        self._fit(tensors)
+        self._fit(initial_arrays)
         if self._matchings is not None:
             self._matchings.check(range(1, num_rounds + 1))
-        self._begin(timeout)
-        self._model = GlobalModel(tensors)
         return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
-
-    def _begin(self, timeout: float) -> None:
-        super()._begin(timeout)
-        # Random, so that what a client of an earlier run kept can never be taken for this run's.
-        self._nonce = secrets.token_hex(4)
-        self._tokens = {}
-        self._exchange = None
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Run all stages but the last, and return the last one's messages."""
-        self._exchange, self._arrays, self._grid = None, arrays, grid
-        if self.fraction_train == 0.0 or server_round <= self._done:
-            return []
-        nodes = self._sample(grid, server_round, TRAIN_STREAM)
-        if not nodes:
-            return []
-        cohort = [(node, self.client_key(node)) for node in nodes]
-        solved = self.settings.solver is not None
-        guests = self._others(nodes, server_round, self.head_fraction) if solved else []
-        current = CommunicationRound(
-            settings=self.settings,
-            model=self._model,
-            number=server_round,
-            members=cohort,
-            guests=[(node, self.client_key(node)) for node in guests],
-            config=config,
-            nonce=self._nonce,
-            saved=SavedRound(self._matchings, server_round, [key for _, key in cohort]),
-        )
-        last = len(self.settings.plan) - 1
-        for stage in range(last):
-            exchange = Exchange(current, stage, self._timeout, self._tokens)
-            replies = grid.send_and_receive(exchange.messages(), timeout=self._timeout)
-            if self._end(exchange, replies) is None:
-                return []
-        self._exchange = Exchange(current, last, self._timeout, self._tokens)
-        return self._exchange.messages()
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Finish the last stage; the unchanged arrays if the round was given up."""
-        if server_round <= self._done:
-            return self._restored(server_round)
-        exchange, self._exchange = self._exchange, None
-        received = None if exchange is None else self._end(exchange, replies)
-        if exchange is None or received is None:
-            self._finish(server_round, None, self._model)
-            return self._arrays, None
-        self.history.conclude(server_round)
-        contents = consistent_metrics(reply.metrics for reply in received.values())
-        metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-        exchange.current.saved.save(exchange.current.settled.matchings)
-        self._finish(server_round, metrics, exchange.current.committed())
-        return protocol.to_arrays(self._model.tensors), metrics
-
-    def _end(self, exchange: Exchange, replies: Iterable[Message]) -> dict[int, StageReply] | None:
-        return end_stage(
-            exchange,
-            list(replies),
-            self._grid,
-            self.history,
-            min_train_nodes=self.min_train_nodes,
-        )

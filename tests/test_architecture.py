@@ -19,6 +19,7 @@ ROOMS = [
     "protocol",
     "class_labels",
     "client_bounds",
+    "incompatible_mods",
     "client_statistics",
     "client_heads",
     "client_moment_sums",

@@ -58,7 +58,7 @@ def reply(message, model, client, **metrics):
     _, y = data(client)
     values = {"num-examples": len(y), "class-counts": class_counts(y, 2), "epochs": 3, **metrics}
     values = {key: value for key, value in values.items() if value is not None}
-    records = {"weights": ArrayRecord(model.state_dict()), "numbers": MetricRecord(values)}
+    records = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(values)}
     return Message(RecordDict(records), reply_to=message)
 
 

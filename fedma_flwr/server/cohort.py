@@ -11,22 +11,23 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
-from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.supercore import log
 
 from fedma_flwr import protocol
 from fedma_flwr.server.arguments import check_arguments
 from fedma_flwr.server.client_keys import ClientKeys
 from fedma_flwr.server.evaluation import usable_evaluations
-from fedma_flwr.server.hello import say_hello
+from fedma_flwr.server.hello import HelloLike, say_hello
 from fedma_flwr.server.history import History, OnExchange
-from fedma_flwr.server.messages import make_message, sent_to
+from fedma_flwr.server.messages import make_message, node_of, sent_to
+from fedma_flwr.server.overriding import OverridableStrategy
 
 _POLL_SECONDS = 1.0
+_TIMEOUT = 3600.0  # Flower's, where `start` is not ours and tells none
 TRAIN_STREAM, EVALUATE_STREAM, HEAD_STREAM = 0, 1, 2  # streams of the sampling generator
 
 
-class SeededCohort(FlowerFedAvg):
+class SeededCohort(OverridableStrategy):
     """FedAvg with a cohort that depends on the seed alone, and one record an exchange.
 
     Flower draws node ids at random in every run. A small `hello` exchange therefore learns each
@@ -71,10 +72,19 @@ class SeededCohort(FlowerFedAvg):
         self.history = History(on_exchange)
         self._keys = ClientKeys()
         self._online: list[int] = []  # nodes at the last sampling, in the order of the client keys
-        self._timeout = stage_timeout or 3600.0
+        self._timeout = stage_timeout or _TIMEOUT
+        self._evaluated: list[Message] = []
+        self._last_round: int | None = None  # None: no run has begun
 
-    def _begin(self, timeout: float) -> None:
+    def _enter_round(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Begin a run whose `start` is not ours: a subclass's, or that of a wrapper."""
+        if self._last_round is None or server_round <= self._last_round:
+            self._begin(arrays, _TIMEOUT)
+        self._last_round = server_round
+
+    def _begin(self, initial_arrays: ArrayRecord, timeout: float) -> None:
         """Forget whatever an earlier run has left."""
+        self._last_round = 0
         self.history = History(self.on_exchange)
         self._keys = ClientKeys()
         self._timeout = self.stage_timeout or timeout
@@ -85,7 +95,9 @@ class SeededCohort(FlowerFedAvg):
 
     # ------------------------------------------------------------------ who takes part
 
-    def _sample(self, grid: Grid, server_round: int, stream: int) -> list[int]:
+    def _sample(
+        self, grid: Grid, server_round: int, stream: int, like: HelloLike | None = None
+    ) -> list[int]:
         """The cohort of a round, in the order of the client keys; empty if too few came."""
         train = stream == TRAIN_STREAM
         fraction = self.fraction_train if train else self.fraction_evaluate
@@ -99,6 +111,7 @@ class SeededCohort(FlowerFedAvg):
             self.history,
             timeout=self._timeout,
             needs_mod=self.needs_mod,
+            like=like or HelloLike(config_key=self.configrecord_key),
         )
         size = max(int(len(nodes) * fraction), minimum)
         if size > len(nodes):
@@ -169,7 +182,7 @@ class SeededCohort(FlowerFedAvg):
             return None
 
         def leave_out(reply: Message, reason: str) -> None:
-            node = sent_to(self._evaluated)[reply.metadata.reply_to_message_id]
+            node = node_of(reply, sent_to(self._evaluated))
             log(
                 WARNING,
                 "Round %s: client %s (node %s) is left out of the evaluation: %s",
@@ -185,6 +198,4 @@ class SeededCohort(FlowerFedAvg):
 
     def _sorted(self, replies: Iterable[Message], sent: Iterable[Message]) -> list[Message]:
         nodes = sent_to(sent)
-        return sorted(
-            replies, key=lambda r: self._keys.order(nodes[r.metadata.reply_to_message_id])
-        )
+        return sorted(replies, key=lambda reply: self._keys.order(node_of(reply, nodes)))

@@ -46,7 +46,8 @@ def decode(
     if array.dtype != wanted or not size <= len(array.data) <= size + header:
         raise ReplyError(
             f"tensor {name!r} comes as {array.dtype} in {len(array.data)} bytes; {wanted} of shape "
-            f"{shape} in {size} bytes was expected"
+            f"{shape} in {size} bytes was expected: send the model in its own precision, as in "
+            "`ArrayRecord(model.float().state_dict())`"
         )
     try:
         if array.stype != stype:

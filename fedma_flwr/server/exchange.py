@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from flwr.app import Message, MessageType
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedma_flwr import protocol
 from fedma_flwr.averaging import judge
 from fedma_flwr.server.history import ExchangeRecord, mean_epochs
 from fedma_flwr.server.ignored_config import IgnoredConfig
-from fedma_flwr.server.messages import count_reply, make_message, sent_to
+from fedma_flwr.server.messages import count_reply, make_message, node_of, sent_to
 from fedma_flwr.server.replies import StageReply, read_reply
-from fedma_flwr.server.reply_errors import FailedError, ReplyError
+from fedma_flwr.server.reply_errors import ReplyError
 from fedma_flwr.server.round import CommunicationRound
 
 
@@ -50,20 +50,19 @@ class Exchange:
         trains = not current.settings.trains_nothing(stage)
         overrides = current.settings.config_overrides.get(planned.name, {}) if trains else {}
         self._ignored = IgnoredConfig(planned.name, overrides)
-        self._asked = current.asked(stage)
+        self._asked = dict(current.asked(stage))
         self._timeout = timeout
         self._tokens = tokens
         self._started = time.monotonic()
         self._sent: list[Message] = []
-        self._failed: set[int] = set()  # nodes whose client failed by itself
 
     @property
-    def all_failed(self) -> bool:
-        """Whether the round's whole cohort failed in this stage, each client by itself.
+    def asks_several(self) -> bool:
+        """Whether more than one client was asked, or the only one that the cohort ever had.
 
-        A mistake in the clients' code does that; chance and hostile clients hardly can.
+        If none of them has sent what can be used, that is a mistake which they share.
         """
-        return len(self._failed) == len(self._asked) >= self.current.size
+        return len(self._asked) >= min(2, self.current.size) > 0
 
     def messages(self) -> list[Message]:
         """The messages to the whole cohort."""
@@ -72,21 +71,45 @@ class Exchange:
     def _make(
         self, nodes: Sequence[int], held: Mapping[int, str], *, lost: bool = False
     ) -> list[Message]:
-        self._sent = [self._message(node, held.get(node, ""), lost) for node in nodes]
-        self.record.bytes_down += protocol.count_bytes(message.content for message in self._sent)
-        return self._sent
+        return [self._message(node, held.get(node, ""), lost) for node in nodes]
+
+    def sending(self, messages: Sequence[Message]) -> None:
+        """Take note of the messages that are going out: to the clients whom they go to."""
+        self._only({message.metadata.dst_node_id for message in messages})
+        self._note(messages)
+
+    def _note(self, messages: Sequence[Message]) -> None:
+        self._sent = list(messages)
+        self.record.bytes_down += protocol.count_bytes(message.content for message in messages)
+
+    def _only(self, nodes: Collection[int]) -> None:
+        """Go on with these clients: the others have not been asked."""
+        self._asked = {node: member for node, member in self._asked.items() if node in nodes}
+        self.record.cohort = len(self._asked)
+
+    def leave_out(self, message_ids: Collection[str], who: str) -> None:
+        """Go on without clients whose reply an override has not handed on."""
+        nodes = {n for key, n in sent_to(self._sent).items() if key in message_ids}
+        for node in nodes & self._asked.keys():
+            self._drop(node, f"{who} has left out its reply")
+        self._asked = {node: m for node, m in self._asked.items() if node not in nodes}
+        self._sent = [m for m in self._sent if m.metadata.dst_node_id not in nodes]
 
     def _message(self, node: int, held: str, lost: bool) -> Message:
         out = self.current.outgoing(self._asked[node], self.stage, held, lost=lost)
+        content = protocol.stage_content(
+            out.instruction,
+            out.config,
+            out.tensors,
+            configrecord_key=self.current.settings.configrecord_key,
+        )
+        changes = self._asked[node].changes
+        for name, record in changes.records.items():
+            content[name] = record
         return make_message(
-            protocol.stage_content(
-                out.instruction,
-                out.config,
-                out.tensors,
-                configrecord_key=self.current.settings.configrecord_key,
-            ),
+            content,
             node,
-            MessageType.TRAIN,
+            changes.message_type,
             ttl=self._timeout,
             group_id=f"{self.current.number}.{self.stage}",
         )
@@ -99,6 +122,7 @@ class Exchange:
         Clients that have lost their state are sent everything and asked again; all others whose
         reply cannot be used are dropped and named.
         """
+        self._forget_unsent(replies)
         received = self._read(replies)
         lost = [node for node, reply in received.items() if reply.update is None]
         if lost:
@@ -113,6 +137,17 @@ class Exchange:
         self.record.epochs = mean_epochs(reply.metrics for reply in received.values())
         return received
 
+    def _forget_unsent(self, replies: Sequence[Message]) -> None:
+        """Go on without clients whose message never went out: a wrapper has left it out.
+
+        A grid gives the messages that it sends their ids.
+        """
+        unsent = {m.metadata.dst_node_id for m in self._sent if not m.metadata.message_id}
+        if unsent and (len(unsent) < len(self._sent) or not replies):
+            self._sent = [m for m in self._sent if m.metadata.dst_node_id not in unsent]
+            self._only(self._asked.keys() - unsent)
+            self.current.keep({node: m.changes for node, m in self._asked.items()})
+
     def _bound(self, received: Mapping[int, StageReply]) -> dict[int, StageReply]:
         """Drop clients whose units are out of all proportion, and bound what the others weigh."""
         settings, model = self.current.settings, self.current.model.tensors
@@ -126,6 +161,7 @@ class Exchange:
     def _ask_again(self, lost: Sequence[int], grid: Grid) -> dict[int, StageReply]:
         self.record.resend(self._asked[node].key for node in lost)
         messages = self._make(lost, held={}, lost=True)
+        self._note(messages)
         answers = self._read(list(grid.send_and_receive(messages, timeout=self._timeout)))
         for node in [node for node, reply in answers.items() if reply.update is None]:
             self._drop(node, "the client does not keep its state")
@@ -134,29 +170,29 @@ class Exchange:
 
     def _read(self, replies: Sequence[Message]) -> dict[int, StageReply]:
         """Valid replies to what was sent last."""
-        waiting = sent_to(self._sent)
+        sent = sent_to(self._sent)
+        waiting = {message.metadata.dst_node_id for message in self._sent}
         received = {}
         for reply in replies:
-            node = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if node is None:  # answered twice
+            node = node_of(reply, sent)
+            if node not in waiting:  # answered twice, or nobody has asked it
                 continue
+            waiting.remove(node)
             member = self._asked[node]
             try:
                 self.record.bytes_up += count_reply(reply)
                 received[node] = read_reply(reply, self.current.expected(member, self.stage))
             except ReplyError as error:
-                self._drop(node, str(error), by_itself=isinstance(error, FailedError))
+                self._drop(node, str(error))
                 continue
             if received[node].update is not None:
                 self._ignored.note(reply)
                 # A guest does not hold its own units, so that it is sent everything next time.
                 self._tokens[node] = "" if member.guest else self.current.token(self.stage)
                 member.widths = {**received[node].widths, **member.widths}
-        for node in waiting.values():
-            self._drop(node, f"no reply within {self._timeout:g} s", by_itself=True)
+        for node in sorted(waiting):
+            self._drop(node, f"no reply within {self._timeout:g} s")
         return received
 
-    def _drop(self, node: int, reason: str, *, by_itself: bool = False) -> None:
-        if by_itself:
-            self._failed.add(node)
+    def _drop(self, node: int, reason: str) -> None:
         self.record.drop(self._asked[node].key, node, reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -49,6 +49,26 @@ class GlobalModel:
     def next_share(self, factor: float) -> float:
         """The share of the round after this one, within its bounds."""
         return min(max(self.reference_share * factor, LEAST_SHARE), MOST_SHARE)
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> GlobalModel:
+        """The model with other values; no client holds them, so that all are sent everything.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes are others.
+        """
+        for name, tensor in self.tensors.items():
+            if name not in tensors or tensors[name].shape != tensor.shape:
+                theirs = tuple(tensors[name].shape) if name in tensors else "missing"
+                raise ValueError(
+                    f"the arrays that a round begins with: tensor {name!r} is {theirs}; the last "
+                    f"round has left {tuple(tensor.shape)}. Change values in `aggregate_train`, "
+                    "not shapes."
+                )
+        values = {name: tensors[name].to(tensor.dtype) for name, tensor in self.tensors.items()}
+        token = f"{self.token}.changed" if self.token else ""
+        return replace(self, tensors=values, token=token, local_head={})
 
     def selection(self, client_key: str, group: str, size: int) -> Tensor:
         """The global units that make up a client's local model.

@@ -4,18 +4,50 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from logging import INFO
+from typing import Any
 
-from flwr.app import Message, MessageType
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.supercore import log
 
 from fedma_flwr import protocol
+from fedma_flwr.incompatible_mods import incompatible_mod, why_not
 from fedma_flwr.server.client_keys import LONGEST_KEY, ClientKeys
 from fedma_flwr.server.history import ExchangeRecord, History
-from fedma_flwr.server.messages import error_reason, make_message, sent_to
+from fedma_flwr.server.messages import error_reason, make_message, node_of, sent_to
+
+
+@dataclass(frozen=True)
+class HelloLike:
+    """What stages' messages are like: others' mods find the same in a hello.
+
+    Parameters
+    ----------
+    stages : int (default: 0)
+        Of a round; 0 if no stages of FedMA follow.
+    config : mapping
+        The user's train config.
+    config_key, arrays_key : str
+        FedAvg's ``configrecord_key`` and ``arrayrecord_key``.
+    """
+
+    stages: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    config_key: str = protocol.CONFIG_KEY
+    arrays_key: str = protocol.ARRAYS_KEY
+
+    def content(self, server_round: int) -> RecordDict:
+        """The content of a hello."""
+        hello = protocol.Instruction(
+            protocol.HELLO, round=server_round, stages=self.stages, arrays_key=self.arrays_key
+        )
+        number = (server_round - 1) * self.stages  # of the exchange before
+        config = {**self.config, **protocol.counters(server_round, number)}
+        return protocol.hello_content(hello, config, configrecord_key=self.config_key)
 
 
 def say_hello(
@@ -27,6 +59,7 @@ def say_hello(
     *,
     timeout: float,
     needs_mod: bool,
+    like: HelloLike,
 ) -> None:
     """Ask the nodes whose client key is not known.
 
@@ -46,6 +79,8 @@ def say_hello(
         Seconds that clients have to answer.
     needs_mod : bool
         Whether clients must have `fedma_mod`, which answers.
+    like : HelloLike
+        What the messages of stages are like.
 
     Raises
     ------
@@ -55,23 +90,30 @@ def say_hello(
     asked = keys.unknown(nodes)
     if not asked:
         return
-    content = protocol.hello_content(server_round)
+    content = like.content(server_round)
     messages = [make_message(content, node, MessageType.TRAIN, timeout) for node in asked]
     started = time.monotonic()
     replies = list(grid.send_and_receive(messages, timeout=timeout))
-    problems: Counter[str] = Counter()
-    waiting = sent_to(messages)
-    for reply in replies:
-        report = None if reply.has_error() else protocol.find_report(reply.content)
-        if report is None or not 0 < len(report.client_key) <= LONGEST_KEY:
-            problems[error_reason(reply) or "a reply without FedMA's record"] += 1
-            continue
-        keys.take(waiting[reply.metadata.reply_to_message_id], report.client_key, set(nodes))
+    problems = _take_keys(replies, sent_to(messages), keys, set(nodes))
     record = _record(server_round, messages, replies)
     record.seconds_waiting = time.monotonic() - started
     history.add(record)
     if not keys and problems:  # a single newcomer must not end the run
         _nobody_answered(asked, problems.most_common(1)[0][0], needs_mod)
+
+
+def _take_keys(
+    replies: Sequence[Message], waiting: Mapping[str, int], keys: ClientKeys, online: set[int]
+) -> Counter[str]:
+    """Give nodes the keys that they tell; what those say that tell none."""
+    problems: Counter[str] = Counter()
+    for reply in replies:
+        report = None if reply.has_error() else protocol.find_report(reply.content)
+        if report is None or not 0 < len(report.client_key) <= LONGEST_KEY:
+            problems[error_reason(reply) or "a reply without FedMA's record"] += 1
+            continue
+        keys.take(node_of(reply, waiting), report.client_key, online)
+    return problems
 
 
 def _record(
@@ -87,9 +129,13 @@ def _record(
 
 def _nobody_answered(asked: Sequence[int], reason: str, needs_mod: bool) -> None:
     if needs_mod:
+        if (name := incompatible_mod(reason)) is not None:
+            said = "" if why_not(name) in reason else f" The clients said: {reason}"
+            raise AggregationError(f"{why_not(name)}{said}")
         raise AggregationError(
             f"None of {len(asked)} clients answered FedMA's hello: {protocol.ADD_THE_MOD}. "
-            f"The clients said: {reason}"
+            f"The clients said: {reason}. (A mod that fails on the hello, which has no metrics, "
+            "must stand behind fedma_mod.)"
         )
     log(
         INFO,

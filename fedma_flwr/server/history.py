@@ -54,6 +54,8 @@ class ExchangeRecord:
         For each matched group, how many units 1, 2, ... J clients hold.
     objective : dict of str to float
         The matcher's objective for each matched group.
+    metrics : dict of str to float or list of float
+        Means of the metrics that clients sent in this exchange, by examples.
     """
 
     round: int
@@ -75,6 +77,7 @@ class ExchangeRecord:
     identity: float | None = None
     popularity: dict[str, list[int]] = field(default_factory=dict)
     objective: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
 
     def drop(self, client_key: str, node: int, reason: str) -> None:
         """Take note of a client whose reply cannot be used, and say it in the log.

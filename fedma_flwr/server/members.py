@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from fedma_flwr.protocol import Assignments, Instruction
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a subclass's `configure_train` has changed in a client's first message.
+
+    Parameters
+    ----------
+    config : mapping
+        Entries of the config that it has added or set anew.
+    without : frozenset of str
+        Entries of the config that it has removed.
+    records : mapping of str to Record
+        Records that it has added.
+    message_type : str
+        As it was left; ``"train.personal"`` calls ``@app.train("personal")``.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    without: frozenset[str] = frozenset()
+    records: Mapping[str, Any] = field(default_factory=dict)
+    message_type: str = "train"
+
+
+NO_CHANGES = Changes()
+
+
+def common_changes(changes: Iterable[Changes]) -> Changes | None:
+    """What was changed in all messages alike; None if they differ."""
+    given = list(changes) or [NO_CHANGES]
+    return given[0] if all(each == given[0] for each in given) else None
 
 
 @dataclass
@@ -27,6 +58,8 @@ class Member:
         Its global units of the groups matched so far in this round.
     guest : bool (default: False)
         Whether it is no client of the cohort, and is only asked for moments.
+    changes : Changes
+        What a subclass wants changed in its messages.
     """
 
     node_id: int
@@ -34,6 +67,7 @@ class Member:
     widths: dict[str, int]
     assignments: Assignments = field(default_factory=dict)
     guest: bool = False
+    changes: Changes = NO_CHANGES
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from flwr.app import Message, RecordDict
 
@@ -22,6 +22,11 @@ def make_message(
 def sent_to(messages: Iterable[Message]) -> dict[str, int]:
     """Node of each sent message by message id (errors that the SuperLink makes name node 1)."""
     return {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+
+
+def node_of(reply: Message, sent: Mapping[str, int]) -> int:
+    """The node that a reply is of; its own word for it if the message is not one of `sent`."""
+    return sent.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
 
 
 def error_reason(reply: Message) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedma_flwr import protocol, wire
@@ -16,9 +16,12 @@ from fedma_flwr.averaging.head_moments import HeadMoments, fault_of, triangle_si
 from fedma_flwr.server.decoding import decode
 from fedma_flwr.server.head_counts import read_counts
 from fedma_flwr.server.messages import error_reason
-from fedma_flwr.server.reply_errors import FailedError, ReplyError
+from fedma_flwr.server.reply_errors import ReplyError
 from fedma_flwr.server.reply_metrics import read_metrics, read_weight
 from fedma_flwr.structure import PermutationSpec, SpecError
+
+#: Further ConfigRecords of a reply are kept until the end of the round, for all clients.
+MOST_EXTRA_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,25 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a reply tells beside tensors, for the aggregation of metrics.
+
+    Parameters
+    ----------
+    metrics : MetricRecord
+        The user's metrics.
+    records : dict of str to ConfigRecord
+        Further records of the train function's.
+    names : (str, str)
+        What it has called its ArrayRecord and its MetricRecord.
+    """
+
+    metrics: MetricRecord
+    records: dict[str, ConfigRecord] = field(default_factory=dict)
+    names: tuple[str, str] = (protocol.ARRAYS_KEY, protocol.METRICS_KEY)
+
+
+@dataclass(frozen=True)
 class StageReply:
     """A reply that passed.
 
@@ -74,20 +96,25 @@ class StageReply:
         None if the client has lost its state and must be sent everything.
     widths : dict of str to int
         The client's widths, as far as they are known now.
-    metrics : MetricRecord
-        The user's metrics, for their aggregation.
+    told : Told
+        The user's metrics and further records, for their aggregation.
     """
 
     update: ClientUpdate | None
     widths: dict[str, int]
-    metrics: MetricRecord
+    told: Told
+
+    @property
+    def metrics(self) -> MetricRecord:
+        """The user's metrics."""
+        return self.told.metrics
 
     def weighing(self, update: ClientUpdate, weighted_by_key: str) -> StageReply:
         """The reply with an update of other weights; the same weight for its metrics."""
         metrics = self.metrics
         if update.examples < float(cast(float, metrics[weighted_by_key])):
             metrics = MetricRecord({**metrics, weighted_by_key: update.examples})
-        return replace(self, update=update, metrics=metrics)
+        return replace(self, update=update, told=replace(self.told, metrics=metrics))
 
 
 def read_reply(reply: Message, expected: Expected) -> StageReply:
@@ -111,31 +138,54 @@ def read_reply(reply: Message, expected: Expected) -> StageReply:
         If anything is wrong with it.
     """
     if reply.has_error():
-        raise FailedError(error_reason(reply))
+        raise ReplyError(error_reason(reply))
     report = protocol.find_report(reply.content)
     if report is None:
-        raise FailedError(f"the reply lacks FedMA's record: {protocol.ADD_THE_MOD}")
+        raise ReplyError(f"the reply lacks FedMA's record: {protocol.ADD_THE_MOD}")
     if report.version != protocol.VERSION:
-        raise FailedError(
+        raise ReplyError(
             f"the client speaks version {report.version} of FedMA's stage protocol, the server "
             f"{protocol.VERSION}: install the same version of fedma-flwr on both"
         )
     if report.status == protocol.LOST:
-        return StageReply(None, {}, MetricRecord())
+        return StageReply(None, {}, Told(MetricRecord()))
     if report.status != protocol.DONE or report.holds != expected.token:
         raise ReplyError(f"the reply is for another stage (status {report.status!r})")
-    metrics = read_metrics(reply.content)
-    arrays = list(reply.content.array_records.values())
-    if len(arrays) != 1:
-        raise ReplyError(f"the reply has {len(arrays)} ArrayRecords instead of one")
+    told = read_told(reply.content)
+    arrays, metrics = list(reply.content.array_records.values()), told.metrics
     weight = read_weight(metrics, expected.weighted_by_key)
     counts = read_counts(metrics, expected.spec, several_heads=expected.several_heads)
     if expected.moments is not None:
         moments = _read_moments(arrays[0], *expected.moments, expected.with_expected)
-        return StageReply(ClientUpdate({}, weight, counts.plain, moments), {}, metrics)
+        return StageReply(ClientUpdate({}, weight, counts.plain, moments), {}, told)
     tensors, widths = _read_arrays(arrays[0], expected)
     update = ClientUpdate(tensors, weight, counts.plain, head_counts=counts.by_tensor)
-    return StageReply(update, widths, metrics)
+    return StageReply(update, widths, told)
+
+
+def read_told(content: RecordDict) -> Told:
+    """The records of a reply beside its arrays.
+
+    Raises
+    ------
+    ReplyError
+        If there is not one ArrayRecord and one MetricRecord, or if further records are too large.
+    """
+    metrics = read_metrics(content)
+    if len(content.array_records) != 1:
+        raise ReplyError(
+            f"the reply has {len(content.array_records)} ArrayRecords instead of one: return "
+            'RecordDict({"arrays": ArrayRecord(model.state_dict()), ...}) from the train function'
+        )
+    others = {n: r for n, r in content.config_records.items() if n != protocol.FEDMA_KEY}
+    if (size := protocol.count_bytes([RecordDict({**others})])) > MOST_EXTRA_BYTES:
+        raise ReplyError(
+            f"the reply's ConfigRecords have {size} bytes; at most {MOST_EXTRA_BYTES} are taken: "
+            "keep large things in context.state"
+        )
+    return Told(
+        metrics, others, (next(iter(content.array_records)), next(iter(content.metric_records)))
+    )
 
 
 def _read_arrays(

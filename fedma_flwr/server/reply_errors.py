@@ -5,7 +5,3 @@ from __future__ import annotations
 
 class ReplyError(Exception):
     """A reply cannot be used; the message says why."""
-
-
-class FailedError(ReplyError):
-    """A reply says that the client failed, or that its app is not made for FedMA."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from logging import INFO, WARNING
 from typing import Any
 
 from flwr.app import MetricRecord, RecordDict
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from flwr.supercore import log
 
 from fedma_flwr import protocol
 from fedma_flwr.server.reply_errors import ReplyError
@@ -25,7 +28,10 @@ def read_metrics(content: RecordDict) -> MetricRecord:
     """
     records = list(content.metric_records.values())
     if len(records) != 1:
-        raise ReplyError(f"the reply has {len(records)} MetricRecords instead of one")
+        raise ReplyError(
+            f"the reply has {len(records)} MetricRecords instead of one: return "
+            'RecordDict({"arrays": ..., "metrics": MetricRecord({...})}) from the train function'
+        )
     return records[0]
 
 
@@ -44,7 +50,10 @@ def read_weight(metrics: MetricRecord, key: str) -> float:
         )
     value: Any = metrics[key]
     if not isinstance(value, (int, float)) or not 0 < value <= MAX_COUNT:
-        raise ReplyError(f"{key!r} is {value!r}; it must be a number above 0 and up to 2**53")
+        raise ReplyError(
+            f"{key!r} is {value!r}; it must be a number above 0 and up to 2**53: "
+            f'return MetricRecord({{"{key}": len(trainset), ...}}) from the train function'
+        )
     return float(value)
 
 
@@ -101,3 +110,82 @@ def consistent_metrics(metrics: Iterable[MetricRecord]) -> list[RecordDict]:
         for entry, usual in zip(entries, alike(entries), strict=True)
         if usual
     ]
+
+
+#: FedAvg's ``train_metrics_aggr_fn``.
+Aggregation = Callable[[list[RecordDict], str], MetricRecord]
+
+
+def aggregate(
+    contents: Sequence[RecordDict], weighted_by_key: str, function: Aggregation
+) -> MetricRecord | None:
+    """What FedAvg's ``train_metrics_aggr_fn`` makes of the clients' records.
+
+    Without one of the user's each metric is the weighted mean over the clients that send it. A
+    function of the user's gets all clients that sent finite numbers; where it fails and metrics
+    differ, those that sent what most did.
+
+    Parameters
+    ----------
+    contents : sequence of RecordDict
+        By client; each has one MetricRecord, with its weight.
+    weighted_by_key : str
+        Metric with the client's weight.
+    function : callable
+        Flower's, or the user's.
+    """
+    if not contents:
+        return None
+    if function is aggregate_metricrecords:
+        return mean_metrics([_metrics(content) for content in contents], weighted_by_key)
+    finite = [content for content in contents if is_finite(_metrics(content))] or list(contents)
+    try:
+        return function(finite, weighted_by_key)
+    except Exception as error:  # of a client that sends other metrics than most, or the user's own
+        usual = alike([_metrics(content) for content in finite])
+        if all(usual):
+            raise
+        log(
+            WARNING,
+            "train_metrics_aggr_fn failed (%s: %s): asking it again without %s clients whose "
+            "metrics are not those of most.",
+            type(error).__name__,
+            error,
+            usual.count(False),
+        )
+    return function([c for c, kept in zip(finite, usual, strict=True) if kept], weighted_by_key)
+
+
+def mean_metrics(
+    entries: Sequence[Mapping[str, Any]], weighted_by_key: str, *, log_partial: bool = True
+) -> MetricRecord:
+    """Weighted mean of each metric over the clients that send it, without weights, class counts.
+
+    Numbers count where most clients send a number, lists where most send one of that length.
+    """
+    names = {name: None for entry in entries for name in entry}  # in order, each once
+    means = MetricRecord()
+    for name in names:
+        if name in {weighted_by_key, protocol.CLASS_COUNTS_KEY}:
+            continue
+        senders = [entry for entry in entries if name in entry]
+        finite = [entry for entry in senders if is_finite({name: entry[name]})] or senders
+        usual = alike([{name: entry[name]} for entry in finite])
+        kept = [entry for entry, like in zip(finite, usual, strict=True) if like]
+        if len(kept) < len(entries) and log_partial:
+            log(INFO, "\tMetric %r: mean of %s of %s clients", name, len(kept), len(entries))
+        means[name] = _mean([e[name] for e in kept], [e[weighted_by_key] for e in kept])
+    return means
+
+
+def _metrics(content: RecordDict) -> MetricRecord:
+    return next(iter(content.metric_records.values()))
+
+
+def _mean(values: Sequence[Any], weights: Sequence[float]) -> Any:
+    """Summed as Flower does, so that a baseline's numbers are Flower's."""
+    shares = [weight / sum(weights) for weight in weights]
+    if isinstance(values[0], list):
+        columns = zip(*values, strict=True)
+        return [sum(v * s for v, s in zip(column, shares, strict=True)) for column in columns]
+    return sum(value * share for value, share in zip(values, shares, strict=True))

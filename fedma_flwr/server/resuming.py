@@ -20,6 +20,7 @@ from fedma_flwr.server.checkpoints import Checkpoint, CheckpointError, Checkpoin
 from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.server.folders import as_folder, claimed
 from fedma_flwr.server.global_model import GlobalModel
+from fedma_flwr.server.hello import HelloLike
 from fedma_flwr.server.matchings_folder import MatchingsFolder
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -65,12 +66,27 @@ class ResumableCohort(SeededCohort):
         self._progress = Checkpoint(0, GlobalModel({}))
         self._done = 0  # rounds that an earlier run has done
         self._num_rounds = 0
+        self._given = ArrayRecord()  # the arrays that the last round has returned
 
-    def _begin(self, timeout: float) -> None:
-        super()._begin(timeout)
+    def _begin(self, initial_arrays: ArrayRecord, timeout: float) -> None:
+        super()._begin(initial_arrays, timeout)
         self._folder = None
-        self._progress = Checkpoint(0, GlobalModel({}))
+        self._progress = Checkpoint(0, GlobalModel(protocol.to_tensors(initial_arrays)))
         self._done = 0
+        self._given = initial_arrays
+        self._open(initial_arrays)
+
+    def _adopt(self, arrays: ArrayRecord) -> None:
+        """Go on from other arrays than the last round's, if a subclass has changed them.
+
+        Raises
+        ------
+        SpecError or ValueError
+            If they are not of the same names and shapes.
+        """
+        if arrays is not self._given and _data(arrays) != _data(self._given):
+            self._model = self._model.with_tensors(protocol.to_tensors(arrays))
+        self._given = arrays
 
     @property
     def _model(self) -> GlobalModel:
@@ -146,7 +162,7 @@ class ResumableCohort(SeededCohort):
         evaluate_fn: EvaluateFn | None,
         **kwargs: Any,
     ) -> Result:
-        self._open(initial_arrays)
+        self._begin(initial_arrays, timeout)
         if num_rounds < self._done:
             raise ValueError(
                 f"num_rounds was {num_rounds}, but the checkpoint in {self.checkpoint_dir} has "
@@ -202,8 +218,10 @@ class ResumableCohort(SeededCohort):
 
     # ------------------------------------------------------------------ rounds
 
-    def _sample(self, grid: Grid, server_round: int, stream: int) -> list[int]:
-        nodes = super()._sample(grid, server_round, stream)
+    def _sample(
+        self, grid: Grid, server_round: int, stream: int, like: HelloLike | None = None
+    ) -> list[int]:
+        nodes = super()._sample(grid, server_round, stream, like)
         if nodes and self._matchings is not None and not self._matchings.begun:
             keys = [self.client_key(node) for node in self._online]
             self._matchings.check_clients(range(server_round, self._num_rounds + 1), keys)
@@ -213,6 +231,7 @@ class ResumableCohort(SeededCohort):
         """What a round that is done has given; the arrays are those after the last of them."""
         last = server_round == self._done
         arrays = protocol.to_arrays(self._model.tensors) if last else None
+        self._given = arrays or self._given
         return arrays, self._progress.train_metrics.get(server_round)
 
     def _finish(self, server_round: int, metrics: MetricRecord | None, model: GlobalModel) -> None:
@@ -251,3 +270,7 @@ class ResumableCohort(SeededCohort):
         if metrics is not None:
             self._progress.evaluate_metrics[server_round] = metrics
         return metrics
+
+
+def _data(arrays: ArrayRecord) -> dict[str, bytes]:
+    return {name: array.data for name, array in arrays.items()}

@@ -19,7 +19,7 @@ from fedma_flwr.server.arguments import OWN
 from fedma_flwr.server.carried_units import UnitCarrier
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.matchings_folder import SavedRound
-from fedma_flwr.server.members import Member, Outgoing
+from fedma_flwr.server.members import NO_CHANGES, Changes, Member, Outgoing, common_changes
 from fedma_flwr.server.personal_tensors import initial_personal
 from fedma_flwr.server.replies import Expected
 from fedma_flwr.server.settings import RoundSettings
@@ -109,6 +109,22 @@ class CommunicationRound:
         guests = self.guests if self.settings.plan[stage].solves_head else {}
         return {**self.members, **guests}
 
+    def keep(self, changes: Mapping[int, Changes]) -> None:
+        """Go on with these clients of the cohort alone, and what is changed in their messages.
+
+        Clients outside the cohort are asked too only if a subclass treats all alike: whom it has
+        left out, or given entries of its own, it would have treated so among them as well.
+        """
+        common = common_changes(changes.values())
+        if common is None or len(changes) < len(self.members):
+            self.guests = {}
+        for guest in self.guests.values():
+            guest.changes = common or NO_CHANGES
+        self.members = {node: m for node, m in self.members.items() if node in changes}
+        for node, member in self.members.items():
+            member.changes = changes[node]
+        self.size = len(self.members)
+
     # ------------------------------------------------------------------ what it is sent
 
     def outgoing(self, member: Member, stage: int, held: str, *, lost: bool = False) -> Outgoing:
@@ -155,7 +171,7 @@ class CommunicationRound:
         tensors = self._news(stage) if update else self._everything(member, stage)
         if tensors and self.settings.personal and not update and (lost or not follows):
             tensors |= self._initial_personal(member)
-        return Outgoing(instruction, self._config(stage), tensors)
+        return Outgoing(instruction, self._config(member, stage), tensors)
 
     def _follows(self, member: Member, stage: int) -> bool:
         """Whether the units that a client is sent are its own, if it has any."""
@@ -180,9 +196,14 @@ class CommunicationRound:
         stages = self.settings.plan.stages[first:stage]
         return tuple(g for past in stages for g in past.groups if g in member.assignments)
 
-    def _config(self, stage: int) -> dict[str, Any]:
+    def _config(self, member: Member, stage: int) -> dict[str, Any]:
+        """The user's entries; a client's own as if they had been in the train config."""
         overrides = self.settings.config_overrides.get(self.settings.plan[stage].name, {})
-        config = {**self.config, **overrides, protocol.SERVER_ROUND_KEY: self.number}
+        changes = member.changes
+        given = {**self.config, **changes.config}
+        own = {key: value for key, value in given.items() if key not in changes.without}
+        number = (self.number - 1) * len(self.settings.plan) + stage + 1
+        config = {**own, **overrides, **protocol.counters(self.number, number)}
         if self.settings.trains_nothing(stage) and protocol.EPOCHS_CONFIG_KEY in config:
             config[protocol.EPOCHS_CONFIG_KEY] = 1  # more would only repeat what one pass gives
         return config

@@ -17,7 +17,7 @@ from fedma_flwr.protocol import Instruction
 from fedma_flwr.server.matchings_folder import MatchingsFolder
 from fedma_flwr.server.resuming import ResumableCohort
 from fedma_flwr.server.settings import RoundSettings, Subject, make_settings
-from fedma_flwr.structure import PermutationSpec, SpecError
+from fedma_flwr.structure import PermutationSpec, SpecError, under_names
 
 
 class SettingsHolder(ResumableCohort):
@@ -32,6 +32,7 @@ class SettingsHolder(ResumableCohort):
         """Work out the settings of a model of which all tensors are known."""
         self._whole, self._arguments = spec, dict(arguments)
         self._subject = subject
+        self._fitted: ArrayRecord | None = None  # the arrays that were looked at last
         self._take(self._settings_of(None))
 
     def _settings_of(self, present: Collection[str] | None) -> RoundSettings:
@@ -48,14 +49,18 @@ class SettingsHolder(ResumableCohort):
         folder, widths = self._arguments["matchings"], settings.max_widths
         self._matchings = None if folder is None else MatchingsFolder(Path(folder), widths)
 
-    def _fit(self, initial: Mapping[str, Tensor]) -> None:
-        """Let the initial arrays say which tensors take part.
+    def _fit(self, initial_arrays: ArrayRecord) -> dict[str, Tensor]:
+        """Let the initial arrays say which tensors take part; return them by the model's names.
 
         Raises
         ------
         SpecError
             If they are not tensors of the model.
         """
+        initial = under_names(protocol.to_tensors(initial_arrays), self._whole.axes)
+        if self._fitted is initial_arrays:
+            return initial
+        self._fitted = initial_arrays
         absent = [name for name in self._whole.axes if name not in initial]
         if len(absent) == len(self._whole.axes):
             raise SpecError(f"initial_arrays have none of the model's tensors: {absent[:5]}, ...")
@@ -72,6 +77,7 @@ class SettingsHolder(ResumableCohort):
                 ", ".join(absent[:3]),
                 ", ..." * (len(absent) > 3),
             )
+        return initial
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -14,6 +14,7 @@ from fedma_flwr.server.global_model import count_parameters
 from fedma_flwr.server.head_counts import warn_of_unnamed_counts
 from fedma_flwr.server.history import History, all_failed
 from fedma_flwr.server.replies import StageReply
+from fedma_flwr.server.reply_metrics import mean_metrics
 
 
 def end_stage(
@@ -47,7 +48,8 @@ def end_stage(
     Raises
     ------
     AggregationError
-        If every client fails by itself before the first complete round.
+        If nobody's reply can be used in a stage before the first complete round: a mistake that
+        the clients share, in whatever form it comes.
     """
     received = exchange.receive(replies, grid)
     if len(received) < max(min_train_nodes, 1):
@@ -60,6 +62,13 @@ def end_stage(
     if settings.several_heads and is_last and not exchange.current.model.token:
         warn_of_unnamed_counts(settings.spec, [reply.metrics for reply in received.values()])
     _settle(exchange, received)
+    exchange.record.metrics = dict(
+        mean_metrics(
+            [reply.metrics for reply in received.values()],
+            exchange.current.settings.weighted_by_key,
+            log_partial=False,  # it is said of the metrics that the round returns
+        )
+    )
     history.add(exchange.record)
     return received
 
@@ -79,10 +88,10 @@ def _settle(exchange: Exchange, received: Mapping[int, StageReply]) -> None:
 def _give_up(exchange: Exchange, answered: int, history: History, min_train_nodes: int) -> None:
     record = exchange.record
     name = f"{record.name} stage (stage {record.stage})"
-    # A mistake in the clients' code shows in the first round; later on, failures are weather.
-    if answered == 0 and exchange.all_failed and not exchange.current.model.token:
-        raise AggregationError(all_failed(record.round, name, record.dropped))
-    history.give_up(
-        record.round,
-        f"{answered} clients remain in the {name}, min_train_nodes is {min_train_nodes}",
-    )
+    # A mistake that clients share shows in the first round; later on, failures are weather.
+    if answered == 0 and exchange.asks_several and not exchange.current.model.token:
+        raise AggregationError(all_failed(record.round, record.name, record.dropped))
+    reason = f"{answered} clients remain in the {name}, min_train_nodes is {min_train_nodes}"
+    if record.cohort == 0:
+        reason = f"no client was asked in the {name}: all were left out"
+    history.give_up(record.round, reason)

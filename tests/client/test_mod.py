@@ -46,8 +46,8 @@ def echo(received, change=None, records=1, metrics=1):
     tensors = to_tensors(arrays)
     if change:
         change(tensors)
-    content = {f"arrays{i}": to_arrays(tensors) for i in range(records)}
-    content |= {f"metrics{i}": MetricRecord({"num-examples": 3}) for i in range(metrics)}
+    content = {f"arrays{i or ''}": to_arrays(tensors) for i in range(records)}
+    content |= {f"metrics{i or ''}": MetricRecord({"num-examples": 3}) for i in range(metrics)}
     return Message(RecordDict(content), reply_to=received)
 
 

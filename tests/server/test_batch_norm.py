@@ -228,7 +228,7 @@ def test_a_client_with_impossible_variances_is_dropped(value):
     def lie(message, context, client):
         answer = train(message, context, client)
         if client == 1 and Stage.from_message(message).index == 2:
-            answer.content["weights"]["nb.running_var"] = Array(np.full(8, value, np.float32))
+            answer.content["arrays"]["nb.running_var"] = Array(np.full(8, value, np.float32))
         return answer
 
     strategy = LayerwiseFedMA(spec=SPEC)
@@ -242,7 +242,7 @@ def test_huge_means_do_not_make_infinite_variances():
     def lie(message, context, client):
         answer = train(message, context, client)
         if client == 1 and Stage.from_message(message).index == 2:
-            answer.content["weights"]["nb.running_mean"] = Array(np.full(8, 3e38, np.float32))
+            answer.content["arrays"]["nb.running_mean"] = Array(np.full(8, 3e38, np.float32))
         return answer
 
     # The bound on sizes would refuse the client: this is what holds without it.
