@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from logging import INFO, WARNING
 from typing import Any
@@ -25,6 +25,8 @@ from fedma_flwr.structure import (
     linear_head,
     prove_spec,
 )
+from fedma_flwr.structure.model_copies import Inputs
+from fedma_flwr.structure.not_reached import not_reached
 from fedma_flwr.structure.stages import HEAD, RETRAIN
 
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
@@ -139,7 +141,7 @@ def max_width(size: int, growable: bool, max_growth: float) -> int:
 
 def make_spec(
     model: nn.Module | None,
-    example_inputs: tuple[Any, ...] | None,
+    example_inputs: Inputs | None,
     spec: PermutationSpec | None,
 ) -> PermutationSpec:
     """Derive the spec, or prove the one that was given; a spec alone is taken at its word."""
@@ -147,9 +149,24 @@ def make_spec(
     if model is not None and example_inputs is not None:
         if spec is None:
             spec = derive_spec(model, example_inputs)
+            _tell_not_reached(not_reached(spec))
         else:
             spec = prove_spec(spec, model, example_inputs).spec
     return check_spec(spec)
+
+
+def _tell_not_reached(names: Sequence[str]) -> None:
+    if names:
+        log(
+            INFO,
+            "forward does not reach %s of the model's parameters (%s%s): they are averaged by "
+            "examples, as in FedAvg, unless they are named in FedMA(personal=...). If other code "
+            "feeds hidden units to them, give FedMA a model whose forward does so, or "
+            "max_growth=1 and matcher=IdentityMatching().",
+            len(names),
+            ", ".join(names[:3]),
+            ", ..." * (len(names) > 3),
+        )
 
 
 def make_settings(
@@ -231,6 +248,11 @@ def make_solver(
     found = linear_head(spec) if not away else f"{', '.join(away)} are not shared"
     if away and head == AUTO:  # as it was asked for
         return None
+    if head == AUTO and (outside := not_reached(spec, trainable_only=True)):
+        found = (
+            f"forward does not reach {outside[0]!r}, so that the loss may be taken elsewhere; "
+            f"if it is not, say head={SOLVED!r}"
+        )
     if isinstance(found, str):
         if head == AUTO:
             log(WARNING, "The head is trained, it cannot be solved: %s.", found)

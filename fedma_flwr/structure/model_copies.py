@@ -7,7 +7,7 @@ import io
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from fedma_flwr.structure.axes import UnsupportedModelError
 from fedma_flwr.structure.refusals import first_line, unsupported
 
+#: Positional arguments, or keyword arguments by name.
+Inputs = Sequence[Any] | Mapping[str, Any]
 
-def private_copy(model: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
+
+def private_copy(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """A copy of a model on the CPU (or the meta device) that may be changed at will.
 
     Raises
@@ -28,7 +31,7 @@ def private_copy(model: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
         no parameters, or if its state dict is more than tensors of their own.
     """
     check_model_and_inputs(model, example_inputs)
-    for value in torch.utils._pytree.tree_leaves(tuple(example_inputs)):
+    for value in torch.utils._pytree.tree_leaves(_plain(example_inputs)):
         if isinstance(value, Tensor) and not value.numel():
             raise UnsupportedModelError(
                 f"example_inputs must have entries, but one has the shape {tuple(value.shape)}."
@@ -52,10 +55,12 @@ def check_model_and_inputs(model: object, example_inputs: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"model must be an nn.Module, but was {type(model).__name__}.")
+    if isinstance(example_inputs, Mapping) and all(isinstance(k, str) for k in example_inputs):
+        return
     if not isinstance(example_inputs, (tuple, list)):
         raise UnsupportedModelError(
-            f"example_inputs must be a tuple of tensors, as in model(*example_inputs), but was "
-            f"{type(example_inputs).__name__}."
+            f"example_inputs must be a tuple of tensors, as in model(*example_inputs), or a dict "
+            f"of them, as in model(**example_inputs), but was {type(example_inputs).__name__}."
         )
 
 
@@ -86,7 +91,7 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
 
 
-def cpu_inputs(example_inputs: Sequence[Any]) -> tuple[Any, ...]:
+def cpu_inputs(example_inputs: Inputs) -> tuple[Any, ...] | dict[str, Any]:
     """The example inputs with every tensor on the CPU, free of gradients."""
 
     def move(value: Any) -> Any:
@@ -94,7 +99,19 @@ def cpu_inputs(example_inputs: Sequence[Any]) -> tuple[Any, ...]:
             return value
         return value.detach().clone() if value.is_meta else value.detach().cpu().clone()
 
-    return tuple(torch.utils._pytree.tree_map(move, tuple(example_inputs)))
+    moved: tuple[Any, ...] | dict[str, Any]
+    moved = torch.utils._pytree.tree_map(move, _plain(example_inputs))
+    return moved
+
+
+def _plain(example_inputs: Inputs) -> tuple[Any, ...] | dict[str, Any]:
+    """A tuple or dict of whatever sequence or mapping (a tokenizer's result) they are."""
+    return dict(example_inputs) if isinstance(example_inputs, Mapping) else tuple(example_inputs)
+
+
+def call(model: nn.Module, inputs: tuple[Any, ...] | dict[str, Any]) -> Any:
+    """What a model makes of positional or of keyword arguments."""
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
 @contextmanager
