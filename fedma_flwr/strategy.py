@@ -27,6 +27,7 @@ from fedma_flwr.server.arguments import (
 from fedma_flwr.server.settings import log_settings, make_spec
 from fedma_flwr.server.staged_cohort import StagedCohort
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec
+from fedma_flwr.structure.model_copies import Inputs
 from fedma_flwr.wire import FLOAT32
 
 DEFAULT_MATCHER = BBPMAP(gamma=1.0, local_variance=1.0, prior_variance=1.0)
@@ -46,9 +47,9 @@ class FedMA(StagedCohort):
 
     Parameters
     ----------
-    model, example_inputs : nn.Module and tuple, optional
-        The model, and inputs for which ``model(*example_inputs)`` works: the spec is derived from
-        them and proven.
+    model, example_inputs : nn.Module, and tuple or dict, optional
+        The model, and inputs for which ``model(*example_inputs)`` (a dict: ``**``) works: the spec
+        is derived from them and proven.
     spec : PermutationSpec, optional
         A spec made by hand. It is proven if `model` and `example_inputs` are given too.
     matcher : Matcher, optional (default: `DEFAULT_MATCHER`)
@@ -136,7 +137,7 @@ class FedMA(StagedCohort):
         self,
         *,
         model: nn.Module | None = None,
-        example_inputs: tuple[Any, ...] | None = None,
+        example_inputs: Inputs | None = None,
         spec: PermutationSpec | None = None,
         matcher: Matcher | None = None,
         groups_per_stage: GroupsPerStage = "all",

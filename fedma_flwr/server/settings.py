@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from logging import INFO, WARNING
 from typing import Any
@@ -28,6 +28,8 @@ from fedma_flwr.structure import (
     linear_head,
     prove_spec,
 )
+from fedma_flwr.structure.model_copies import Inputs
+from fedma_flwr.structure.not_reached import not_reached
 from fedma_flwr.structure.output_heads import why_not_solved
 from fedma_flwr.structure.stages import HEAD, RETRAIN
 
@@ -35,7 +37,7 @@ _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
 
 
 #: A model and inputs for it, if there are any.
-Subject = tuple[nn.Module | None, tuple[Any, ...] | None]
+Subject = tuple[nn.Module | None, Inputs | None]
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def max_width(size: int, growable: bool, max_growth: float) -> int:
 
 def make_spec(
     model: nn.Module | None,
-    example_inputs: tuple[Any, ...] | None,
+    example_inputs: Inputs | None,
     spec: PermutationSpec | None,
 ) -> PermutationSpec:
     """Derive the spec, or prove the one that was given; a spec alone is taken at its word."""
@@ -157,9 +159,24 @@ def make_spec(
     if model is not None and example_inputs is not None:
         if spec is None:
             spec = derive_spec(model, example_inputs)
+            _tell_not_reached(not_reached(spec))
         else:
             spec = prove_spec(spec, model, example_inputs).spec
     return check_spec(spec)
+
+
+def _tell_not_reached(names: Sequence[str]) -> None:
+    if names:
+        log(
+            INFO,
+            "forward does not reach %s of the model's parameters (%s%s): they are averaged by "
+            "examples, as in FedAvg, unless they are named in FedMA(personal=...). If other code "
+            "feeds hidden units to them, give FedMA a model whose forward does so, or "
+            "max_growth=1 and matcher=IdentityMatching().",
+            len(names),
+            ", ".join(names[:3]),
+            ", ..." * (len(names) > 3),
+        )
 
 
 def make_settings(
@@ -259,7 +276,7 @@ def make_solver(
     if away and head == AUTO:  # as it was asked for
         return None
     if isinstance(found, LinearHead) and head == AUTO:  # who says "solved" knows the model
-        found = why_not_solved(spec, found.module, *subject) or found
+        found = _why_rather_trained(spec, found, subject) or found
     if isinstance(found, str):
         if head == AUTO:
             log(WARNING, "The head is trained, it cannot be solved: %s.", found)
@@ -273,6 +290,16 @@ def make_solver(
         start_norm=START_NORM if start == SOLVED else 0.0,
         steps_from_trained=not robust,
     )
+
+
+def _why_rather_trained(spec: PermutationSpec, head: LinearHead, subject: Subject) -> str:
+    """Why a linear head had better not be solved, for all that is known; empty if nothing is."""
+    if outside := not_reached(spec, trainable_only=True):
+        return (
+            f"forward does not reach {outside[0]!r}, so that the loss may be taken elsewhere; "
+            f"if it is not, say head={SOLVED!r}"
+        )
+    return why_not_solved(spec, head.module, *subject)
 
 
 def log_settings(settings: RoundSettings) -> None:

@@ -64,7 +64,8 @@ class SettingsHolder(ResumableCohort):
         absent = [name for name in self._whole.axes if name not in initial]
         if len(absent) == len(self._whole.axes):
             raise SpecError(f"initial_arrays have none of the model's tensors: {absent[:5]}, ...")
-        self._take(self._settings_of(initial if absent else None))
+        if absent or self.settings.partial:
+            self._take(self._settings_of(initial if absent else None))
         spec = self.settings.client_spec
         spec.check(initial, widths={name: spec.sizes[name] for name in spec.groups})
         if absent:

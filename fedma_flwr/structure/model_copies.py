@@ -7,7 +7,7 @@ import io
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from fedma_flwr.structure.axes import UnsupportedModelError
 from fedma_flwr.structure.refusals import first_line, unsupported
 
+#: Positional arguments, or keyword arguments by name.
+Inputs = Sequence[Any] | Mapping[str, Any]
 
-def private_copy(model: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
+
+def private_copy(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """A copy of a model on the CPU (or the meta device) that may be changed at will.
 
     Raises
@@ -29,7 +32,7 @@ def private_copy(model: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
     """
     check_model_and_inputs(model, example_inputs)
     model = with_lazy_layers_built(model, example_inputs)
-    for value in torch.utils._pytree.tree_leaves(tuple(example_inputs)):
+    for value in torch.utils._pytree.tree_leaves(_plain(example_inputs)):
         if isinstance(value, Tensor) and not value.numel():
             raise UnsupportedModelError(
                 f"example_inputs must have entries, but one has the shape {tuple(value.shape)}."
@@ -43,7 +46,7 @@ def private_copy(model: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
         raise unsupported(f"The model cannot be copied: {first_line(error)}") from error
 
 
-def with_lazy_layers_built(model: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
+def with_lazy_layers_built(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """The model; if it has lazy layers a copy, in which one pass has given them their shapes."""
     lazy = [t for t in (*model.parameters(), *model.buffers()) if nn.parameter.is_lazy(t)]
     if not lazy:
@@ -55,7 +58,7 @@ def with_lazy_layers_built(model: nn.Module, example_inputs: Sequence[Any]) -> n
     try:
         with quiet(), torch.no_grad():
             twin = copy.deepcopy(model, fresh).cpu()
-            twin.eval()(*cpu_inputs(example_inputs))
+            call(twin.eval(), cpu_inputs(example_inputs))
             return twin.train(model.training)
     except Exception:  # the model is refused with the names of what has no shape
         return model
@@ -71,10 +74,12 @@ def check_model_and_inputs(model: object, example_inputs: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"model must be an nn.Module, but was {type(model).__name__}.")
+    if isinstance(example_inputs, Mapping) and all(isinstance(k, str) for k in example_inputs):
+        return
     if not isinstance(example_inputs, (tuple, list)):
         raise UnsupportedModelError(
-            f"example_inputs must be a tuple of tensors, as in model(*example_inputs), but was "
-            f"{type(example_inputs).__name__}."
+            f"example_inputs must be a tuple of tensors, as in model(*example_inputs), or a dict "
+            f"of them, as in model(**example_inputs), but was {type(example_inputs).__name__}."
         )
 
 
@@ -105,7 +110,7 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
 
 
-def cpu_inputs(example_inputs: Sequence[Any]) -> tuple[Any, ...]:
+def cpu_inputs(example_inputs: Inputs) -> tuple[Any, ...] | dict[str, Any]:
     """The example inputs with every tensor on the CPU, free of gradients."""
 
     def move(value: Any) -> Any:
@@ -113,7 +118,19 @@ def cpu_inputs(example_inputs: Sequence[Any]) -> tuple[Any, ...]:
             return value
         return value.detach().clone() if value.is_meta else value.detach().cpu().clone()
 
-    return tuple(torch.utils._pytree.tree_map(move, tuple(example_inputs)))
+    moved: tuple[Any, ...] | dict[str, Any]
+    moved = torch.utils._pytree.tree_map(move, _plain(example_inputs))
+    return moved
+
+
+def _plain(example_inputs: Inputs) -> tuple[Any, ...] | dict[str, Any]:
+    """A tuple or dict of whatever sequence or mapping (a tokenizer's result) they are."""
+    return dict(example_inputs) if isinstance(example_inputs, Mapping) else tuple(example_inputs)
+
+
+def call(model: nn.Module, inputs: tuple[Any, ...] | dict[str, Any]) -> Any:
+    """What a model makes of positional or of keyword arguments."""
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
 @contextmanager

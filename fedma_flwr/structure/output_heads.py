@@ -6,14 +6,13 @@ may be added up to one output, or be two tasks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedma_flwr.structure.model_copies import cpu_inputs, private_copy, quiet
+from fedma_flwr.structure.model_copies import Inputs, call, cpu_inputs, private_copy, quiet
 from fedma_flwr.structure.spec import PermutationSpec
 from fedma_flwr.structure.state_dict_names import module_of
 
@@ -37,7 +36,7 @@ def tensors_of_head(spec: PermutationSpec, name: str) -> tuple[str, ...]:
 def has_several_heads(
     spec: PermutationSpec,
     model: nn.Module | None = None,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Inputs | None = None,
 ) -> bool:
     """Whether a model has several outputs that layers of their own make.
 
@@ -57,10 +56,11 @@ def has_several_heads(
     return len(widths) > 1 or _outputs_of_width(model, example_inputs, widths.pop()) != 1
 
 
-def _outputs_of_width(model: nn.Module, example_inputs: Sequence[Any], width: int) -> int:
+def _outputs_of_width(model: nn.Module, example_inputs: Inputs, width: int) -> int:
     """How many of the output's tensors have so many channels, or columns; 0 if it does not run."""
     with suppress(Exception), quiet(), torch.no_grad():
-        output = private_copy(model, example_inputs).eval()(*cpu_inputs(example_inputs))
+        twin = private_copy(model, example_inputs).eval()
+        output = call(twin, cpu_inputs(example_inputs))
         leaves = torch.utils._pytree.tree_leaves(_as_plain(output))
         shapes = [leaf.shape for leaf in leaves if isinstance(leaf, Tensor)]
         return sum(len(s) > 1 and width in (s[1], s[-1]) for s in shapes)
@@ -76,7 +76,7 @@ def why_not_solved(
     spec: PermutationSpec,
     layer: str,
     model: nn.Module | None = None,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Inputs | None = None,
 ) -> str:
     """Why a model's last linear layer is no head that could be solved, in words; "" if it is one.
 
@@ -92,7 +92,7 @@ def why_not_solved(
     return f"the normalisation {norm!r} comes after it" if norm else ""
 
 
-def _norm_behind(model: nn.Module, example_inputs: Sequence[Any], layer: str) -> str:
+def _norm_behind(model: nn.Module, example_inputs: Inputs, layer: str) -> str:
     """Path of a normalisation that is called after the last call of a layer; "" if none is."""
     calls: list[str] = []
     with suppress(Exception), quiet(), torch.no_grad():
@@ -100,6 +100,6 @@ def _norm_behind(model: nn.Module, example_inputs: Sequence[Any], layer: str) ->
         for path, module in twin.named_modules():
             if path == layer or isinstance(module, _NORMS):
                 module.register_forward_hook(lambda *_, path=path: calls.append(path))
-        twin(*cpu_inputs(example_inputs))
+        call(twin, cpu_inputs(example_inputs))
     behind = calls[::-1].index(layer) if layer in calls else 0
     return calls[-1] if behind else ""

@@ -74,7 +74,10 @@ def resize(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
 def _check_names(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     own = model.state_dict()
     if missing := [name for name in own if name not in state_dict]:
-        raise SpecError(f"The state dict lacks tensors of {type(model).__name__}: {missing}.")
+        raise SpecError(
+            f"The state dict lacks tensors of {type(model).__name__}: {missing}. If the model is "
+            "to keep its own: load_model(model, arrays, strict=False)."
+        )
     if extra := [name for name in state_dict if name not in own]:
         raise SpecError(f"The state dict has tensors that {type(model).__name__} lacks: {extra}.")
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -20,7 +20,7 @@ def to_json(spec: SpecParts) -> str:
         "head": [] if spec.head == spec.default_head() else list(spec.head),
         "pinned": dict(spec.pinned),
     }
-    told = {name: part for name, part in parts.items() if part}
+    told = {name: part for name, part in parts.items() if part or name == "groups"}
     if not spec.head and spec.default_head():
         told["head"] = None
     if spec.variances != spec.default_variances():  # also if there are none

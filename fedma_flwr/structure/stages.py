@@ -114,8 +114,8 @@ class StagePlan:
         bundles = [tuple(names[i : i + step]) for i in range(0, len(names), step)]
         stages = _stages(spec, bundles, reestimate_statistics, solved_head)
         if solved_head:
-            stages[-1] = replace(stages[-1], uploads=())
-        if solved_head and averaged_head:
+            stages[-1] = replace(stages[-1], name=HEAD, uploads=())
+        if solved_head and averaged_head and bundles:
             last = len(bundles) - 1
             uploads = tuple(n for n in spec.axes if n in {*stages[last].uploads, *spec.head})
             stages[last] = replace(stages[last], uploads=uploads)

@@ -77,7 +77,6 @@ class Orthogonal(nn.Module):
         (nn.ReLU(), (VECTOR,), "no parameters"),
         (None, (VECTOR,), "nn.Module"),
         (nn.LazyLinear(3), (VECTOR,), "no shape yet"),
-        (mlp(lambda n, x: x.relu(), unused=nn.Linear(2, 2)), (VECTOR,), "unused.weight"),
     ],
 )
 def test_bad_input_is_a_clear_error(model, inputs, message):

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fedma_flwr.structure.model_copies import quiet
+from fedma_flwr.structure.model_copies import call, quiet
 from fedma_flwr.structure.refusals import first_line, unsupported
 
 
-def capture(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
+def capture(
+    model: nn.Module, inputs: tuple[Any, ...] | dict[str, Any]
+) -> torch.export.ExportedProgram:
     """Export a model in its present mode (training or not), without decomposition.
 
     Raises
@@ -20,9 +22,10 @@ def capture(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedP
     UnsupportedModelError
         With the first line of what ``torch.export`` says.
     """
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, None)
     try:
         with quiet():
-            return torch.export.export(model, inputs, strict=False)
+            return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise unsupported(
             f"torch.export could not capture {type(model).__name__} for these example inputs "
@@ -30,15 +33,15 @@ def capture(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedP
         ) from error
 
 
-def statistics_of(model: nn.Module, inputs: tuple[Any, ...]) -> set[str]:
+def statistics_of(model: nn.Module, inputs: tuple[Any, ...] | dict[str, Any]) -> set[str]:
     """The buffers that training changes; the others are constants.
 
     Parameters
     ----------
     model : nn.Module
         A private copy: it is run in training mode, and left there.
-    inputs : tuple
-        Inputs as in ``model(*inputs)``.
+    inputs : tuple or dict
+        Positional or keyword arguments.
     """
     found = {
         f"{prefix}.{name}" if prefix else name
@@ -48,7 +51,7 @@ def statistics_of(model: nn.Module, inputs: tuple[Any, ...]) -> set[str]:
     }
     before = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     with suppress(Exception), quiet(), torch.no_grad():  # a batch of one in a batch norm
-        model.train()(*inputs)
+        call(model.train(), inputs)
     changed = (
         name
         for name, buffer in model.named_buffers()

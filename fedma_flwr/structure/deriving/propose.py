@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,12 +12,12 @@ from fedma_flwr.structure.deriving.capturing import capture, statistics_of
 from fedma_flwr.structure.deriving.propagation import Propagation
 from fedma_flwr.structure.deriving.spec_building import build_spec
 from fedma_flwr.structure.deriving.trace import Trace
-from fedma_flwr.structure.model_copies import cpu_inputs, private_copy
-from fedma_flwr.structure.refusals import unsupported
+from fedma_flwr.structure.model_copies import Inputs, cpu_inputs, private_copy
+from fedma_flwr.structure.not_reached import FROZEN, NOT_REACHED
 from fedma_flwr.structure.spec import PermutationSpec
 
 
-def propose_spec(model: nn.Module, example_inputs: tuple[Any, ...]) -> PermutationSpec:
+def propose_spec(model: nn.Module, example_inputs: Inputs) -> PermutationSpec:
     """Derive the spec of a model without proving it: all groups are taken to be growable.
 
     Parameters and errors are those of `derive_spec`. The model may be on the meta device.
@@ -40,13 +39,10 @@ def propose_spec(model: nn.Module, example_inputs: tuple[Any, ...]) -> Permutati
     if training is not None:
         Propagation(training, trace).run()
     _pin_constants(trace, statistics_of(twin, inputs), twin.state_dict())
-    unreached = [name for name, _ in twin.named_parameters() if not trace.is_used(name)]
-    if unreached:
-        raise unsupported(
-            f"The model's output does not depend on the parameters {unreached} for these example "
-            "inputs, so that it is unknown how they follow their units. Remove them, or freeze "
-            "their use in another way."
-        )
+    for name, parameter in twin.named_parameters():
+        if not trace.is_used(name):  # it is unknown how they follow their units
+            for axis in trace.axes_of(name):
+                pin(axis, NOT_REACHED if parameter.requires_grad else FROZEN)
     return build_spec(trace)
 
 

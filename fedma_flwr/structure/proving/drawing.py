@@ -107,6 +107,8 @@ def _draw_input(model: ModelInProof, value: Any, attempt: int, generator: torch.
     if value.is_floating_point():
         drawn = torch.randn(value.shape, generator=generator, dtype=value.dtype)
         return drawn.abs() if attempt == 2 else drawn
+    if value.numel() and int(value.max()) == 1:
+        return value  # a mask, or segments: other numbers would make no sense
     tables = [m.num_embeddings for m in model.module.modules() if isinstance(m, nn.Embedding)]
     high = max(min(tables, default=0), int(value.max()) + 1 if value.numel() else 1)
     return torch.randint(0, high, value.shape, generator=generator, dtype=value.dtype)

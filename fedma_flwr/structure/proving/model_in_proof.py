@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.model_copies import cpu_inputs, private_copy, quiet
+from fedma_flwr.structure.model_copies import Inputs, call, cpu_inputs, private_copy, quiet
 from fedma_flwr.structure.proving.double_precision import InDouble
 from fedma_flwr.structure.proving.training_mode_runs import training_mode
 from fedma_flwr.structure.refusals import first_line
@@ -30,8 +30,8 @@ class ModelInProof:
         The spec to test.
     model : nn.Module
         The model; it is copied.
-    example_inputs : tuple
-        Inputs as in ``model(*example_inputs)``.
+    example_inputs : tuple or dict
+        Inputs as in ``model(*example_inputs)`` or ``model(**example_inputs)``.
 
     Raises
     ------
@@ -39,9 +39,7 @@ class ModelInProof:
         If the spec does not fit the model's state dict, or the model does not run.
     """
 
-    def __init__(
-        self, spec: PermutationSpec, model: nn.Module, example_inputs: Sequence[Any]
-    ) -> None:
+    def __init__(self, spec: PermutationSpec, model: nn.Module, example_inputs: Inputs) -> None:
         if any(tensor.is_meta for tensor in model.state_dict().values()):
             raise SpecError("The model is on the meta device: it has no weights to prove with.")
         self.module = private_copy(model, example_inputs).double().eval().requires_grad_(False)
@@ -83,7 +81,7 @@ class ModelInProof:
             mode = training_mode(self.module) if self.training else nullcontext()
             with quiet(), _plain_attention(), InDouble(), mode:
                 torch.default_generator.manual_seed(0)  # alone: the model is on the CPU
-                outputs = self.module(*tree_map(_copy, self.inputs))
+                outputs = call(self.module, tree_map(_copy, self.inputs))
         except Exception as error:
             raise SpecError(
                 f"The model does not run in float64 on these inputs ({type(error).__name__}: "

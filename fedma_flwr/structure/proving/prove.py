@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.model_copies import check_model_and_inputs, quiet, with_lazy_layers_built
+from fedma_flwr.structure.model_copies import (
+    Inputs,
+    check_model_and_inputs,
+    quiet,
+    with_lazy_layers_built,
+)
 from fedma_flwr.structure.proving.drawing import ATTEMPTS, redraw
 from fedma_flwr.structure.proving.growability import why_not_growable
 from fedma_flwr.structure.proving.invariance import (
@@ -60,7 +64,7 @@ class SpecProof:
 def prove_spec(
     spec: PermutationSpec,
     model: nn.Module,
-    example_inputs: tuple[Any, ...],
+    example_inputs: Inputs,
     *,
     seed: int = 0,
     drop_unused: bool = False,
@@ -79,9 +83,9 @@ def prove_spec(
         The spec, derived or written by hand.
     model : nn.Module
         The model. It is copied, never changed.
-    example_inputs : tuple
-        Inputs as in ``model(*example_inputs)``; their shapes and types matter, and integers stay
-        in range.
+    example_inputs : tuple or dict
+        Inputs as in ``model(*example_inputs)``, or ``model(**example_inputs)``; their shapes and
+        types matter, and integers stay in range.
     seed : int (default: 0)
         Seed of all draws. The global random generator is left alone.
     drop_unused : bool (default: False)
