@@ -51,11 +51,8 @@ def fedma_mod(
     instruction = protocol.find_instruction(message.content)
     if instruction is None:
         return call_next(message, context)
-    if instruction.version != protocol.VERSION:
-        return _refuse(message, _version_mismatch(instruction.version))
-    # No stages follow where FedAvg says hello, which goes well with all mods.
-    if instruction.stages and (name := mods_around(call_next)) is not None:
-        return _refuse(message, why_not(name))
+    if (obstacle := _obstacle(instruction, call_next)) is not None:
+        return _refuse(message, obstacle)
     if instruction.kind == protocol.HELLO:
         # Others' mods look for FedAvg's records in a reply.
         records = {protocol.ARRAYS_KEY: ArrayRecord(), protocol.METRICS_KEY: MetricRecord()}
@@ -67,6 +64,17 @@ def fedma_mod(
     except Exception as error:  # whatever the user's code raises must reach the server in words
         log(ERROR, "FedMA stage failed", exc_info=True)
         return _refuse(message, f"{type(error).__name__}: {error}{_way_out(instruction)}")
+
+
+def _obstacle(
+    instruction: Instruction, call_next: Callable[[Message, Context], Message]
+) -> str | None:
+    """Why no stage can be done here at all."""
+    if instruction.version != protocol.VERSION:
+        return _version_mismatch(instruction.version)
+    # No stages follow where FedAvg says hello, which goes well with all mods.
+    name = mods_around(call_next) if instruction.stages else None
+    return None if name is None else why_not(name)
 
 
 def _way_out(instruction: Instruction) -> str:

@@ -134,8 +134,8 @@ def _nobody_answered(asked: Sequence[int], reason: str, needs_mod: bool) -> None
             raise AggregationError(f"{why_not(name)}{said}")
         raise AggregationError(
             f"None of {len(asked)} clients answered FedMA's hello: {protocol.ADD_THE_MOD}. "
-            f"The clients said: {reason}. (A mod that fails on the hello, which has no metrics, must "
-            "stand behind fedma_mod.)"
+            f"The clients said: {reason}. (A mod that fails on the hello, which has no metrics, "
+            "must stand behind fedma_mod.)"
         )
     log(
         INFO,

@@ -189,9 +189,8 @@ def test_a_header_of_another_version_or_kind_is_not_read():
 def test_the_report_must_be_of_this_stage():
     assert read(report=Report("lost", holds="x")).update is None
     for report in (Report("done", holds="x"), Report("hello", holds="t"), Report("", holds="t")):
-        with pytest.raises(ReplyError, match="for another stage") as error:
+        with pytest.raises(ReplyError, match="for another stage"):
             read(report=report)
-        assert not isinstance(error.value, ReplyError)
     with pytest.raises(match=r"version 3 .* the server 2"):
         read(report=Report("done", holds="t", version=3))
 
