@@ -70,6 +70,17 @@ def fedma_mod(
         return _refuse(message, f"{type(error).__name__}: {error}{_way_out(instruction)}")
 
 
+def _obstacle(
+    instruction: Instruction, call_next: Callable[[Message, Context], Message]
+) -> str | None:
+    """Why no stage can be done here at all."""
+    if instruction.version != protocol.VERSION:
+        return _version_mismatch(instruction.version)
+    # No stages follow where FedAvg says hello, which goes well with all mods.
+    name = mods_around(call_next) if instruction.stages else None
+    return None if name is None else why_not(name)
+
+
 def _way_out(instruction: Instruction) -> str:
     """What else a client can do in a stage whose demands its train function may not meet."""
     if not instruction.head_module:
@@ -86,11 +97,8 @@ def _answer(
     instruction: Instruction,
     call_next: Callable[[Message, Context], Message],
 ) -> Message:
-    if instruction.version != protocol.VERSION:
-        raise ClientError(_version_mismatch(instruction.version))
-    # No stages follow where FedAvg says hello, which goes well with all mods.
-    if instruction.stages and (name := mods_around(call_next)) is not None:
-        raise ClientError(why_not(name))
+    if (obstacle := _obstacle(instruction, call_next)) is not None:
+        raise ClientError(obstacle)
     if instruction.kind == protocol.HELLO:
         # Others' mods look for FedAvg's records in a reply.
         records = {protocol.ARRAYS_KEY: ArrayRecord(), protocol.METRICS_KEY: MetricRecord()}

@@ -169,7 +169,7 @@ def drawn(seed, kind, rounds=6, **options):
     asked = []
 
     def note(message, context):
-        if message.metadata.message_type == kind and "config" in message.content:
+        if message.metadata.message_type == kind and "arrays" in message.content:
             number = message.content["config"]["server-round"]
             asked.append((number, context.node_config["partition-id"]))
 

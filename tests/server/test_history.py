@@ -38,7 +38,14 @@ def test_a_record_survives_json():
 def test_a_record_begins_with_nothing():
     nothing = dict.fromkeys(("cohort", "answered", "bytes_down", "bytes_up", "epochs"), 0)
     nothing |= {"seconds_waiting": 0, "seconds_matching": 0, "growth": 1, "identity": None}
-    nothing |= {"groups": (), "resent": (), "dropped": {}, "widths": {}, "popularity": {}}
+    nothing |= {
+        "metrics": {},
+        "groups": (),
+        "resent": (),
+        "dropped": {},
+        "widths": {},
+        "popularity": {},
+    }
     named = {"round": 4, "stage": 0, "stages": 2, "name": "local", "objective": {}}
     assert ExchangeRecord(4, 0, 2, "local").to_json() == {**named, **nothing}
 
@@ -188,8 +195,7 @@ def test_only_the_first_round_fails_the_run_and_only_if_all_fail(silent):
     assert list(but_one.history.given_up) == [1]
 
 
-def test_a_reply_that_cannot_be_used_is_no_failure_of_the_clients_app():
-    """All of them malformed: the round is given up, the run is not."""
+def test_replies_that_cannot_be_used_are_all_in_the_record_before_the_run_ends():
 
     def lie(message, context):
         record = message.content.get("fedma")
@@ -200,8 +206,8 @@ def test_a_reply_that_cannot_be_used_is_no_failure_of_the_clients_app():
         return None
 
     strategy = LayerwiseFedMA(spec=SPEC, fraction_evaluate=0.0)
-    start(strategy, intercept=lie)
-    assert list(strategy.history.given_up) == [1]
+    with pytest.raises(AggregationError, match="4 of 4 said: the reply is for another stage"):
+        start(strategy, intercept=lie)
     assert len(stages(strategy)[0].dropped) == 4
 
 
@@ -223,7 +229,7 @@ def test_the_baselines_records():
     """Of four clients one fails; its error is named, its bytes are none."""
 
     def fail(message, context):
-        if "config" in message.content and context.node_config["partition-id"] == 3:
+        if "arrays" in message.content and context.node_config["partition-id"] == 3:
             raise RuntimeError("gone")
 
     strategy = FedAvg(fraction_evaluate=0.0)
@@ -237,4 +243,4 @@ def test_the_baselines_records():
     assert first.seconds_waiting > 0
     assert second.round == 2
     with pytest.raises(AggregationError, match="Round 1: every client failed in the train stage"):
-        start(FedAvg(), intercept=lambda m, c: fail(m, c) if "config" not in m.content else 1 / 0)
+        start(FedAvg(), intercept=lambda m, c: fail(m, c) if "arrays" not in m.content else 1 / 0)

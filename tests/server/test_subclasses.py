@@ -360,6 +360,14 @@ def test_flowers_differential_privacy_is_refused_by_name_before_anything_is_sent
     assert not seen
 
 
+def test_differential_privacy_goes_with_fedavg():
+    wrapped = ServerFixed(FedAvg(), 0.01, 10.0, num_sampled_clients=CLIENTS)
+    app = make_app()
+    result = wrapped.start(InProcessGrid(app, CLIENTS), initial_arrays(), num_rounds=2)
+    assert not same(result.arrays, initial_arrays())
+    assert list(result.evaluate_metrics_clientapp) == [1, 2]
+
+
 def test_other_wrappers_work():
     class Wrapper(Strategy):
         def __init__(self, strategy):
