@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from fedma_flwr.baselines import FedAvg, FedProx
     from fedma_flwr.client import Stage, class_counts, load_model, proximal_term
     from fedma_flwr.client_moments import head_moments
+    from fedma_flwr.client_units import follow_units
     from fedma_flwr.mod import fedma_mod
     from fedma_flwr.strategy import FedMA
 
@@ -17,6 +18,7 @@ __all__ = [
     "Stage",
     "class_counts",
     "fedma_mod",
+    "follow_units",
     "head_moments",
     "load_model",
     "proximal_term",
@@ -29,6 +31,7 @@ _HOMES = {
     "Stage": "client",
     "class_counts": "client",
     "fedma_mod": "mod",
+    "follow_units": "client_units",
     "head_moments": "client_moments",
     "load_model": "client",
     "proximal_term": "client",

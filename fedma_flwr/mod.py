@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedma_flwr import protocol
 from fedma_flwr.client_moments import HeadMomentsHook, collecting
-from fedma_flwr.client_units import own_personal
+from fedma_flwr.client_units import note_copies, own_personal, watching
 from fedma_flwr.protocol import ClientError, Instruction, KeptState, Report
 from fedma_flwr.structure import PermutationSpec
 
@@ -76,7 +76,7 @@ def _run_stage(
         kept, _ = _kept(context)
         return _report(message, Report(protocol.LOST, holds=kept.token if kept else ""))
     state, merged = held
-    with collecting(instruction.head_module) as hook:
+    with watching(instruction, context), collecting(instruction.head_module) as hook:
         reply = call_next(message, context)
     if reply.has_error():
         return reply
@@ -90,6 +90,7 @@ def _run_stage(
     # The train function may have replaced context.state: write to the one that is there now.
     # Where moments are taken nothing is trained, and the head will be another.
     _keep(context, state, merged if instruction.head_module else trained)
+    note_copies(context, instruction, trained)
     records = {protocol.ARRAYS_KEY: uploads, protocol.METRICS_KEY: metrics}
     return _report(message, Report(protocol.DONE, holds=state.token), records)
 
