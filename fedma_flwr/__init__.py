@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fedma_flwr.client_moments import head_moments
     from fedma_flwr.client_privacy import keep_privacy, restore_privacy
     from fedma_flwr.client_private_moments import PrivateMoments, private_head_moments
+    from fedma_flwr.client_units import follow_units
     from fedma_flwr.mod import fedma_mod
     from fedma_flwr.strategy import FedMA
 
@@ -20,6 +21,7 @@ __all__ = [
     "Stage",
     "class_counts",
     "fedma_mod",
+    "follow_units",
     "head_moments",
     "keep_privacy",
     "load_model",
@@ -36,6 +38,7 @@ _HOMES = {
     "Stage": "client",
     "class_counts": "client",
     "fedma_mod": "mod",
+    "follow_units": "client_units",
     "head_moments": "client_moments",
     "keep_privacy": "client_privacy",
     "load_model": "client",

@@ -16,7 +16,7 @@ from fedma_flwr import protocol
 from fedma_flwr.client_bounds import check_message, count_bytes, max_growth
 from fedma_flwr.client_config_reads import never_read, watch
 from fedma_flwr.client_moments import ADVICE, HeadMomentsHook, collecting
-from fedma_flwr.client_units import own_personal
+from fedma_flwr.client_units import following, note_copies, own_personal
 from fedma_flwr.incompatible_mods import mods_around, why_not
 from fedma_flwr.protocol import ClientError, Instruction, KeptState, Report
 from fedma_flwr.reading import plain
@@ -123,6 +123,7 @@ def _run_stage(
     state, merged = held
     watched = watch(message, instruction)
     with (
+        following(instruction, context),
         collecting(instruction.head_module, instruction.head_expected) as hook,
         watching() as loaded,
     ):
@@ -137,6 +138,7 @@ def _run_stage(
     # The train function may have replaced context.state: write to the one that is there now.
     # Where moments are taken nothing is trained, and the head will be another.
     _keep(context, state, merged if instruction.head_module else trained)
+    note_copies(context, instruction, trained)
     # Under the names that the train function has given them, for mods before this one.
     records = {n: uploads if n in reply.content.array_records else r for n, r in _records(reply)}
     report = Report(protocol.DONE, holds=state.token, unread=never_read(watched))

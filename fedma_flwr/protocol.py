@@ -23,6 +23,7 @@ FEDMA_KEY = "fedma"  # the instruction in a message, the report in a reply
 ARRAYS_KEY, METRICS_KEY = "arrays", "metrics"  # what fedma_mod calls the records of its reply
 KEPT_ARRAYS_KEY, KEPT_STATE_KEY = "fedma.arrays", "fedma.state"  # in Context.state
 SPENT_KEY = "fedma.privacy"  # likewise: what private passes have spent
+COPIES_KEY = "fedma.copies"  # in Context.state: the user's records that hold trained tensors
 CLASS_COUNTS_KEY, EPOCHS_KEY = "class-counts", "epochs"  # optional metrics of a train function
 CLASS_COUNTS_OF = f"{CLASS_COUNTS_KEY}."  # + the head's path, where there are several
 SERVER_ROUND_KEY, PROXIMAL_MU_KEY = "server-round", "proximal-mu"  # config of a message
@@ -44,7 +45,8 @@ ADD_THE_MOD = (
 GRAM_KEY, CROSS_KEY, EXPECTED_KEY = "head.gram", "head.cross", "head.expected"
 
 Assignments = dict[str, Tensor]
-to_arrays, to_tensors, count_bytes = wire.to_arrays, wire.to_tensors, wire.count_bytes
+to_arrays, to_tensors, to_tensor = wire.to_arrays, wire.to_tensors, wire.to_tensor
+count_bytes = wire.count_bytes
 
 
 class ClientError(RuntimeError):
