@@ -80,7 +80,7 @@ def _run_stage(
     message.content[protocol.FEDMA_KEY] = replace(instruction, merged=True).to_record()
 
     with collecting(instruction.head_module) as hook, watching() as loaded:
-        reply = call_next(message, context)
+        reply = _train(message, context, call_next, loaded)
     if reply.has_error():
         return reply
     trained, metrics = _read_reply(reply)
@@ -92,6 +92,24 @@ def _run_stage(
     _keep(context, state, merged if instruction.head_module else trained)
     records = {protocol.ARRAYS_KEY: uploads, protocol.METRICS_KEY: metrics}
     return _report(message, Report(protocol.DONE, holds=state.token), records)
+
+
+def _train(
+    message: Message,
+    context: Context,
+    call_next: Callable[[Message, Context], Message],
+    loaded: LoadedModels,
+) -> Message:
+    try:
+        return call_next(message, context)
+    except Exception as error:
+        if isinstance(error, ClientError) or not loaded.nothing_left_to_train:
+            raise
+        raise ClientError(
+            f"{type(error).__name__}: {error} -- Nothing is left to train in this stage: the train "
+            "function froze layers after `load_model`. Freeze them before it, in the model that "
+            "it is given; then it sees to such stages."
+        ) from error
 
 
 def _checked(
