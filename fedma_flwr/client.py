@@ -217,7 +217,7 @@ def _arrays(message: Message, instruction: Instruction) -> ArrayRecord | None:
 _FROZEN: WeakKeyDictionary[nn.Module, list[Callable[[], object]]] = WeakKeyDictionary()
 
 
-def _freeze(model: nn.Module, settled: Set[str], *, trains: bool) -> set[str]:
+def _freeze(model: nn.Module, settled: Set[str], *, trains: bool = False) -> set[str]:
     """Freeze what is settled; the names of those that had to stay differentiable for the loss."""
     undo = _FROZEN.setdefault(model, [])
     frozen: dict[str, nn.Parameter] = {}

@@ -13,16 +13,15 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedma_flwr import protocol
-from fedma_flwr.client_bounds import check_message, count_bytes, max_growth
 from fedma_flwr.client_config_reads import never_read, watch
 from fedma_flwr.client_moments import ADVICE, HeadMomentsHook, collecting
+from fedma_flwr.client_replies import check_reply, checked_model, own_records
+from fedma_flwr.client_state import keep, read_kept, receive
 from fedma_flwr.client_units import following, note_copies, own_personal
 from fedma_flwr.incompatible_mods import mods_around, why_not
-from fedma_flwr.protocol import ClientError, Instruction, KeptState, Report
+from fedma_flwr.protocol import ClientError, Instruction, Report
 from fedma_flwr.reading import plain
-from fedma_flwr.settled_values import LoadedModels, put_back, watching
-from fedma_flwr.structure import PermutationSpec
-from fedma_flwr.structure.wrapped_models import under_names
+from fedma_flwr.settled_values import LoadedModels, watching
 
 _LONGEST_REASON = 1000  # characters; it crosses the network, and a server keeps it
 
@@ -116,9 +115,9 @@ def _run_stage(
     instruction: Instruction,
     call_next: Callable[[Message, Context], Message],
 ) -> Message:
-    held = _receive(message, context, instruction)
+    held = receive(message, context, instruction)
     if held is None:
-        kept, _ = _kept(context)
+        kept, _ = read_kept(context)
         return _report(message, Report(protocol.LOST, holds=kept.token if kept else ""))
     state, merged = held
     watched = watch(message, instruction)
@@ -127,43 +126,20 @@ def _run_stage(
         collecting(instruction.head_module, instruction.head_expected) as hook,
         watching() as loaded,
     ):
-        reply = call_next(message, context)
-    _check_reply(reply)
+        reply = _train(message, context, call_next, loaded)
+    check_reply(reply)
     if reply.has_error():
         return reply
     trained = protocol.to_tensors(next(iter(reply.content.array_records.values())))
     if protocol.GRAM_KEY not in trained:  # what head_moments gave is no model
-        trained = _checked(state, instruction, merged, trained, loaded)
+        trained = checked_model(state, instruction, merged, trained, loaded)
     uploads = _uploads(instruction, trained, hook)
     # The train function may have replaced context.state: write to the one that is there now.
     # Where moments are taken nothing is trained, and the head will be another.
-    _keep(context, state, merged if instruction.head_module else trained)
+    keep(context, state, merged if instruction.head_module else trained)
     note_copies(context, instruction, trained)
-    # Under the names that the train function has given them, for mods before this one.
-    records = {n: uploads if n in reply.content.array_records else r for n, r in _records(reply)}
     report = Report(protocol.DONE, holds=state.token, unread=never_read(watched))
-    return _report(message, report, records)
-
-
-def _receive(
-    message: Message, context: Context, instruction: Instruction
-) -> tuple[KeptState, dict[str, Tensor]] | None:
-    """What the client holds now, put into the message; None if that takes more than was sent."""
-    kept, tensors = _kept(context)
-    if instruction.kind == protocol.UPDATE and (kept is None or kept.token != instruction.needs):
-        return None
-    received = message.content.array_records.get(instruction.arrays_key, ArrayRecord())
-    new = protocol.to_tensors(received)
-    if instruction.kind == protocol.FULL and new:
-        new |= own_personal(instruction, kept, tensors, new)
-        if any(name not in new for name in instruction.personal):
-            return None
-    check_message(instruction, kept, tensors, new, max_growth(context.node_config))
-    state, merged = merge(instruction, kept, tensors, new)
-    if merged:
-        message.content[instruction.arrays_key] = protocol.to_arrays(merged)
-    message.content[protocol.FEDMA_KEY] = replace(instruction, merged=True).to_record()
-    return state, merged
+    return _report(message, report, own_records(reply, uploads))
 
 
 def _evaluate(
@@ -173,7 +149,7 @@ def _evaluate(
     call_next: Callable[[Message, Context], Message],
 ) -> Message:
     """Let a client evaluate the global model with its own personal tensors, if it has any."""
-    kept, tensors = _kept(context)
+    kept, tensors = read_kept(context)
     new = protocol.to_tensors(message.content.array_records[instruction.arrays_key])
     own = own_personal(instruction, kept, tensors, new)
     if own:
@@ -182,36 +158,22 @@ def _evaluate(
     return call_next(message, context)
 
 
-def _checked(
-    state: KeptState,
-    instruction: Instruction,
-    merged: Mapping[str, Tensor],
-    trained: Mapping[str, Tensor],
+def _train(
+    message: Message,
+    context: Context,
+    call_next: Callable[[Message, Context], Message],
     loaded: LoadedModels,
-) -> dict[str, Tensor]:
-    """What was trained, under the spec's names, with what is settled as it was."""
-    spec = PermutationSpec.from_json(state.spec)
-    trained = under_names(trained, spec.axes)  # without the names of wrappers
-    if instruction.partial:  # all else never leaves the client
-        trained = {name: tensor for name, tensor in trained.items() if name in spec.axes}
-    if missing := [name for name in spec.axes if name not in trained]:
+) -> Message:
+    try:
+        return call_next(message, context)
+    except Exception as error:
+        if isinstance(error, ClientError) or not loaded.nothing_left_to_train:
+            raise
         raise ClientError(
-            f"The train function's reply lacks the tensors {missing[:10]}: reply with all of the "
-            "model's, as in `ArrayRecord(model.state_dict())`. If they are to stay with the client,"
-            f" give the strategy personal={tuple(missing[:3])!r}, or leave them out of "
-            "initial_arrays."
-        )
-    for name, tensor in trained.items():
-        wanted = merged.get(name, tensor).dtype
-        if wanted.is_floating_point and tensor.dtype != wanted:
-            raise ClientError(
-                f"The tensor {name!r} came back as {tensor.dtype}, the model's is {wanted}: reply "
-                "with the model in its own precision, as in "
-                "`ArrayRecord(model.float().state_dict())`."
-            )
-    trained = put_back(spec, instruction.settled, merged, trained, loaded)
-    spec.check(trained, widths=spec.widths(merged) if merged else None)
-    return trained
+            f"{type(error).__name__}: {error} -- Nothing is left to train in this stage: the train "
+            "function froze layers after `load_model`. Freeze them before it, in the model that "
+            "it is given; then it sees to such stages."
+        ) from error
 
 
 def _uploads(
@@ -222,83 +184,6 @@ def _uploads(
         return protocol.to_arrays(trained if protocol.GRAM_KEY in trained else hook.moments())
     sent = {name: trained[name] for name in instruction.uploads}
     return protocol.to_arrays(sent, instruction.wire_dtype)
-
-
-def merge(
-    instruction: Instruction,
-    kept: KeptState | None,
-    tensors: Mapping[str, Tensor],
-    new: Mapping[str, Tensor],
-) -> tuple[KeptState, dict[str, Tensor]]:
-    """What a client holds once a message has arrived.
-
-    Parameters
-    ----------
-    instruction : Instruction
-        Of the message, ``update`` or ``full``.
-    kept : KeptState or None
-        What the client kept; None only with ``full``.
-    tensors : mapping of str to Tensor
-        The client's kept tensors.
-    new : mapping of str to Tensor
-        The message's tensors.
-
-    Returns
-    -------
-    KeptState
-        With the token that the instruction gives.
-    dict of str to Tensor
-        The full model for the train function; empty if clients start from their own weights.
-    """
-    assignments, widths = dict(instruction.assignments), dict(instruction.widths)
-    if instruction.kind == protocol.FULL or kept is None:
-        return KeptState(instruction.gives, instruction.spec, assignments, widths), dict(new)
-    spec = PermutationSpec.from_json(kept.spec)
-    merged = {**tensors, **new}
-    if instruction.stage == 0:  # a new round: back to the client's own units
-        merged = spec.select(merged, kept.assignments)
-    else:
-        own = {name: tensor for name, tensor in merged.items() if name not in new}
-        merged.update(spec.expand(own, assignments, widths))
-        assignments = {**kept.assignments, **assignments}
-        widths = {**kept.widths, **widths}
-    return KeptState(instruction.gives, kept.spec, assignments, widths, kept.size), merged
-
-
-def _kept(context: Context) -> tuple[KeptState | None, dict[str, Tensor]]:
-    record = context.state.config_records.get(protocol.KEPT_STATE_KEY)
-    arrays = context.state.array_records.get(protocol.KEPT_ARRAYS_KEY)
-    if record is None or arrays is None:
-        return None, {}
-    return KeptState.from_record(record), protocol.to_tensors(arrays)
-
-
-def _keep(context: Context, state: KeptState, tensors: Mapping[str, Tensor]) -> None:
-    state = replace(state, size=state.size or count_bytes(tensors.values()))
-    context.state[protocol.KEPT_ARRAYS_KEY] = protocol.to_arrays(tensors)
-    context.state[protocol.KEPT_STATE_KEY] = state.to_record()
-
-
-def _records(reply: Message) -> list[tuple[str, Any]]:
-    return [(name, record) for name, record in reply.content.items() if name != protocol.FEDMA_KEY]
-
-
-def _check_reply(reply: Any) -> None:
-    """Refuse what is no reply, or has not the only ArrayRecord and the only MetricRecord."""
-    if not isinstance(reply, Message):
-        raise ClientError(
-            f"The train function returned {reply!r:.100} instead of a Message: end it with "
-            "`return Message(content=RecordDict({...}), reply_to=msg)`."
-        )
-    if reply.has_error():
-        return
-    arrays, metrics = len(reply.content.array_records), len(reply.content.metric_records)
-    if arrays != 1 or metrics != 1:
-        raise ClientError(
-            f"The train function replied with {arrays} ArrayRecords and {metrics} MetricRecords; "
-            "FedMA, like FedAvg, needs exactly one of each: reply with "
-            'RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(...)}).'
-        )
 
 
 def _client_key(context: Context) -> str:

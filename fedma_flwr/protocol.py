@@ -7,14 +7,12 @@ carries the arrays that the stage asked for, the user's metrics, and a report (`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
-from torch import Tensor
 
-from fedma_flwr import reading, wire
+from fedma_flwr import reading, unit_records, wire
 from fedma_flwr.structure.stages import LOCAL
 from fedma_flwr.wire import FLOAT32
 
@@ -44,7 +42,7 @@ ADD_THE_MOD = (
 #: Arrays of a reply with moments; the last one only where it was asked for.
 GRAM_KEY, CROSS_KEY, EXPECTED_KEY = "head.gram", "head.cross", "head.expected"
 
-Assignments = dict[str, Tensor]
+Assignments = unit_records.Assignments
 to_arrays, to_tensors, to_tensor = wire.to_arrays, wire.to_tensors, wire.to_tensor
 count_bytes = wire.count_bytes
 
@@ -144,9 +142,9 @@ class Instruction:
             "arrays-key": self.arrays_key,
             "wire-dtype": "" if self.wire_dtype == FLOAT32 else self.wire_dtype,
             "head-module": self.head_module,
-            "head-expected": self.head_expected,
+            "head-expected": self.head_expected or "",
             "merged": self.merged,
-            **_assignment_entries(self.assignments, self.widths),
+            **unit_records.to_entries(self.assignments, self.widths),
         }
         return ConfigRecord({key: value for key, value in values.items() if value not in ("", [])})
 
@@ -162,7 +160,7 @@ class Instruction:
         version, kind = reading.whole(record, "version"), reading.text(record, "kind")
         if version != VERSION:
             return cls(kind, version=version)
-        assignments, widths = _read_assignments(record)
+        assignments, widths = unit_records.from_entries(record)
         return cls(
             kind=kind,
             round=reading.whole(record, "round"),
@@ -261,48 +259,14 @@ class KeptState:
     def to_record(self) -> ConfigRecord:
         """Encode for ``Context.state``."""
         entries: dict[str, Any] = {"token": self.token, "spec": self.spec, "size": self.size}
-        return ConfigRecord({**entries, **_assignment_entries(self.assignments, self.widths)})
+        return ConfigRecord({**entries, **unit_records.to_entries(self.assignments, self.widths)})
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> KeptState:
         """Decode what `to_record` made."""
-        assignments, widths = _read_assignments(record)
+        assignments, widths = unit_records.from_entries(record)
         size = reading.whole(record, "size")  # an earlier version kept none
         return cls(str(record["token"]), str(record["spec"]), assignments, widths, size)
-
-
-def counters(server_round: int, exchange: int) -> dict[str, int]:
-    """Entries of every message's config that tell where in the run it stands."""
-    return {SERVER_ROUND_KEY: server_round, SERVER_EXCHANGE_KEY: exchange}
-
-
-def hello_content(
-    instruction: Instruction, config: Mapping[str, Any], *, configrecord_key: str
-) -> RecordDict:
-    """The content of a hello; where FedMA sends it, it looks like a stage's for others' mods."""
-    if instruction.stages:
-        return stage_content(instruction, config, {}, configrecord_key=configrecord_key)
-    # To clients without the mod: a train function that gets no arrays does not begin to train.
-    return RecordDict(
-        {configrecord_key: ConfigRecord(dict(config)), FEDMA_KEY: instruction.to_record()}
-    )
-
-
-def stage_content(
-    instruction: Instruction,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    *,
-    configrecord_key: str,
-) -> RecordDict:
-    """The content of a stage's message: FedAvg's records first, the ArrayRecord may be empty."""
-    return RecordDict(
-        {
-            instruction.arrays_key: to_arrays(tensors, instruction.wire_dtype),
-            configrecord_key: ConfigRecord(dict(config)),
-            FEDMA_KEY: instruction.to_record(),
-        }
-    )
 
 
 def find_instruction(content: RecordDict) -> Instruction | None:
@@ -318,19 +282,3 @@ def find_report(content: RecordDict) -> Report | None:
         return Report.from_record(record) if isinstance(record, ConfigRecord) else None
     except (TypeError, ValueError):  # a version that is no number
         return None
-
-
-def _assignment_entries(assignments: Assignments, widths: Mapping[str, int]) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
-    for group, units in assignments.items():
-        entries[f"units.{group}"] = wire.units_to_bytes(units, widths[group])
-        entries[f"width.{group}"] = int(widths[group])
-    return entries
-
-
-def _read_assignments(record: Mapping[str, Any]) -> tuple[Assignments, dict[str, int]]:
-    groups = [key.removeprefix("width.") for key in record if key.startswith("width.")]
-    most = reading.LARGEST_WIDTH
-    widths = {group: reading.whole(record, f"width.{group}", most) for group in groups}
-    units = {g: reading.units(record, f"units.{g}", width) for g, width in widths.items()}
-    return units, widths

@@ -12,7 +12,13 @@ from fedma_flwr import protocol
 from fedma_flwr.averaging import judge
 from fedma_flwr.server.history import ExchangeRecord, mean_epochs
 from fedma_flwr.server.ignored_config import IgnoredConfig
-from fedma_flwr.server.messages import count_reply, make_message, node_of, sent_to
+from fedma_flwr.server.messages import (
+    count_reply,
+    make_message,
+    node_of,
+    sent_to,
+    stage_content,
+)
 from fedma_flwr.server.replies import StageReply, read_reply
 from fedma_flwr.server.reply_errors import ReplyError
 from fedma_flwr.server.round import CommunicationRound
@@ -97,7 +103,7 @@ class Exchange:
 
     def _message(self, node: int, held: str, lost: bool) -> Message:
         out = self.current.outgoing(self._asked[node], self.stage, held, lost=lost)
-        content = protocol.stage_content(
+        content = stage_content(
             out.instruction,
             out.config,
             out.tensors,

@@ -18,7 +18,14 @@ from fedma_flwr import protocol
 from fedma_flwr.incompatible_mods import incompatible_mod, why_not
 from fedma_flwr.server.client_keys import LONGEST_KEY, ClientKeys
 from fedma_flwr.server.history import ExchangeRecord, History
-from fedma_flwr.server.messages import error_reason, make_message, node_of, sent_to
+from fedma_flwr.server.messages import (
+    counters,
+    error_reason,
+    hello_content,
+    make_message,
+    node_of,
+    sent_to,
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,8 @@ class HelloLike:
             protocol.HELLO, round=server_round, stages=self.stages, arrays_key=self.arrays_key
         )
         number = (server_round - 1) * self.stages  # of the exchange before
-        config = {**self.config, **protocol.counters(server_round, number)}
-        return protocol.hello_content(hello, config, configrecord_key=self.config_key)
+        config = {**self.config, **counters(server_round, number)}
+        return hello_content(hello, config, configrecord_key=self.config_key)
 
 
 def say_hello(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
+from torch import Tensor
 
 from fedma_flwr import protocol, reading
 from fedma_flwr.server.reply_errors import ReplyError
@@ -51,3 +53,37 @@ def count_reply(reply: Message) -> int:
         return protocol.count_bytes([reply.content])
     except (TypeError, ValueError) as error:
         raise ReplyError(f"the reply cannot be serialised: {error}") from error
+
+
+def counters(server_round: int, exchange: int) -> dict[str, int]:
+    """Entries of every message's config that tell where in the run it stands."""
+    return {protocol.SERVER_ROUND_KEY: server_round, protocol.SERVER_EXCHANGE_KEY: exchange}
+
+
+def hello_content(
+    instruction: protocol.Instruction, config: Mapping[str, Any], *, configrecord_key: str
+) -> RecordDict:
+    """The content of a hello; where FedMA sends it, it looks like a stage's for others' mods."""
+    if instruction.stages:
+        return stage_content(instruction, config, {}, configrecord_key=configrecord_key)
+    # To clients without the mod: a train function that gets no arrays does not begin to train.
+    return RecordDict(
+        {configrecord_key: ConfigRecord(dict(config)), protocol.FEDMA_KEY: instruction.to_record()}
+    )
+
+
+def stage_content(
+    instruction: protocol.Instruction,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    configrecord_key: str,
+) -> RecordDict:
+    """The content of a stage's message: FedAvg's records first, the ArrayRecord may be empty."""
+    return RecordDict(
+        {
+            instruction.arrays_key: protocol.to_arrays(tensors, instruction.wire_dtype),
+            configrecord_key: ConfigRecord(dict(config)),
+            protocol.FEDMA_KEY: instruction.to_record(),
+        }
+    )

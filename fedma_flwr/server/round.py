@@ -5,7 +5,7 @@ No Flower messages here: `exchange` makes and reads them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,120 +15,22 @@ from fedma_flwr import protocol, wire
 from fedma_flwr.averaging import ClientUpdate, RoundStart, StageOutcome, settle_stage, solve_stage
 from fedma_flwr.averaging.spectral_vectors import with_spectral_vectors
 from fedma_flwr.protocol import Instruction
-from fedma_flwr.server.arguments import OWN
 from fedma_flwr.server.carried_units import UnitCarrier
 from fedma_flwr.server.global_model import GlobalModel
-from fedma_flwr.server.matchings_folder import SavedRound
-from fedma_flwr.server.members import NO_CHANGES, Changes, Member, Outgoing, common_changes
+from fedma_flwr.server.members import Member, Outgoing
+from fedma_flwr.server.messages import counters
 from fedma_flwr.server.personal_tensors import initial_personal
 from fedma_flwr.server.replies import Expected
-from fedma_flwr.server.settings import RoundSettings
-from fedma_flwr.server.settled_so_far import SettledSoFar
+from fedma_flwr.server.round_state import RoundState
 
 
-class CommunicationRound:
-    """The state of one communication round.
-
-    Parameters
-    ----------
-    settings : RoundSettings
-        What stays the same from round to round.
-    model : GlobalModel
-        The global model that the round starts from; it is not changed.
-    number : int
-        Communication round, from 1.
-    members : iterable of (int, str)
-        Node and client key of each client of the cohort, in the order of the client keys.
-    config : mapping
-        The user's train config.
-    guests : iterable of (int, str), optional
-        The same of clients outside the cohort that are asked for the moments of their head inputs.
-    nonce : str
-        Random text that makes the round's state tokens its own.
-    saved : SavedRound, optional
-        The round's saved matching, which takes the matcher's place if there is one.
-    """
-
-    def __init__(
-        self,
-        *,
-        settings: RoundSettings,
-        model: GlobalModel,
-        number: int,
-        members: Iterable[tuple[int, str]],
-        guests: Iterable[tuple[int, str]] = (),
-        config: Mapping[str, Any],
-        nonce: str,
-        saved: SavedRound | None = None,
-    ) -> None:
-        self.settings = settings
-        self.model = model
-        self.number = number
-        self.members = {node: self._member(node, key) for node, key in members}
-        self._begun = [(m.key, m.assignments) for m in self.members.values()]
-        self.guests = {node: Member(node, key, {}, guest=True) for node, key in guests}
-        self.size = len(self.members)  # of the cohort, before anyone is dropped
-        self.config = dict(config)
-        self.nonce = nonce
-        self.settled = SettledSoFar()
-        self.saved = saved or SavedRound(None, number, [])
-
-    # ------------------------------------------------------------------ what a client holds
-
-    def _member(self, node: int, key: str) -> Member:
-        """A client of the cohort, with the widths of what it is going to be sent."""
-        widths = {
-            name: len(self.model.selection(key, name, group.size))
-            for name, group in self.settings.spec.groups.items()
-            if not self._begins_anew
-        }
-        return Member(node, key, widths)
-
-    def token(self, stage: int) -> str:
-        """State token of the clients that have done a stage of this round."""
-        return f"{self.nonce}.{self.number}.{stage}"
-
-    def _needed(self, stage: int) -> str:
-        """State token that a client must hold to understand an update; empty if there is none."""
-        return self.model.token if stage == 0 else self.token(stage - 1)
-
-    @property
-    def _begins_anew(self) -> bool:
-        """Whether clients have started from weights that the server does not know."""
-        return self.settings.initialisation == OWN and not self.model.token
-
-    def _selection(self, member: Member) -> dict[str, Tensor]:
-        """The units of the last global model that a client has begun the round with, by group."""
-        return {
-            name: self.model.selection(member.key, name, member.widths.get(name, group.size))
-            for name, group in self.settings.spec.groups.items()
-        }
-
-    def asked(self, stage: int) -> dict[int, Member]:
-        """The clients that a stage asks, by node: the cohort's that are left, then the guests."""
-        guests = self.guests if self.settings.plan[stage].solves_head else {}
-        return {**self.members, **guests}
-
-    def keep(self, changes: Mapping[int, Changes]) -> None:
-        """Go on with these clients of the cohort alone, and what is changed in their messages.
-
-        Clients outside the cohort are asked too only if a subclass treats all alike: whom it has
-        left out, or given entries of its own, it would have treated so among them as well.
-        """
-        common = common_changes(changes.values())
-        if common is None or len(changes) < len(self.members):
-            self.guests = {}
-        for guest in self.guests.values():
-            guest.changes = common or NO_CHANGES
-        self.members = {node: m for node, m in self.members.items() if node in changes}
-        for node, member in self.members.items():
-            member.changes = changes[node]
-        self.size = len(self.members)
+class CommunicationRound(RoundState):
+    """One communication round: what its clients are sent, must reply, and what comes of it."""
 
     # ------------------------------------------------------------------ what it is sent
 
     def outgoing(self, member: Member, stage: int, held: str, *, lost: bool = False) -> Outgoing:
-        """What a client is sent in a stage.
+        """What a client is sent in a stage. Long because an instruction has many parts.
 
         Parameters
         ----------
@@ -203,7 +105,7 @@ class CommunicationRound:
         given = {**self.config, **changes.config}
         own = {key: value for key, value in given.items() if key not in changes.without}
         number = (self.number - 1) * len(self.settings.plan) + stage + 1
-        config = {**own, **overrides, **protocol.counters(self.number, number)}
+        config = {**own, **overrides, **counters(self.number, number)}
         if self.settings.trains_nothing(stage) and protocol.EPOCHS_CONFIG_KEY in config:
             config[protocol.EPOCHS_CONFIG_KEY] = 1  # more would only repeat what one pass gives
         return config

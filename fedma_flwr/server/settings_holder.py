@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fedma_flwr import protocol
 from fedma_flwr.protocol import Instruction
+from fedma_flwr.server.head_choice import Subject
 from fedma_flwr.server.matchings_folder import MatchingsFolder
 from fedma_flwr.server.resuming import ResumableCohort
-from fedma_flwr.server.settings import RoundSettings, Subject, make_settings
+from fedma_flwr.server.settings import RoundSettings, make_settings
 from fedma_flwr.structure import PermutationSpec, SpecError, under_names
 
 

@@ -5,7 +5,7 @@ import torch
 from flwr.app import Array, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
 from fedma_flwr import fedma_mod
-from fedma_flwr.mod import merge
+from fedma_flwr.client_state import merge
 from fedma_flwr.protocol import Instruction, KeptState, find_report, to_arrays, to_tensors
 from fedma_flwr.structure import PermutationSpec
 from fedma_flwr.testing import InProcessGrid

@@ -13,8 +13,8 @@ from fedma_flwr.protocol import (
     count_bytes,
     find_instruction,
     find_report,
-    stage_content,
 )
+from fedma_flwr.server.messages import stage_content
 
 UNITS = torch.tensor([2, 0, 1])
 

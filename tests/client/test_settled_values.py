@@ -237,6 +237,15 @@ def test_who_unfreezes_what_is_settled_is_told_so():
         run(Net, change=unfreeze, head="trained")
 
 
+def test_who_freezes_the_rest_after_loading_is_told_to_do_it_before():
+    def freeze(model):
+        model.c.requires_grad_(False)
+        return model
+
+    with pytest.raises(AggregationError, match=r"Nothing is left to train.*Freeze them before"):
+        run(Net, change=freeze, head="trained")
+
+
 class Outputs(Net):
     """A net whose outputs go through something without parameters."""
 
