@@ -62,7 +62,7 @@ def _distance(tensor: Tensor, start: Tensor) -> float:
 
 
 def _are_counts(start: Tensor, sent: list[Tensor]) -> bool:
-    """Whether no number of the last model, and of most clients, is negative: layers divide by it."""
+    """Whether the last model and most clients have nothing negative: layers divide by it."""
     least = [float(tensor.min()) for tensor in (start, *sent) if tensor.numel()]
     return bool(least) and least[0] >= 0.0 and lower_median(least) >= 0.0
 
