@@ -23,7 +23,8 @@ def bound_integers(
 
     A tensor moves by the largest difference from the last global model; one of another shape, by
     its largest number. The numbers of a client that moved further than `max_ratio` times the
-    median (at least 1) are cut at that. What is within it stays as it is, bit for bit.
+    median (at least 1) are cut at that. Counts, which are negative nowhere else, are cut at 0. What
+    is within it stays as it is, bit for bit.
 
     Parameters
     ----------
@@ -45,9 +46,11 @@ def bound_integers(
             start = torch.zeros((), dtype=start.dtype)
         moved = {node: _distance(tensor, start) for node, tensor in sent.items()}
         most = max_ratio * max(lower_median(list(moved.values())), 1.0)
+        counts = _are_counts(start, list(sent.values()))
         for node, tensor in sent.items():
-            if moved[node] > most:
-                cut = _cut(tensor, start, most)
+            cut = _cut(tensor, start, most) if moved[node] > most else tensor
+            cut = cut.clamp_min(0) if counts and cut.dtype.is_signed else cut
+            if not torch.equal(cut, tensor):
                 tensors = {**bounded[node].tensors, name: cut}
                 bounded[node] = replace(bounded[node], tensors=tensors)
     return bounded
@@ -56,6 +59,12 @@ def bound_integers(
 def _distance(tensor: Tensor, start: Tensor) -> float:
     """In float64: differences of whole numbers may be beyond their own type."""
     return float((tensor.double() - start.double()).abs().max()) if tensor.numel() else 0.0
+
+
+def _are_counts(start: Tensor, sent: list[Tensor]) -> bool:
+    """Whether the last model and most clients have nothing negative: layers divide by it."""
+    least = [float(tensor.min()) for tensor in (start, *sent) if tensor.numel()]
+    return bool(least) and least[0] >= 0.0 and lower_median(least) >= 0.0
 
 
 def _cut(tensor: Tensor, start: Tensor, most: float) -> Tensor:

@@ -34,7 +34,10 @@ def bounded(values, start, ratio=10.0, dtype=torch.int64):
         ([[1, 2], [2, 1], [9, 900]], [0, 0], [[1, 2], [2, 1], [9, 20]]),
         ([[1, 2, 3], [2, 1], [9, 900]], [0, 0], [[1, 2, 3], [2, 1], [9, 30]]),  # other widths
         ([[], []], [], [[], []]),
-        ([-(2**63), 5, 5, 2**63 - 1], 4, [-6, 5, 5, 14]),
+        ([-(2**63), 5, 5, 2**63 - 1], 4, [0, 5, 5, 14]),
+        ([-1, 5, 5], 4, [0, 5, 5]),  # a layer would divide by it, once one is added
+        ([-1, -5, 5], 0, [-1, -5, 5]),  # no counts
+        ([-1, -500, 5], -4, [-1, -94, 5]),
     ],
 )
 def test_what_jumps_is_cut_at_ten_times_the_usual(values, start, wanted):
