@@ -98,9 +98,7 @@ def _run_stage(
         return _report(message, Report(protocol.LOST, holds=kept.token if kept else ""))
     received = message.content.array_records.get(instruction.arrays_key, ArrayRecord())
     state, merged = merge(instruction, kept, tensors, protocol.to_tensors(received))
-    if merged:
-        message.content[instruction.arrays_key] = protocol.to_arrays(merged)
-    message.content[protocol.FEDMA_KEY] = replace(instruction, merged=True).to_record()
+    _hand_on(message, instruction, merged)
 
     with collecting(instruction.head_module) as hook:
         reply = call_next(message, context)
@@ -117,6 +115,15 @@ def _run_stage(
     # Under the names that the train function has given them, for mods before this one.
     records = {n: uploads if n in reply.content.array_records else r for n, r in _records(reply)}
     return _report(message, Report(protocol.DONE, holds=state.token), records)
+
+
+def _hand_on(message: Message, instruction: Instruction, merged: Mapping[str, Tensor]) -> None:
+    """Put the full model into a message for the train function."""
+    if merged:
+        message.content[instruction.arrays_key] = protocol.to_arrays(merged)
+    else:  # it starts from weights of its own
+        message.content.pop(instruction.arrays_key, None)
+    message.content[protocol.FEDMA_KEY] = replace(instruction, merged=True).to_record()
 
 
 def _uploads(
