@@ -30,10 +30,17 @@ def receive(
             return None
     check_message(instruction, kept, tensors, new, max_growth(context.node_config))
     state, merged = merge(instruction, kept, tensors, new)
+    _hand_on(message, instruction, merged)
+    return state, merged
+
+
+def _hand_on(message: Message, instruction: Instruction, merged: Mapping[str, Tensor]) -> None:
+    """Put the full model into a message for the train function."""
     if merged:
         message.content[instruction.arrays_key] = protocol.to_arrays(merged)
+    else:  # it starts from weights of its own
+        message.content.pop(instruction.arrays_key, None)
     message.content[protocol.FEDMA_KEY] = replace(instruction, merged=True).to_record()
-    return state, merged
 
 
 def merge(

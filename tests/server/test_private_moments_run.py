@@ -39,7 +39,7 @@ def test_a_run_with_private_moments_completes(noise, averaging):
     strategy = run(private_app(noise_multiplier=noise), averaging=averaging)
     assert not strategy.history.given_up
     assert [record.answered for record in stages(strategy)] == [4, 4, 4, 4]
-    assert strategy.result.train_metrics_clientapp[2]["rho"] == pytest.approx(0.5 / noise**2)
+    assert stages(strategy)[-1].metrics["rho"] == pytest.approx(0.5 / noise**2)
     assert all(torch.tensor(a.numpy()).isfinite().all() for a in strategy.result.arrays.values())
 
 

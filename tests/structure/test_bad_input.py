@@ -76,7 +76,6 @@ class Orthogonal(nn.Module):
         (Net(lambda n, x: x * n.scale, scale=torch.rand(6)), (VECTOR,), "no parameters"),
         (nn.ReLU(), (VECTOR,), "no parameters"),
         (None, (VECTOR,), "nn.Module"),
-        (nn.LazyLinear(3), (VECTOR,), "no shape yet"),
     ],
 )
 def test_bad_input_is_a_clear_error(model, inputs, message):
