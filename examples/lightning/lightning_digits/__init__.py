@@ -1,0 +1,1 @@
+"""A Lightning module in a Flower app."""

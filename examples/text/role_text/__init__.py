@@ -1,0 +1,1 @@
+"""A Hugging Face text classifier in a Flower app."""
