@@ -117,8 +117,7 @@ def _run_stage(
 ) -> Message:
     held = receive(message, context, instruction)
     if held is None:
-        kept, _ = read_kept(context)
-        return _report(message, Report(protocol.LOST, holds=kept.token if kept else ""))
+        return _lost(message, context)
     state, merged = held
     watched = watch(message, instruction)
     with (
@@ -140,6 +139,11 @@ def _run_stage(
     note_copies(context, instruction, trained)
     report = Report(protocol.DONE, holds=state.token, unread=never_read(watched))
     return _report(message, report, own_records(reply, uploads))
+
+
+def _lost(message: Message, context: Context) -> Message:
+    kept, _ = read_kept(context)
+    return _report(message, Report(protocol.LOST, holds=kept.token if kept else ""))
 
 
 def _evaluate(

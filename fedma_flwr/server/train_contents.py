@@ -31,14 +31,17 @@ def train_contents(told: Sequence[Mapping[int, Told]], settings: RoundSettings) 
 
 
 def last_trained(settings: RoundSettings) -> int:
-    """The last stage of a round in which clients train: losses of later ones say nothing."""
+    """The last stage of a round in which clients train: losses of later ones say nothing.
+
+    The first one, if they train in none: all but a head may be frozen, and that is solved.
+    """
     plan = settings.plan
     trained = [
         stage
         for stage in range(len(plan))
         if not settings.trains_nothing(stage) and not plan[stage].solves_head
     ]
-    return trained[-1]
+    return trained[-1] if trained else 0
 
 
 def _content(

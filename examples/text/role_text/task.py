@@ -16,7 +16,10 @@ from fedma_flwr.tasks.plays import read_play
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 PLAYS = (
-    "the-merry-wives-of-windsor", "richard-iii", "a-midsummer-night-s-dream", "antony-and-cleopatra"
+    "the-merry-wives-of-windsor",
+    "richard-iii",
+    "a-midsummer-night-s-dream",
+    "antony-and-cleopatra",
 )
 LENGTH, WORDS = 32, 1000  # of a speech; of the vocabulary: a word's number is its checksum's
 PADDING, START = 0, 1  # the tokens before it
