@@ -53,12 +53,12 @@ class Exchange:
         self._sent: list[Message] = []
 
     @property
-    def asks_several(self) -> bool:
-        """Whether more than one client was asked, or the only one that the cohort ever had.
+    def asks_most(self) -> bool:
+        """Whether most of the cohort were asked, after those that were lost in earlier stages.
 
-        If none of them has sent what can be used, that is a mistake which they share.
+        If none of them has sent what can be used, that is hardly chance: they share a mistake.
         """
-        return len(self._asked) >= min(2, self.current.size) > 0
+        return 2 * len(self._asked) > self.current.size > 0
 
     def messages(self) -> list[Message]:
         """The messages to the whole cohort."""

@@ -83,7 +83,7 @@ def _give_up(exchange: Exchange, answered: int, history: History, min_train_node
     record = exchange.record
     name = f"{record.name} stage (stage {record.stage})"
     # A mistake that clients share shows in the first round; later on, failures are weather.
-    if answered == 0 and exchange.asks_several and not exchange.current.model.token:
+    if answered == 0 and exchange.asks_most and not exchange.current.model.token:
         raise AggregationError(all_failed(record.round, record.name, record.dropped))
     reason = f"{answered} clients remain in the {name}, min_train_nodes is {min_train_nodes}"
     if record.cohort == 0:
