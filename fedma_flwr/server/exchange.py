@@ -66,7 +66,7 @@ class Exchange:
     def asks_most(self) -> bool:
         """Whether more than half of the round's cohort was asked.
 
-        If none of them has sent what can be used, that is a mistake which they share.
+        If none of them has sent what can be used, that is hardly chance: they share a mistake.
         """
         return 2 * len(self._asked) > self.current.size
 
