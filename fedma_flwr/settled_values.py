@@ -147,7 +147,8 @@ _LATER = (
     "The settled tensor {!r} was changed by the train function. `load_model` froze it; after that "
     "it was unfrozen (as by model.requires_grad_(True)), overwritten, tied to another, or the "
     "reply is of another model. Freeze, unfreeze, build and tie before load_model, and leave what "
-    "does not require gradients after it as it is."
+    "does not require gradients after it as it is. If it is the client's own (FedBN, FedPer), name "
+    "it in the strategy's `personal`, and do not restore it by hand."
 )
 
 
