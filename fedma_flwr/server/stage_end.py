@@ -80,7 +80,8 @@ def _settle(exchange: Exchange, received: Mapping[int, StageReply]) -> None:
     record.seconds_matching = time.monotonic() - started
     record.widths = dict(current.settled.widths)
     last = exchange.stage == record.stages - 1
-    parameters = count_parameters(current.settled.tensors if last else current.model.tensors)
+    shared = {name: current.model.tensors[name] for name in current.settings.spec.axes}
+    parameters = count_parameters(current.settled.tensors if last else shared)
     record.growth = parameters / current.settings.initial_parameters
     record.describe(outcome, current.settings.spec, current.settings.weighted_by_key)
 
