@@ -9,7 +9,7 @@ from torch import Tensor
 from fedma_flwr.averaging.averages import Averaging
 from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.contradictions import contrary_moments
-from fedma_flwr.averaging.limits import Limits, bound_weights, oversized
+from fedma_flwr.averaging.limits import Limits, bound_weights, oversized, scaled_to_bounds
 from fedma_flwr.averaging.moment_limits import at_most_usual, oversized_moments
 from fedma_flwr.structure import PermutationSpec
 
@@ -20,6 +20,8 @@ def judge(
     model: Mapping[str, Tensor],
     limits: Limits,
     averaging: Averaging,
+    *,
+    first_round: bool = False,
 ) -> tuple[dict[int, ClientUpdate], dict[int, str]]:
     """Refuse what is out of all proportion, and bound what the others weigh.
 
@@ -35,6 +37,8 @@ def judge(
         How much larger and heavier than usual a client may be.
     averaging : Averaging
         A robust one refuses moments that contradict all others' as well.
+    first_round : bool (default: False)
+        Whether no round is complete yet: see `scaled_to_bounds`.
 
     Returns
     -------
@@ -43,6 +47,8 @@ def judge(
     dict of int to str
         Why a client is refused, by node.
     """
+    if first_round:
+        updates = scaled_to_bounds(spec, updates, model, limits.max_norm_ratio)
     refused = oversized(spec, updates, model, limits.max_norm_ratio)
     refused |= oversized_moments(updates, limits.max_norm_ratio)
     kept = {node: update for node, update in updates.items() if node not in refused}
