@@ -10,7 +10,7 @@ from fedma_flwr.averaging.averages import Averaging
 from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.contradictions import contrary_moments
 from fedma_flwr.averaging.integer_limits import bound_integers
-from fedma_flwr.averaging.limits import Limits, bound_weights, oversized
+from fedma_flwr.averaging.limits import Limits, bound_weights, oversized, scaled_to_bounds
 from fedma_flwr.averaging.moment_limits import at_most_usual, oversized_moments
 from fedma_flwr.structure import PermutationSpec
 
@@ -21,6 +21,8 @@ def judge(
     model: Mapping[str, Tensor],
     limits: Limits,
     averaging: Averaging,
+    *,
+    first_round: bool = False,
 ) -> tuple[dict[int, ClientUpdate], dict[int, str]]:
     """Refuse what is out of all proportion, and bound what the others weigh.
 
@@ -36,6 +38,8 @@ def judge(
         How much larger and heavier than usual a client may be.
     averaging : Averaging
         A robust one refuses moments that contradict all others' as well.
+    first_round : bool (default: False)
+        Whether no round is complete yet: see `scaled_to_bounds`.
 
     Returns
     -------
@@ -45,6 +49,8 @@ def judge(
         Why a client is refused, by node.
     """
     updates = bound_integers(updates, model, limits.max_norm_ratio)
+    if first_round:
+        updates = scaled_to_bounds(spec, updates, model, limits.max_norm_ratio)
     refused = oversized(spec, updates, model, limits.max_norm_ratio)
     refused |= oversized_moments(updates, limits.max_norm_ratio)
     kept = {node: update for node, update in updates.items() if node not in refused}

@@ -7,7 +7,7 @@ of what the others send, so that averages, matching and the clients' own trainin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +22,10 @@ from fedma_flwr.structure import PermutationSpec
 LARGEST = 1e9
 #: Whole numbers up to here are exact in the float64 in which they are averaged.
 LARGEST_INTEGER = 2**53
+#: Times the bound. Measured: up to 3 where a client's training at a high rate got out of hand;
+#: far more if it failed, or if nobody trained.
+FAILED = 5.0
+_JUST_BELOW = 1 - 1e-6  # of a bound, so that rounding does not lead beyond it
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,7 @@ def oversized(
         Why a client is refused, by node.
     """
     found: dict[int, str] = {}
-    names = next(iter(updates.values())).tensors if updates else ()
-    for name in names:
-        if not model[name].dtype.is_floating_point:
-            continue
-        sizes = {node: _size(spec, name, u.tensors[name]) for node, u in updates.items()}
-        usual = max(lower_median(list(sizes.values())), _size(spec, name, model[name]), SMALL)
+    for name, usual, sizes in _usual_sizes(spec, updates, model):
         for node, size in sizes.items():
             if size > max_norm_ratio * usual:
                 found.setdefault(
@@ -91,6 +90,32 @@ def oversized(
                     f"{usual:.3g}, and at most {max_norm_ratio:g} times that (max_norm_ratio)",
                 )
     return found
+
+
+def scaled_to_bounds(
+    spec: PermutationSpec,
+    updates: Mapping[int, ClientUpdate],
+    model: Mapping[str, Tensor],
+    max_norm_ratio: float,
+) -> dict[int, ClientUpdate]:
+    """Updates of a first round, in which units somewhat too large are made as large as allowed.
+
+    From new weights, and at high learning rates, some clients come much further in their first
+    training than others: no reason to do without them. Units beyond `FAILED` times the bound are
+    left as they are, for `oversized` to find.
+
+    Parameters
+    ----------
+    spec, updates, model, max_norm_ratio
+        As for `oversized`.
+    """
+    bounded = {node: dict(update.tensors) for node, update in updates.items()}
+    for name, usual, sizes in _usual_sizes(spec, updates, model):
+        most = max_norm_ratio * usual
+        for node, size in sizes.items():
+            if most < size <= FAILED * most:
+                bounded[node][name] = _cut_rows(spec, name, bounded[node][name], most)
+    return {node: replace(u, tensors=bounded[node]) for node, u in updates.items()}
 
 
 def bound_weights(
@@ -159,6 +184,29 @@ def _with_counts(
         else torch.full((usual,), updates[node].examples / usual, dtype=torch.float64)
         for node, own in counts.items()
     }
+
+
+def _usual_sizes(
+    spec: PermutationSpec, updates: Mapping[int, ClientUpdate], model: Mapping[str, Tensor]
+) -> Iterator[tuple[str, float, dict[int, float]]]:
+    """Of each tensor: its name, the size that is usual, and each client's."""
+    for name in next(iter(updates.values())).tensors if updates else ():
+        if not model[name].dtype.is_floating_point:
+            continue
+        sizes = {node: _size(spec, name, u.tensors[name]) for node, u in updates.items()}
+        usual = max(lower_median(list(sizes.values())), _size(spec, name, model[name]), SMALL)
+        yield name, usual, sizes
+
+
+def _cut_rows(spec: PermutationSpec, name: str, tensor: Tensor, most: float) -> Tensor:
+    """The tensor with rows of at most that size; a variance has the size of its deviation."""
+    if name in spec.variances:
+        return tensor.clamp_max(most**2 * _JUST_BELOW)
+    factors = (most / row_sizes(tensor).clamp_min(SMALL)).clamp_max(1.0) * _JUST_BELOW
+    shape = [-1] + [1] * (tensor.dim() - 1) if tensor.dim() else []
+    return torch.where(
+        factors.reshape(shape) < _JUST_BELOW, tensor * factors.reshape(shape), tensor
+    ).to(tensor.dtype)
 
 
 def _size(spec: PermutationSpec, name: str, tensor: Tensor) -> float:

@@ -158,7 +158,14 @@ class Exchange:
         """Drop clients whose units are out of all proportion, and bound what the others weigh."""
         settings, model = self.current.settings, self.current.model.tensors
         updates = {node: reply.update for node, reply in received.items() if reply.update}
-        updates, refused = judge(settings.spec, updates, model, settings.limits, settings.averaging)
+        updates, refused = judge(
+            settings.spec,
+            updates,
+            model,
+            settings.limits,
+            settings.averaging,
+            first_round=not self.current.model.token,
+        )
         for node, reason in refused.items():
             self._drop(node, reason)
         key = settings.weighted_by_key
