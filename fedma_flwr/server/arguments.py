@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord
 
 from fedma_flwr.averaging import AVERAGES, MEAN
 from fedma_flwr.matching import Matcher, check_matcher
-from fedma_flwr.structure import PermutationSpec, SpecError
+from fedma_flwr.structure import PermutationSpec, SpecError, linear_head
 from fedma_flwr.wire import WIRE_DTYPES
 
 COMMON, OWN = "common", "own"  # initialisations
@@ -266,18 +266,18 @@ def check_model(model: object, example_inputs: object, spec: object) -> None:
 
 
 def check_spec(spec: PermutationSpec | None) -> PermutationSpec:
-    """The spec, if there is one and it has something to match.
+    """The spec, if there is one and it has something to match, or a head to solve.
 
     Raises
     ------
     ValueError
         If neither a spec nor a model was given.
     SpecError
-        If the spec has no groups.
+        If the spec has no groups, and no head of one linear layer.
     """
     if spec is None:
         raise ValueError("FedMA needs `model` and `example_inputs`, or `spec`.")
-    if not spec.groups:
+    if not spec.groups and isinstance(linear_head(spec), str):
         raise SpecError("The spec has no groups, so there is nothing to match: use FedAvg.")
     return spec
 

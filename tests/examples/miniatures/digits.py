@@ -28,7 +28,7 @@ def client_digits(partition_id, num_partitions):
     return TensorDataset(images[part], labels[part])
 
 
-def batches(dataset, size=32):
+def batches(dataset, size=16):
     """The batches of an epoch, in a seeded order."""
     return DataLoader(dataset, size, shuffle=True, generator=torch.Generator().manual_seed(0))
 

@@ -39,12 +39,13 @@ def train(msg, context):
     dataset = client_digits(context.node_config["partition-id"], 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=msg.content["config"]["lr"], momentum=0.9)
     total = 0.0
-    for images, labels in batches(dataset):
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        total += loss.item()
+    for _ in range(context.run_config["local-epochs"]):
+        for images, labels in batches(dataset):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
     metrics = MetricRecord({"train_loss": total / len(dataset), "num-examples": len(dataset)})
     content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
     return Message(content=content, reply_to=msg)

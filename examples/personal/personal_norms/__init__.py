@@ -1,0 +1,1 @@
+"""Personal batch norms in a Flower app."""
