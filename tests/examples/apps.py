@@ -32,8 +32,10 @@ def apply(diff, text):
 def reverse(diff):
     """The diff of the way back."""
     swap = {"+": "-", "-": "+"}
-    return [line if line[:3] in ("+++", "---") else swap.get(line[:1], line[:1]) + line[1:]
-            for line in diff]
+    return [
+        line if line[:3] in ("+++", "---") else swap.get(line[:1], line[:1]) + line[1:]
+        for line in diff
+    ]
 
 
 def by_file(diff):
@@ -78,7 +80,8 @@ def run_folder(folder, package, clients, **overrides):
         del sys.modules[name]
     sys.path.insert(0, str(folder))
     try:
-        client, server = (import_module(f"{package}.{name}") for name in ("client_app", "server_app"))
+        client = import_module(f"{package}.client_app")
+        server = import_module(f"{package}.server_app")
         return scores(client.app, server, server.app, config_of(folder, **overrides), clients)
     finally:
         sys.path.remove(str(folder))

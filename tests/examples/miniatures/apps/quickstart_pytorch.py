@@ -1,4 +1,4 @@
-"""Habits of quickstart-pytorch: a LeNet that hard-codes its shapes, the rate in the train config."""
+"""Habits of quickstart-pytorch: shapes are hard-coded, the rate is in the train config."""
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
