@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from fedma_flwr import protocol
 from fedma_flwr.client_heads import as_rows, count_items, find_head, unwrapped
 from fedma_flwr.client_moment_sums import MomentSums, Reference, precise
+from fedma_flwr.client_passes import passes
 from fedma_flwr.client_privacy import refuse_bare_moments
 from fedma_flwr.protocol import ClientError
 
@@ -194,22 +195,8 @@ def head_moments(
         raise ClientError("head_moments: this is no head stage; name the layer, as in head='fc'.")
     model, sums = unwrapped(model), MomentSums(None if stage is None else stage.reference)
     layer = find_head(model, stage.path if head is None and stage is not None else str(head))
-    device = next(layer.parameters()).device
-    seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for inputs, labels in batches:
-                _call(model, inputs, device)
-                kept, targets = _targets(torch.as_tensor(labels).to(device), layer)
-                features = torch.cat([as_rows(layer, rows) for rows in seen])
-                sums.add(features[kept], targets, sum(map(count_items, seen)))
-                seen.clear()
-    finally:
-        handle.remove()
-        model.train(training)
+    for seen in passes(model, layer, batches):
+        sums.add(seen.features[seen.kept], seen.targets, seen.items)
     if not sums.rows:
         raise ClientError("head_moments: there is no example in `batches`.")
     return protocol.to_arrays(sums.moments())
@@ -231,32 +218,3 @@ def _sharp(targets: Tensor, rounding: float) -> Tensor:
     hard = functional.one_hot(targets.argmax(1), targets.shape[1]).to(targets)
     near = (targets - hard).abs().amax(1, keepdim=True) <= targets.shape[1] * rounding
     return torch.where(near, hard, targets.clamp_min(0.0))
-
-
-def _call(model: nn.Module, inputs: Any, device: torch.device) -> None:
-    if isinstance(inputs, dict):
-        model(**{name: value.to(device) for name, value in inputs.items()})
-    elif isinstance(inputs, tuple | list):
-        model(*(value.to(device) for value in inputs))
-    else:
-        model(inputs.to(device))
-
-
-def _targets(labels: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
-    """Which rows count, and their targets, (n, C)."""
-    outputs = next(head.parameters()).shape[0]
-    if labels.is_floating_point():
-        rows = as_rows(head, labels)
-        if rows.shape[1] != outputs or bool(((rows.sum(1) - 1).abs() > 1e-3).any()):
-            raise ClientError(
-                f"head_moments: labels that are no class numbers must be {outputs} probabilities "
-                'each, 1 in all. For other targets give the strategy head="trained".'
-            )
-        return torch.ones(len(rows), dtype=torch.bool, device=labels.device), rows
-    flat = labels.reshape(-1)
-    kept = flat >= 0
-    if bool((flat >= outputs).any()):
-        raise ClientError(
-            f"head_moments: labels reach {int(flat.max())}, but the head has {outputs} outputs."
-        )
-    return kept, functional.one_hot(flat[kept], outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,9 @@ from fedma_flwr.averaging.private_moments import (
     epsilon_of,
     rho_of,
 )
-from fedma_flwr.client_heads import as_rows, count_items, find_head
-from fedma_flwr.client_moments import _call, _targets, current_hook
+from fedma_flwr.client_heads import find_head
+from fedma_flwr.client_moments import current_hook
+from fedma_flwr.client_passes import SeenBatch, passes
 from fedma_flwr.client_privacy import Accountant, without_opacus
 from fedma_flwr.protocol import ClientError
 
@@ -112,8 +113,9 @@ def private_head_moments(
         )
     layer = find_head(model, stage.path if head is None and stage is not None else str(head))
     gram, cross = torch.zeros(0), torch.zeros(0)
-    for features, targets, weights in _passes(model, layer, batches):
-        more = bounded_sums(bounded_rows(features, max_norm), targets, weights)
+    for seen in passes(model, layer, batches):
+        rows = bounded_rows(seen.features[seen.kept], max_norm)
+        more = bounded_sums(rows, seen.targets, _weights(seen))
         gram, cross = more if not len(gram) else (gram + more[0], cross + more[1])
     if not len(gram):
         raise ClientError("private_head_moments: there is no example in `batches`.")
@@ -125,39 +127,17 @@ def private_head_moments(
     return PrivateMoments(protocol.to_arrays(arrays), rho_of(noise_multiplier))
 
 
-def _passes(
-    model: nn.Module, layer: nn.Module, batches: Iterable[tuple[Any, Tensor]]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of each batch: (n, d) inputs of the head, (n, C) targets, and what each row weighs."""
-    device = next(layer.parameters()).device
-    seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for inputs, labels in batches:
-                _call(model, inputs, device)
-                kept, targets = _targets(torch.as_tensor(labels).to(device), layer)
-                features = torch.cat([as_rows(layer, rows) for rows in seen])
-                weights = _weights(kept, len(features), sum(map(count_items, seen)))
-                yield features[kept], targets, weights[kept].to("cpu", torch.float64)
-                seen.clear()
-    finally:
-        handle.remove()
-        model.train(training)
-
-
-def _weights(kept: Tensor, rows: int, items: int) -> Tensor:
-    """One over the rows of each example that count: it counts as their mean."""
-    if len(kept) != rows or rows % max(items, 1):
+def _weights(seen: SeenBatch) -> Tensor:
+    """What each row that counts weighs: an example counts as the mean of its rows."""
+    rows, items = len(seen.features), seen.items
+    if len(seen.kept) != rows or rows % max(items, 1):
         raise ClientError(
-            f"private_head_moments: {len(kept)} labels, but the head has {rows} inputs in this "
-            'batch. Each input needs its own label; else give the strategy head="trained".'
+            f"private_head_moments: {len(seen.kept)} labels, but the head has {rows} inputs in "
+            'this batch. Each input needs its own label; else give the strategy head="trained".'
         )
-    by_item = kept.reshape(items, -1).to(torch.float64)
+    by_item = seen.kept.cpu().reshape(items, -1).to(torch.float64)
     shares = by_item / by_item.sum(1, keepdim=True).clamp_min(1.0)
-    return shares.reshape(-1)
+    return shares.reshape(-1)[seen.kept.cpu()]
 
 
 def _check(batches: object, **above_zero: float) -> None:

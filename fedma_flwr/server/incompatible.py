@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import FrameType
 from typing import NoReturn
 
 from flwr.serverapp.strategy import Strategy
@@ -20,7 +21,7 @@ def refuse_wrappers(strategy: Strategy) -> None:
     ValueError
         Names the wrapper, why it cannot work, and what to do.
     """
-    frame = sys._getframe(1)  # no public way shows who has called
+    frame: FrameType | None = sys._getframe(1)  # no public way shows who has called
     while frame is not None:
         owner = frame.f_locals.get("self")
         kinds = [kind.__name__ for kind in type(owner).__mro__]
@@ -32,7 +33,7 @@ def refuse_wrappers(strategy: Strategy) -> None:
                 "a model in several stages, and moments of the head's inputs that it does not "
                 "cover. Wrap FedAvg, or use FedMA without it."
             )
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
 
 
 def refuse_own_messages(who: str) -> NoReturn:
