@@ -158,6 +158,14 @@ def current_hook() -> HeadMomentsHook | None:
     return _HOOK.get()
 
 
+def find_layer(caller: str, model: nn.Module, head: str | None) -> nn.Module:
+    """The head at a path, or that of the head stage; ClientError if there is neither."""
+    stage = current_hook()
+    if head is None and stage is None:
+        raise ClientError(f"{caller}: this is no head stage; name the layer, as in head='fc'.")
+    return find_head(model, stage.path if head is None and stage is not None else str(head))
+
+
 def head_moments(
     model: nn.Module,
     batches: Iterable[tuple[Any, Tensor]],
@@ -190,11 +198,8 @@ def head_moments(
     ClientError
         Outside a head stage without `head`, or without an example.
     """
-    stage = current_hook()
-    if head is None and stage is None:
-        raise ClientError("head_moments: this is no head stage; name the layer, as in head='fc'.")
+    stage, layer = current_hook(), find_layer("head_moments", model, head)
     model, sums = unwrapped(model), MomentSums(None if stage is None else stage.reference)
-    layer = find_head(model, stage.path if head is None and stage is not None else str(head))
     for seen in passes(model, layer, batches):
         sums.add(seen.features[seen.kept], seen.targets, seen.items)
     if not sums.rows:

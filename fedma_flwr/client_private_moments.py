@@ -20,8 +20,7 @@ from fedma_flwr.averaging.private_moments import (
     epsilon_of,
     rho_of,
 )
-from fedma_flwr.client_heads import find_head
-from fedma_flwr.client_moments import current_hook
+from fedma_flwr.client_moments import find_layer
 from fedma_flwr.client_passes import SeenBatch, passes
 from fedma_flwr.client_privacy import Accountant, without_opacus
 from fedma_flwr.protocol import ClientError
@@ -106,16 +105,13 @@ def private_head_moments(
     ...     return Message(content, reply_to=message)
     """
     _check(batches, max_norm=max_norm, noise_multiplier=noise_multiplier)
-    stage, model = current_hook(), without_opacus(model)
-    if head is None and stage is None:
-        raise ClientError(
-            "private_head_moments: this is no head stage; name the layer, as in head='fc'."
-        )
-    layer = find_head(model, stage.path if head is None and stage is not None else str(head))
-    gram, cross = torch.zeros(0), torch.zeros(0)
+    model = without_opacus(model)
+    layer = find_layer("private_head_moments", model, head)
+    gram = cross = torch.zeros(0)
     for seen in passes(model, layer, batches):
+        weights = _weights(seen)  # first: it refuses labels that do not fit
         rows = bounded_rows(seen.features[seen.kept], max_norm)
-        more = bounded_sums(rows, seen.targets, _weights(seen))
+        more = bounded_sums(rows, seen.targets, weights)
         gram, cross = more if not len(gram) else (gram + more[0], cross + more[1])
     if not len(gram):
         raise ClientError("private_head_moments: there is no example in `batches`.")
