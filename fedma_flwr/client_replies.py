@@ -45,6 +45,9 @@ def checked_model(
     trained = under_names(trained, spec.axes)  # without the names of wrappers
     if instruction.partial:  # all else never leaves the client
         trained = {name: tensor for name, tensor in trained.items() if name in spec.axes}
+    # Who replies with what requires a gradient leaves out what `load_model` has frozen.
+    settled = {name: merged[name] for name in instruction.settled if name in merged}
+    trained = {**settled, **trained}
     if missing := [name for name in spec.axes if name not in trained]:
         raise ClientError(
             f"The train function's reply lacks the tensors {missing[:10]}: reply with all of the "
