@@ -326,7 +326,7 @@ def test_fedavg_is_flowers_average():
         ({"node_timeout": 0}, "node_timeout"),
         ({"stage_timeout": -3}, "stage_timeout"),
         ({"model": Net()}, "example_inputs"),
-        ({"spec": PermutationSpec({}, {"w": "3, 2"})}, "no groups"),
+        ({"spec": PermutationSpec({}, {"a": "3, 2", "b": "3, 2"})}, "no groups"),
         ({"spec": None}, "spec"),
     ],
 )
