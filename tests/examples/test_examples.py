@@ -18,13 +18,13 @@ from tests.examples.apps import (
 )
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CLIENTS, ROUNDS = 4, 2
-# By folder: the package, what must be installed, and training stages of FedMA in a round.
+ROUNDS = 2
+# By folder: the package, what must be installed, clients, and training stages in FedMA's rounds.
 CASES = {
-    "lightning": ("lightning_digits", "pytorch_lightning", 1),
-    "text": ("role_text", "transformers", 1),
-    "lora": ("lora_digits", "peft", 2),
-    "personal": ("personal_norms", None, 1),
+    "lightning": ("lightning_digits", "pytorch_lightning", 4, 1),
+    "text": ("role_text", "transformers", 2, 1),
+    "lora": ("lora_digits", "peft", 4, 2),
+    "personal": ("personal_norms", None, 4, 1),
 }
 
 
@@ -36,12 +36,11 @@ def test_few_lines_change(folder):
 
 @pytest.mark.parametrize("folder", CASES)
 def test_fedma_is_at_least_as_accurate_after_as_many_client_epochs(folder, tmp_path):
-    package, needs, stages = CASES[folder]
+    package, needs, clients, stages = CASES[folder]
     if needs is not None and find_spec(needs) is None:
         pytest.skip(f"{needs} is not installed: pip install 'fedma-flwr[examples]'")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # a banner a fit
     copy_with_fedavg(EXAMPLES / folder, tmp_path / folder)
-    fedavg = run_folder(tmp_path / folder, package, CLIENTS, num_server_rounds=stages * ROUNDS)
-    fedma = run_folder(EXAMPLES / folder, package, CLIENTS, num_server_rounds=ROUNDS)
-    print(folder, "FedAvg", fedavg, "FedMA", fedma)
+    fedavg = run_folder(tmp_path / folder, package, clients, num_server_rounds=stages * ROUNDS)
+    fedma = run_folder(EXAMPLES / folder, package, clients, num_server_rounds=ROUNDS)
     assert fedma[-1] >= fedavg[-1]

@@ -21,9 +21,9 @@ PLAYS = (
     "a-midsummer-night-s-dream",
     "antony-and-cleopatra",
 )
-LENGTH, WORDS = 32, 1000  # of a speech; of the vocabulary: a word's number is its checksum's
+LENGTH, WORDS = 24, 2000  # of a speech; of the vocabulary: a word's number is its checksum's
 PADDING, START = 0, 1  # the tokens before it
-SPEECHES, TEST_SPEECHES, SHORTEST = 280, 60, 12  # of a play; words
+SPEECHES, TEST_SPEECHES, SHORTEST = 270, 60, 8  # of a play; words
 
 
 def make_model() -> BertForSequenceClassification:
@@ -73,7 +73,7 @@ def _speeches() -> tuple[Tensor, Tensor, Tensor]:
         speeches = [
             words
             for _, speech in read_play(path.read_text("utf-8"))
-            if len(words := re.findall(r"[a-z']+", speech.lower())) >= SHORTEST
+            if len(words := re.findall(r"[a-z']{4,}", speech.lower())) >= SHORTEST
         ]
         random.Random(0).shuffle(speeches)
         for words in speeches[:SPEECHES]:
