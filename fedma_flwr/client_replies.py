@@ -55,6 +55,13 @@ def checked_model(
             f" give the strategy personal={tuple(missing[:3])!r}, or leave them out of "
             "initial_arrays."
         )
+    _check_precision(merged, trained)
+    trained = put_back(spec, instruction.settled, merged, trained, loaded)
+    spec.check(trained, widths=spec.widths(merged) if merged else None)
+    return trained
+
+
+def _check_precision(merged: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
     for name, tensor in trained.items():
         wanted = merged.get(name, tensor).dtype
         if wanted.is_floating_point and tensor.dtype != wanted:
@@ -63,9 +70,6 @@ def checked_model(
                 "with the model in its own precision, as in "
                 "`ArrayRecord(model.float().state_dict())`."
             )
-    trained = put_back(spec, instruction.settled, merged, trained, loaded)
-    spec.check(trained, widths=spec.widths(merged) if merged else None)
-    return trained
 
 
 def own_records(reply: Message, uploads: ArrayRecord) -> dict[str, Any]:
