@@ -45,6 +45,9 @@ def checked_model(
     trained = under_names(trained, spec.axes)  # without the names of wrappers
     if instruction.partial:  # all else never leaves the client
         trained = {name: tensor for name, tensor in trained.items() if name in spec.axes}
+    # Who replies with what requires a gradient leaves out what `load_model` has frozen.
+    settled = {name: merged[name] for name in instruction.settled if name in merged}
+    trained = {**settled, **trained}
     if missing := [name for name in spec.axes if name not in trained]:
         raise ClientError(
             f"The train function's reply lacks the tensors {missing[:10]}: reply with all of the "
@@ -52,6 +55,13 @@ def checked_model(
             f" give the strategy personal={tuple(missing[:3])!r}, or leave them out of "
             "initial_arrays."
         )
+    _check_precision(merged, trained)
+    trained = put_back(spec, instruction.settled, merged, trained, loaded)
+    spec.check(trained, widths=spec.widths(merged) if merged else None)
+    return trained
+
+
+def _check_precision(merged: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
     for name, tensor in trained.items():
         wanted = merged.get(name, tensor).dtype
         if wanted.is_floating_point and tensor.dtype != wanted:
@@ -60,9 +70,6 @@ def checked_model(
                 "with the model in its own precision, as in "
                 "`ArrayRecord(model.float().state_dict())`."
             )
-    trained = put_back(spec, instruction.settled, merged, trained, loaded)
-    spec.check(trained, widths=spec.widths(merged) if merged else None)
-    return trained
 
 
 def own_records(reply: Message, uploads: ArrayRecord) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import torch
 from flwr.app import Array, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
 from fedma_flwr import fedma_mod
-from fedma_flwr.client_state import merge
+from fedma_flwr.client_state import merge, read_kept
 from fedma_flwr.protocol import Instruction, KeptState, find_report, to_arrays, to_tensors
 from fedma_flwr.structure import PermutationSpec
 from fedma_flwr.testing import InProcessGrid
@@ -141,11 +141,29 @@ def test_settled_tensors_must_come_back_as_they_were():
     )
     reply, _ = send(instruction, TENSORS, train=lambda m: echo(m, lambda t: t["b"].add_(1e-6)))
     assert "settled tensor 'b' was changed by the train function" in reply.error.reason
-    reply, _ = send(instruction, TENSORS, train=lambda m: echo(m, lambda t: t.pop("b")))
-    assert "reply lacks the tensors ['b']" in reply.error.reason
-    assert "personal=('b',)" in reply.error.reason
     reply, _ = send(instruction, TENSORS, train=lambda m: echo(m, lambda t: t["c"].add_(1.0)))
     assert find_report(reply.content).status == "done"
+
+
+def test_what_is_not_settled_must_come_back():
+    instruction = Instruction(
+        "full", stage=1, gives="t", settled=("a", "b"), uploads=("c",), spec=SPEC.to_json()
+    )
+    reply, _ = send(instruction, TENSORS, train=lambda m: echo(m, lambda t: t.pop("c")))
+    assert "reply lacks the tensors ['c']" in reply.error.reason
+    assert "personal=('c',)" in reply.error.reason
+
+
+def test_who_sends_only_what_requires_a_gradient_may_leave_out_what_is_frozen():
+    instruction = Instruction(
+        "full", stage=1, gives="t", settled=("a", "b"), uploads=("c",), spec=SPEC.to_json()
+    )
+    context = make_context()
+    reply, _ = send(instruction, TENSORS, context, train=lambda m: echo(m, lambda t: t.pop("b")))
+    assert find_report(reply.content).status == "done"
+    assert list(reply.content["arrays"]) == ["c"]
+    _, kept = read_kept(context)
+    assert torch.equal(kept["b"], TENSORS["b"])
 
 
 def test_a_train_function_may_not_change_widths():

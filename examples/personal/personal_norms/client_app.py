@@ -29,6 +29,7 @@ def train(msg: Message, context: Context) -> Message:
 def evaluate(msg: Message, context: Context) -> Message:
     """Evaluate the global model, with this client's batch norms, on digits of its scanner."""
     model = load_model(Net(), msg)
+    model.load_state_dict(msg.content["arrays"].to_torch_state_dict())
     _, dataset = load_data(
         context.node_config["partition-id"], context.node_config["num-partitions"]
     )

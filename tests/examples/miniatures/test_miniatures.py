@@ -47,7 +47,7 @@ def run(name, text, rounds=ROUNDS, seed=0):
     torch.manual_seed(seed)
     module = load(name, text)
     config = {**CASES[name][0], "num-server-rounds": rounds}
-    return [said["score"] for said in scores(module.app, module, module.server, config, CLIENTS)]
+    return scores(module, config, CLIENTS)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,0 +1,36 @@
+"""The ClientApp."""
+
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedma_flwr import fedma_mod, load_model
+from lora_digits.task import load_data, make_model, shared
+from lora_digits.task import test as test_fn
+from lora_digits.task import train as train_fn
+
+app = ClientApp(mods=[fedma_mod])
+
+
+@app.train()
+def train(msg: Message, context: Context) -> Message:
+    """Train adapters and classifier on this client's digits."""
+    model = load_model(make_model(), msg)
+    model.load_state_dict(msg.content["arrays"].to_torch_state_dict(), strict=False)
+    dataset = load_data(context.node_config["partition-id"], context.node_config["num-partitions"])
+    loss = train_fn(model, dataset, context.run_config["local-epochs"], context.run_config["lr"])
+    metrics = MetricRecord({"train_loss": loss, "num-examples": len(dataset)})
+    content = RecordDict({"arrays": ArrayRecord(shared(model)), "metrics": metrics})
+    return Message(content=content, reply_to=msg)
+
+
+@app.evaluate()
+def evaluate(msg: Message, context: Context) -> Message:
+    """Evaluate the global adapters on this client's digits."""
+    model = load_model(make_model(), msg)
+    model.load_state_dict(msg.content["arrays"].to_torch_state_dict(), strict=False)
+    dataset = load_data(context.node_config["partition-id"], context.node_config["num-partitions"])
+    loss, accuracy = test_fn(model, dataset)
+    metrics = MetricRecord(
+        {"eval_loss": loss, "eval_accuracy": accuracy, "num-examples": len(dataset)}
+    )
+    return Message(content=RecordDict({"metrics": metrics}), reply_to=msg)
