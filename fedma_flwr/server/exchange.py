@@ -227,8 +227,9 @@ class Exchange:
             waiting.remove(node)
             member = self._asked[node]
             try:
-                self.record.bytes_up += count_reply(reply)
-                received[node] = read_reply(reply, self.current.expected(member, self.stage))
+                expected = self.current.expected(member, self.stage)
+                self.record.bytes_up += count_reply(reply, expected.most_bytes)
+                received[node] = read_reply(reply, expected)
             except ReplyError as error:
                 self._fail(member, str(error), again=reply.has_error())
                 continue
