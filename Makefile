@@ -62,7 +62,7 @@ test-deploy: $(STAMP)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
-	@echo "Open site/index.html"
+	@echo "Open site/index.html; with the search: $(BIN)/python -m http.server -b 127.0.0.1 -d site"
 
 clean:
 	rm -rf $(VENV) outputs site .pytest_cache .mypy_cache .ruff_cache .hypothesis

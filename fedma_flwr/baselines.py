@@ -19,7 +19,7 @@ from fedma_flwr.server.arguments import check_arguments
 from fedma_flwr.server.cohort import TRAIN_STREAM
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.history import ExchangeRecord, all_failed, mean_epochs
-from fedma_flwr.server.messages import node_of, sent_to
+from fedma_flwr.server.messages import count_replies, node_of, sent_to
 from fedma_flwr.server.overriding import Aggregated
 from fedma_flwr.server.reply_metrics import aggregate
 from fedma_flwr.server.resuming import ResumableCohort
@@ -126,7 +126,7 @@ class FedAvg(ResumableCohort):
         usable = usable_models(replies, self._initial, self.weighted_by_key, leave_out)
         record.answered = len(usable)
         record.bytes_down = protocol.count_bytes(message.content for message in sent)
-        record.bytes_up = protocol.count_bytes(r.content for r in replies if not r.has_error())
+        record.bytes_up = count_replies(replies)
         record.epochs = mean_epochs(
             metrics for reply in usable for metrics in reply.content.metric_records.values()
         )

@@ -66,7 +66,7 @@ def to_tensor(array: Array) -> Tensor:
         If the array is not what it says it is.
     """
     wire_dtype = array.stype.removeprefix(_STYPE)
-    _check_extent(array)
+    check_extent(array)
     if not array.stype.startswith(_STYPE) or wire_dtype not in _HALVES:
         return torch.from_numpy(array.numpy().copy())
     dtype = {"float32": torch.float32, "float64": torch.float64}[array.dtype]
@@ -74,7 +74,7 @@ def to_tensor(array: Array) -> Tensor:
     return torch.from_numpy(words).view(_HALVES[wire_dtype]).to(dtype)
 
 
-def _check_extent(array: Array) -> None:
+def check_extent(array: Array) -> None:
     """Refuse an array that is larger than its data: numpy would allocate what it claims."""
     shape, size = tuple(array.shape), 1
     if array.stype == NPY:
@@ -109,6 +109,11 @@ def units_to_bytes(units: Tensor, width: int) -> bytes:
     """Unit numbers below a width, in two or four bytes each."""
     kind = np.uint16 if width <= 2**16 else np.uint32
     return units.numpy().astype(f"<{np.dtype(kind).str[1:]}").tobytes()
+
+
+def data_bytes(content: RecordDict) -> int:
+    """Bytes of the arrays in records, without copying them."""
+    return sum(len(a.data) for record in content.array_records.values() for a in record.values())
 
 
 def count_bytes(contents: Iterable[RecordDict]) -> int:

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.supercore import log
 
-from fedma_flwr import protocol
+from fedma_flwr import protocol, reading
 from fedma_flwr.server.arguments import check_arguments
 from fedma_flwr.server.client_keys import ClientKeys
 from fedma_flwr.server.evaluation import usable_evaluations
@@ -21,6 +21,7 @@ from fedma_flwr.server.hello import HelloLike, say_hello
 from fedma_flwr.server.history import History, OnExchange
 from fedma_flwr.server.messages import make_message, node_of, sent_to
 from fedma_flwr.server.overriding import OverridableStrategy
+from fedma_flwr.server.pulling import guarded
 
 _POLL_SECONDS = 1.0
 _TIMEOUT = 3600.0  # Flower's, where `start` is not ours and tells none
@@ -102,6 +103,7 @@ class SeededCohort(OverridableStrategy):
         train = stream == TRAIN_STREAM
         fraction = self.fraction_train if train else self.fraction_evaluate
         minimum = self.min_train_nodes if train else self.min_evaluate_nodes
+        grid = guarded(grid)
         nodes = self._wait_for_nodes(grid, max(self.min_available_nodes, minimum), server_round)
         say_hello(
             grid,
@@ -189,7 +191,7 @@ class SeededCohort(OverridableStrategy):
                 server_round,
                 self.client_key(node),
                 node,
-                reason,
+                reading.plain(reason),
             )
 
         in_order = self._sorted(replies, self._evaluated)

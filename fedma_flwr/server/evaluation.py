@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 
-from fedma_flwr.server.messages import error_reason
-from fedma_flwr.server.reply_errors import ReplyError
+from fedma_flwr.server.messages import count_reply, error_reason
+from fedma_flwr.server.reply_errors import ReplyError, refusing
 from fedma_flwr.server.reply_metrics import alike, read_evaluation
 
 
@@ -28,9 +28,8 @@ def usable_evaluations(
     usable = []
     for reply in replies:
         try:
-            if reply.has_error():
-                raise ReplyError(error_reason(reply))
-            usable.append((reply, read_evaluation(reply.content, weighted_by_key)))
+            with refusing():
+                usable.append((reply, _read(reply, weighted_by_key)))
         except ReplyError as error:
             leave_out(reply, str(error))
     contents = []
@@ -40,3 +39,10 @@ def usable_evaluations(
         else:
             leave_out(reply, "its metrics are not those of most clients")
     return contents
+
+
+def _read(reply: Message, weighted_by_key: str) -> MetricRecord:
+    if reply.has_error():
+        raise ReplyError(error_reason(reply))
+    count_reply(reply)
+    return read_evaluation(reply.content, weighted_by_key)

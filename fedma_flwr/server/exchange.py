@@ -12,6 +12,7 @@ from fedma_flwr import protocol
 from fedma_flwr.averaging import judge
 from fedma_flwr.server.history import ExchangeRecord, mean_epochs
 from fedma_flwr.server.ignored_config import IgnoredConfig
+from fedma_flwr.server.members import Member
 from fedma_flwr.server.messages import (
     count_reply,
     make_message,
@@ -34,13 +35,21 @@ class Exchange:
     stage : int
         Number of the stage.
     timeout : float
-        Seconds that clients have for a message.
+        Seconds that clients have for the stage, also those that are sent everything in it.
     tokens : dict of int to str
         The state token that each node is believed to hold; kept up to date here, nowhere else.
+    enough : int (default: 0)
+        With fewer answers in a later stage the others are asked once more, for as long again.
     """
 
     def __init__(
-        self, current: CommunicationRound, stage: int, timeout: float, tokens: dict[int, str]
+        self,
+        current: CommunicationRound,
+        stage: int,
+        timeout: float,
+        tokens: dict[int, str],
+        *,
+        enough: int = 0,
     ) -> None:
         self.current = current
         self.stage = stage
@@ -58,6 +67,7 @@ class Exchange:
         self._ignored = IgnoredConfig(planned.name, overrides)
         self._asked = dict(current.asked(stage))
         self._timeout = timeout
+        self._enough = enough
         self._tokens = tokens
         self._started = time.monotonic()
         self._sent: list[Message] = []
@@ -97,7 +107,7 @@ class Exchange:
         """Go on without clients whose reply an override has not handed on."""
         nodes = {n for key, n in sent_to(self._sent).items() if key in message_ids}
         for node in nodes & self._asked.keys():
-            self._drop(node, f"{who} has left out its reply")
+            self._refuse(node, f"{who} has left out its reply")
         self._asked = {node: m for node, m in self._asked.items() if node not in nodes}
         self._sent = [m for m in self._sent if m.metadata.dst_node_id not in nodes]
 
@@ -129,11 +139,10 @@ class Exchange:
         reply cannot be used are dropped and named.
         """
         self._forget_unsent(replies)
-        received = self._read(replies)
-        lost = [node for node, reply in received.items() if reply.update is None]
-        if lost:
-            received = {node: r for node, r in received.items() if r.update is not None}
-            received.update(self._ask_again(lost, grid))
+        received = self._with_lost(self._read(replies), grid)
+        if self._too_few(received):
+            missing = [node for node in self._asked if node not in received]
+            received.update(self._ask_again(missing, grid, self._timeout))
         received = {node: received[node] for node in self._asked if node in received}
         received = self._bound(received)
         if not self.current.model.token:  # once: all rounds call the same function
@@ -167,18 +176,43 @@ class Exchange:
             first_round=not self.current.model.token,
         )
         for node, reason in refused.items():
-            self._drop(node, reason)
+            self._refuse(node, reason)
         key = settings.weighted_by_key
         return {node: received[node].weighing(update, key) for node, update in updates.items()}
 
-    def _ask_again(self, lost: Sequence[int], grid: Grid) -> dict[int, StageReply]:
-        self.record.resend(self._asked[node].key for node in lost)
-        messages = self._make(lost, held={}, lost=True)
+    def _too_few(self, received: Collection[int]) -> bool:
+        """Whether to ask once more before the work of earlier stages is given up.
+
+        Not if all fail in a first round: that is a mistake that they share.
+        """
+        weather = len(received) > 0 or bool(self.current.model.token)
+        return self.stage > 0 and len(received) < self._enough and weather
+
+    def _with_lost(self, received: Mapping[int, StageReply], grid: Grid) -> dict[int, StageReply]:
+        """Valid replies, also those of clients that first had lost their state."""
+        lost = [node for node, reply in received.items() if reply.update is None]
+        found = {node: reply for node, reply in received.items() if reply.update is not None}
+        left = self._timeout - (time.monotonic() - self._started)
+        if lost and left > 0:
+            found.update(self._ask_again(lost, grid, left, lost=True))
+        for node in lost if left <= 0 else ():
+            self._drop(node, "it had lost its state, and the stage's time was over")
+        return found
+
+    def _ask_again(
+        self, nodes: Sequence[int], grid: Grid, timeout: float, *, lost: bool = False
+    ) -> dict[int, StageReply]:
+        """Send clients everything, and read what they reply."""
+        nodes = [node for node in nodes if node in self.current.asked(self.stage)]
+        self.record.resend(self._asked[node].key for node in nodes)
+        messages = self._make(nodes, held={}, lost=lost)
         self._note(messages)
-        answers = self._read(list(grid.send_and_receive(messages, timeout=self._timeout)))
+        answers = self._read(list(grid.send_and_receive(messages, timeout=timeout)))
         for node in [node for node, reply in answers.items() if reply.update is None]:
-            self._drop(node, "the client does not keep its state")
+            self._refuse(node, "the client does not keep its state")
             del answers[node]
+        for node in answers:
+            self.record.dropped.pop(self._asked[node].key, None)
         return answers
 
     def _read(self, replies: Sequence[Message]) -> dict[int, StageReply]:
@@ -193,10 +227,11 @@ class Exchange:
             waiting.remove(node)
             member = self._asked[node]
             try:
-                self.record.bytes_up += count_reply(reply)
-                received[node] = read_reply(reply, self.current.expected(member, self.stage))
+                expected = self.current.expected(member, self.stage)
+                self.record.bytes_up += count_reply(reply, expected.most_bytes)
+                received[node] = read_reply(reply, expected)
             except ReplyError as error:
-                self._drop(node, str(error))
+                self._fail(member, str(error), again=reply.has_error())
                 continue
             if received[node].update is not None:
                 self._ignored.note(reply)
@@ -207,5 +242,16 @@ class Exchange:
             self._drop(node, f"no reply within {self._timeout:g} s")
         return received
 
-    def _drop(self, node: int, reason: str) -> None:
+    def _fail(self, member: Member, reason: str, *, again: bool) -> None:
+        """Go on without a client; it is asked once more in this round if it was an error."""
+        member.failures += 1
+        (self._drop if again and member.failures == 1 else self._refuse)(member.node_id, reason)
+
+    def _refuse(self, node: int, reason: str) -> None:
+        """Drop a client for the rest of the round."""
         self.record.drop(self._asked[node].key, node, reason)
+        self.current.exclude(node)
+
+    def _drop(self, node: int, reason: str) -> None:
+        """Do without a client in this stage; it is asked again in the next one."""
+        self.record.drop(self._asked[node].key, node, reason, again=True)

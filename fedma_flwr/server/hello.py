@@ -19,6 +19,8 @@ from fedma_flwr.incompatible_mods import incompatible_mod, why_not
 from fedma_flwr.server.client_keys import LONGEST_KEY, ClientKeys
 from fedma_flwr.server.history import ExchangeRecord, History
 from fedma_flwr.server.messages import (
+    count_replies,
+    count_reply,
     counters,
     error_reason,
     hello_content,
@@ -26,6 +28,9 @@ from fedma_flwr.server.messages import (
     node_of,
     sent_to,
 )
+from fedma_flwr.server.reply_errors import ReplyError, refusing
+
+_MOST_BYTES = 2**20  # of an answer to a hello
 
 
 @dataclass(frozen=True)
@@ -115,22 +120,38 @@ def _take_keys(
     """Give nodes the keys that they tell; what those say that tell none."""
     problems: Counter[str] = Counter()
     for reply in replies:
+        try:
+            key = _told_key(reply)
+        except ReplyError as error:
+            problems[str(error)] += 1
+            continue
+        keys.take(node_of(reply, waiting), key, online)
+    return problems
+
+
+def _told_key(reply: Message) -> str:
+    """The client key in a reply.
+
+    Raises
+    ------
+    ReplyError
+        If it has none.
+    """
+    with refusing():
         report = None if reply.has_error() else protocol.find_report(reply.content)
         if report is None or not 0 < len(report.client_key) <= LONGEST_KEY:
-            problems[error_reason(reply) or "a reply without FedMA's record"] += 1
-            continue
-        keys.take(node_of(reply, waiting), report.client_key, online)
-    return problems
+            raise ReplyError(error_reason(reply) or "a reply without FedMA's record")
+        count_reply(reply, _MOST_BYTES)
+    return report.client_key
 
 
 def _record(
     server_round: int, messages: Sequence[Message], replies: Sequence[Message]
 ) -> ExchangeRecord:
     record = ExchangeRecord(server_round, 0, 1, protocol.HELLO, cohort=len(messages))
-    valid = [reply.content for reply in replies if not reply.has_error()]
-    record.answered = len(valid)
+    record.answered = sum(not reply.has_error() for reply in replies)
     record.bytes_down = protocol.count_bytes(message.content for message in messages)
-    record.bytes_up = protocol.count_bytes(valid)
+    record.bytes_up = count_replies(replies)
     return record
 
 

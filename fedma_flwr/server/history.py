@@ -79,8 +79,10 @@ class ExchangeRecord:
     objective: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
-    def drop(self, client_key: str, node: int, reason: str) -> None:
+    def drop(self, client_key: str, node: int, reason: str, *, again: bool = False) -> None:
         """Take note of a client whose reply cannot be used, and say it in the log.
+
+        It is out for the rest of the round, or will be asked `again` in the next stage.
 
         The reason may be the client's own words: they are cut, and stay on one line.
         """
@@ -88,18 +90,19 @@ class ExchangeRecord:
         self.dropped[client_key] = reason
         log(
             WARNING,
-            "\tRound %s, stage %s: client %s (node %s) is dropped for the rest of the round: %s",
+            "\tRound %s, stage %s: client %s (node %s) is dropped for %s: %s",
             self.round,
             self.stage,
             client_key,
             node,
+            "this stage" if again else "the rest of the round",
             reason,
         )
 
     def resend(self, client_keys: Iterable[str]) -> None:
         """Take note of clients that are sent everything and asked again."""
         self.resent = tuple(client_keys)
-        log(INFO, "\tClients %s have lost their state: sending everything", self.resent)
+        log(INFO, "\tClients %s are sent everything and asked again", self.resent)
 
     def describe(self, outcome: StageOutcome, spec: PermutationSpec, weighted_by_key: str) -> None:
         """Take note of what was matched, and say it and how the head was averaged in the log."""

@@ -60,6 +60,10 @@ class Member:
         Whether it is no client of the cohort, and is only asked for moments.
     changes : Changes
         What a subclass wants changed in its messages.
+    placed : bool (default: False)
+        Whether units were chosen for it, since it missed the stage that matched its own.
+    failures : int (default: 0)
+        How often its reply was an error in this round.
     """
 
     node_id: int
@@ -68,6 +72,8 @@ class Member:
     assignments: Assignments = field(default_factory=dict)
     guest: bool = False
     changes: Changes = NO_CHANGES
+    placed: bool = False
+    failures: int = 0
 
 
 @dataclass(frozen=True)

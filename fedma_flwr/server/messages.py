@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor
 
-from fedma_flwr import protocol, reading
-from fedma_flwr.server.reply_errors import ReplyError
+from fedma_flwr import protocol, reading, wire
+from fedma_flwr.server.reply_errors import ReplyError, refusing
 
 
 def make_message(
@@ -39,20 +41,39 @@ def error_reason(reply: Message) -> str:
     return f"error {reply.error.code}: {reading.plain(reason)}"
 
 
-def count_reply(reply: Message) -> int:
+def count_reply(reply: Message, most: float = math.inf) -> int:
     """Bytes of a reply's serialised records; 0 for an error.
+
+    Parameters
+    ----------
+    reply : Message
+        Whatever has come.
+    most : float (default: infinity)
+        Bytes that it can need.
 
     Raises
     ------
     ReplyError
-        If they cannot be serialised.
+        If they cannot be serialised, or are more than that.
     """
     if reply.has_error():
         return 0
-    try:
-        return protocol.count_bytes([reply.content])
-    except (TypeError, ValueError) as error:
-        raise ReplyError(f"the reply cannot be serialised: {error}") from error
+    with refusing():
+        # Whatever is far too large is not even copied to be counted.
+        size = wire.data_bytes(reply.content)
+        size = protocol.count_bytes([reply.content]) if size <= most else size
+    if size > most:
+        raise ReplyError(f"the reply has {size} bytes; at most {most} can be needed")
+    return size
+
+
+def count_replies(replies: Iterable[Message]) -> int:
+    """Bytes of all replies' serialised records; those that cannot be serialised have none."""
+    total = 0
+    for reply in replies:
+        with suppress(ReplyError):
+            total += count_reply(reply)
+    return total
 
 
 def counters(server_round: int, exchange: int) -> dict[str, int]:

@@ -10,6 +10,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
+from fedma_flwr.server.pulling import guarded
+
 Aggregated = tuple[ArrayRecord | None, MetricRecord | None]
 _WATCHED = "fedma_watched"
 
@@ -68,7 +70,7 @@ def _watch_configuring(method: Callable[..., Any]) -> Callable[..., list[Message
         self._enter_round(server_round, arrays)
         self._within = True
         try:
-            messages = method(self, server_round, arrays, config, grid)
+            messages = method(self, server_round, arrays, config, guarded(grid))
             # A generator is still within the override while it is read.
             messages = list(messages or [])
         finally:

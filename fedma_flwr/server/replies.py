@@ -16,12 +16,13 @@ from fedma_flwr.averaging.head_moments import HeadMoments, fault_of, triangle_si
 from fedma_flwr.server.decoding import decode
 from fedma_flwr.server.head_counts import read_counts
 from fedma_flwr.server.messages import error_reason
-from fedma_flwr.server.reply_errors import ReplyError
-from fedma_flwr.server.reply_metrics import read_metrics, read_weight
+from fedma_flwr.server.reply_errors import ReplyError, refusing
+from fedma_flwr.server.reply_metrics import MOST_METRIC_BYTES, read_metrics, read_weight
 from fedma_flwr.structure import PermutationSpec, SpecError
 
 #: Further ConfigRecords of a reply are kept until the end of the round, for all clients.
 MOST_EXTRA_BYTES = 2**20
+_ARRAY_BYTES = 4096 + 2**10  # of an array beside its numbers: numpy's header, dtype and shape
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,23 @@ class Expected:
     moments: tuple[int, int] | None = None
     with_expected: bool = False
     several_heads: bool = False
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of the largest reply that the stage can need; more is not looked at."""
+        sizes = [4 * n for n in self._moments()] if self.moments else self._tensors()
+        arrays = sum(sizes) + _ARRAY_BYTES * (len(sizes) + 1)
+        return arrays + MOST_EXTRA_BYTES + MOST_METRIC_BYTES
+
+    def _moments(self) -> list[int]:
+        inputs, outputs = self.moments or (0, 0)
+        return [triangle_size(inputs), outputs * (inputs + 1), outputs * (inputs + 1)]
+
+    def _tensors(self) -> list[int]:
+        shapes = self.spec.shapes({**self.max_widths, **self.widths})
+        forms = (wire.wire_form(self.dtypes[n], shapes[n], self.wire_dtype) for n in self.uploads)
+        names = (len(name.encode()) for name in self.uploads)
+        return [size + name for (_, size), name in zip(forms, names, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -137,6 +155,11 @@ def read_reply(reply: Message, expected: Expected) -> StageReply:
     ReplyError
         If anything is wrong with it.
     """
+    with refusing():
+        return _read(reply, expected)
+
+
+def _read(reply: Message, expected: Expected) -> StageReply:
     if reply.has_error():
         raise ReplyError(error_reason(reply))
     report = protocol.find_report(reply.content)

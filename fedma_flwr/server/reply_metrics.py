@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import Any
@@ -11,11 +10,17 @@ from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from flwr.supercore import log
 
-from fedma_flwr import protocol
+from fedma_flwr import protocol, reading
 from fedma_flwr.server.reply_errors import ReplyError
 
 #: More examples than any client has; sums of as many as there are clients stay exact and finite.
 MAX_COUNT = 2**53
+#: A reply's metrics are kept until the end of the round, for all clients.
+MOST_METRIC_BYTES = 2**20
+#: What is beyond is no measurement; weighted sums of as many as there are clients stay finite.
+_LARGEST = 1e308
+# Of metrics that most clients do not send: the history and every checkpoint have their means.
+_MOST_OTHERS, _LONGEST_OTHER, _LONGEST_NAME = 100, 1000, 200
 
 
 def read_metrics(content: RecordDict) -> MetricRecord:
@@ -24,13 +29,18 @@ def read_metrics(content: RecordDict) -> MetricRecord:
     Raises
     ------
     ReplyError
-        If there is none, or more than one.
+        If there is none, or more than one, or if it is too large.
     """
     records = list(content.metric_records.values())
     if len(records) != 1:
         raise ReplyError(
             f"the reply has {len(records)} MetricRecords instead of one: return "
             'RecordDict({"arrays": ..., "metrics": MetricRecord({...})}) from the train function'
+        )
+    size = protocol.count_bytes([RecordDict({protocol.METRICS_KEY: records[0]})])
+    if size > MOST_METRIC_BYTES:
+        raise ReplyError(
+            f"the reply's MetricRecord has {size} bytes; at most {MOST_METRIC_BYTES} are taken"
         )
     return records[0]
 
@@ -73,13 +83,13 @@ def read_evaluation(content: RecordDict, weighted_by_key: str) -> MetricRecord:
 
 
 def is_finite(metrics: Mapping[str, Any]) -> bool:
-    """Whether there is no NaN and no infinity among the values."""
+    """Whether there is no NaN, no infinity and nothing near it among the values."""
     values = (
         number
         for value in metrics.values()
         for number in (value if isinstance(value, list) else [value])
     )
-    return all(-math.inf < number < math.inf for number in values)
+    return all(-_LARGEST <= number <= _LARGEST for number in values)
 
 
 def alike(entries: Sequence[Mapping[str, Any]]) -> list[bool]:
@@ -150,7 +160,7 @@ def aggregate(
             "train_metrics_aggr_fn failed (%s: %s): asking it again without %s clients whose "
             "metrics are not those of most.",
             type(error).__name__,
-            error,
+            reading.plain(str(error)),
             usual.count(False),
         )
     return function([c for c, kept in zip(finite, usual, strict=True) if kept], weighted_by_key)
@@ -163,9 +173,8 @@ def mean_metrics(
 
     Numbers count where most clients send a number, lists where most send one of that length.
     """
-    names = {name: None for entry in entries for name in entry}  # in order, each once
     means = MetricRecord()
-    for name in names:
+    for name in _kept_names(entries):
         if name in {weighted_by_key, protocol.CLASS_COUNTS_KEY}:
             continue
         senders = [entry for entry in entries if name in entry]
@@ -176,6 +185,23 @@ def mean_metrics(
             log(INFO, "\tMetric %r: mean of %s of %s clients", name, len(kept), len(entries))
         means[name] = _mean([e[name] for e in kept], [e[weighted_by_key] for e in kept])
     return means
+
+
+def _kept_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of metrics, in order and each once; of those that few clients send only some."""
+    kept: list[str] = []
+    others = 0
+    for name in {name: None for entry in entries for name in entry}:
+        if reading.plain(name, _LONGEST_NAME) != name:
+            continue
+        values = [entry[name] for entry in entries if name in entry]
+        if 2 * len(values) <= len(entries):
+            longest = max(len(value) if isinstance(value, list) else 1 for value in values)
+            others += 1
+            if others > _MOST_OTHERS or longest > _LONGEST_OTHER:
+                continue
+        kept.append(name)
+    return kept
 
 
 def _metrics(content: RecordDict) -> MetricRecord:

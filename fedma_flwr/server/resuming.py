@@ -22,6 +22,7 @@ from fedma_flwr.server.folders import as_folder, claimed
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.hello import HelloLike
 from fedma_flwr.server.matchings_folder import MatchingsFolder
+from fedma_flwr.server.pulling import guarded
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -170,7 +171,7 @@ class ResumableCohort(SeededCohort):
             )
         remembering = None if evaluate_fn is None else self._remembering(evaluate_fn)
         return super().start(
-            grid,
+            guarded(grid),
             initial_arrays,
             num_rounds,
             timeout,

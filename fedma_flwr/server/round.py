@@ -14,7 +14,7 @@ from torch import Tensor
 from fedma_flwr import protocol, wire
 from fedma_flwr.averaging import ClientUpdate, RoundStart, StageOutcome, settle_stage, solve_stage
 from fedma_flwr.averaging.spectral_vectors import with_spectral_vectors
-from fedma_flwr.protocol import Instruction
+from fedma_flwr.protocol import Assignments, Instruction
 from fedma_flwr.server.carried_units import UnitCarrier
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.members import Member, Outgoing
@@ -79,7 +79,7 @@ class CommunicationRound(RoundState):
         """Whether the units that a client is sent are its own, if it has any."""
         known = member.key in self.model.assignments
         if not member.guest:
-            return stage > 0 or known
+            return (stage > 0 or known) and not (member.placed and self._begins_anew)
         if known and self.settings.personal:
             member.assignments = self._carrier().carry(member.key) or {}
         return bool(member.assignments)
@@ -161,9 +161,12 @@ class CommunicationRound(RoundState):
     # ------------------------------------------------------------------ what comes of it
 
     def settle(self, stage: int, updates: Mapping[int, ClientUpdate]) -> StageOutcome:
-        """Match and average what the clients sent; clients without an update are dropped."""
-        nodes = [node for node in self.asked(stage) if node in updates]
-        self.members = {node: m for node, m in self.members.items() if node in updates}
+        """Match and average what the clients sent; who has sent nothing is asked again later."""
+        asked = self.asked(stage)
+        nodes = [node for node in asked if node in updates]
+        cohort = {node: member for node, member in asked.items() if not member.guest}
+        self.members = {node: member for node, member in cohort.items() if node in updates}
+        self.away = {node: member for node, member in cohort.items() if node not in updates}
         outcome = self._averaged(stage, [updates[node] for node in nodes])
         known = self.settled.tensors
         vectors = with_spectral_vectors(self.settings.spec, outcome.tensors, known)
@@ -173,7 +176,23 @@ class CommunicationRound(RoundState):
         if not outcome.head_solved:  # nothing was matched there, and guests have had their say too
             for member, assignments in zip(self.members.values(), outcome.assignments, strict=True):
                 member.assignments.update(assignments)
+            for member in list(self.away.values()):
+                self._place(member)
         return outcome
+
+    def _place(self, member: Member) -> None:
+        """Choose units for a client that has missed the stage that matched its own."""
+        groups = self.settled.matchings.keys() - member.assignments.keys()
+        if not groups:
+            return
+        popularity = {group: self.settled.matchings[group].popularity for group in groups}
+        moves = [] if self._begins_anew else self._moves()
+        carrier = UnitCarrier({member.key: self._selection(member)}, moves, popularity)
+        if (units := carrier.carry(member.key)) is None:  # wider than all who were there
+            self.exclude(member.node_id)
+            return
+        member.assignments.update(units)
+        member.placed = True
 
     def _averaged(self, stage: int, updates: Sequence[ClientUpdate]) -> StageOutcome:
         settings, planned = self.settings, self.settings.plan[stage]
@@ -209,22 +228,18 @@ class CommunicationRound(RoundState):
         """What the clients have started from; None if the server does not know it."""
         if self._begins_anew:
             return None
-        members = list(self.members.values())
-        return RoundStart(
-            self.model.tensors,
-            [self._selection(member) for member in members],
-            [member.assignments for member in members],
-            self.settled.widths,
-        )
+        moves = self._moves()
+        begun, become = [begun for begun, _ in moves], [become for _, become in moves]
+        return RoundStart(self.model.tensors, begun, become, self.settled.widths)
+
+    def _moves(self) -> list[tuple[dict[str, Tensor], Assignments]]:
+        """What each client has begun the round with, and the units that these have become."""
+        return [(self._selection(member), member.assignments) for member in self.members.values()]
 
     def _carrier(self) -> UnitCarrier:
         """What tells the new units of clients that are not there at the end."""
-        members = list(self.members.values())
-        return UnitCarrier(
-            self.model.assignments,
-            [(self._selection(member), member.assignments) for member in members],
-            {group: found.popularity for group, found in self.settled.matchings.items()},
-        )
+        popularity = {group: found.popularity for group, found in self.settled.matchings.items()}
+        return UnitCarrier(self.model.assignments, self._moves(), popularity)
 
     def committed(self) -> GlobalModel:
         """The global model after the last stage."""

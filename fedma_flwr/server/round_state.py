@@ -55,6 +55,8 @@ class RoundState:
         self.number = number
         self.members = {node: self._member(node, key) for node, key in members}
         self._begun = [(m.key, m.assignments) for m in self.members.values()]
+        self.away: dict[int, Member] = {}  # have missed the stage before, and are asked again
+        self._order = list(self.members)
         self.guests = {node: Member(node, key, {}, guest=True) for node, key in guests}
         self.size = len(self.members)  # of the cohort, before anyone is dropped
         self.config = dict(config)
@@ -94,9 +96,15 @@ class RoundState:
         }
 
     def asked(self, stage: int) -> dict[int, Member]:
-        """The clients that a stage asks, by node: the cohort's that are left, then the guests."""
+        """The clients that a stage asks, by node: the cohort's, then the guests."""
         guests = self.guests if self.settings.plan[stage].solves_head else {}
-        return {**self.members, **guests}
+        cohort = {**self.members, **self.away}
+        return {**{node: cohort[node] for node in self._order if node in cohort}, **guests}
+
+    def exclude(self, node: int) -> None:
+        """Ask a client no more in this round."""
+        self.members.pop(node, None)
+        self.away.pop(node, None)
 
     def keep(self, changes: Mapping[int, Changes]) -> None:
         """Go on with these clients of the cohort alone, and what is changed in their messages.

@@ -63,7 +63,8 @@ class RunningRound:
         self._came: dict[str, dict[str, bytes]] = {}
 
     def _stage(self, stage: int) -> Exchange:
-        return Exchange(self.current, stage, self.timeout, self.tokens)
+        enough = max(self.min_train_nodes, 1)
+        return Exchange(self.current, stage, self.timeout, self.tokens, enough=enough)
 
     # ------------------------------------------------------------------ the first stage
 

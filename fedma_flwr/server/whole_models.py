@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from flwr.app import ArrayRecord, Message
 
-from fedma_flwr.server.messages import error_reason
-from fedma_flwr.server.reply_errors import ReplyError
-from fedma_flwr.server.reply_metrics import read_metrics, read_weight
+from fedma_flwr import wire
+from fedma_flwr.server.messages import count_reply, error_reason
+from fedma_flwr.server.reply_errors import ReplyError, refusing
+from fedma_flwr.server.reply_metrics import MOST_METRIC_BYTES, read_metrics, read_weight
+
+#: Bytes of a reply beside its arrays' numbers; integers may come wider than they went.
+_MOST_BESIDE = 2**20 + MOST_METRIC_BYTES
 
 
 def usable_models(
@@ -34,7 +38,8 @@ def usable_models(
     usable = []
     for reply in replies:
         try:
-            _check(reply, initial, weighted_by_key)
+            with refusing():
+                _check(reply, initial, weighted_by_key)
         except ReplyError as error:
             leave_out(reply, str(error))
         else:
@@ -45,6 +50,7 @@ def usable_models(
 def _check(reply: Message, initial: ArrayRecord, weighted_by_key: str) -> None:
     if reply.has_error():
         raise ReplyError(error_reason(reply))
+    count_reply(reply, _most_bytes(initial))
     read_weight(read_metrics(reply.content), weighted_by_key)
     records = list(reply.content.array_records.values())
     if len(records) != 1:
@@ -62,6 +68,11 @@ def _check(reply: Message, initial: ArrayRecord, weighted_by_key: str) -> None:
     _check_arrays(records[0], _forms(initial))
 
 
+def _most_bytes(initial: ArrayRecord) -> int:
+    """Of the largest reply that makes sense: in double precision it is refused by name."""
+    return _MOST_BESIDE + sum(8192 + 8 * len(array.data) for array in initial.values())
+
+
 def _forms(initial: ArrayRecord) -> Mapping[str, tuple[tuple[int, ...], str]]:
     return {name: (tuple(array.shape), array.dtype) for name, array in initial.items()}
 
@@ -69,6 +80,7 @@ def _forms(initial: ArrayRecord) -> Mapping[str, tuple[tuple[int, ...], str]]:
 def _check_arrays(arrays: ArrayRecord, forms: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
     for name, (shape, dtype) in forms.items():
         try:
+            wire.check_extent(arrays[name])
             values = arrays[name].numpy()
         except Exception as error:  # whatever hostile bytes provoke in the decoder
             raise ReplyError(f"tensor {name!r} cannot be decoded: {error}") from error
@@ -78,5 +90,7 @@ def _check_arrays(arrays: ArrayRecord, forms: Mapping[str, tuple[tuple[int, ...]
                 f"shape {shape} was expected: send the model as wide and precise as it came, as in "
                 "`ArrayRecord(model.float().state_dict())`"
             )
+        if values.dtype.kind not in "biuf":
+            raise ReplyError(f"tensor {name!r} comes as {values.dtype}: no real numbers")
         if not np.isfinite(values).all():
             raise ReplyError(f"tensor {name!r} is not finite (NaN or infinity)")

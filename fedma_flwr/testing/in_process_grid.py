@@ -64,6 +64,9 @@ class InProcessGrid(Grid):
     {2}
     """
 
+    #: Nobody answers later: whoever has not answered when all is pushed is silent.
+    replies_at_once = True
+
     def __init__(
         self,
         app: ClientApp,
