@@ -12,13 +12,14 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo deploy-demo test test-deploy clean
+.PHONY: help setup demo deploy-demo test test-deploy docs clean
 
 help:
 	@echo "make demo         FedMA, FedAvg and FedProx on handwritten digits; writes outputs/demo"
 	@echo "make deploy-demo  FedMA on a SuperLink and SuperNodes with TLS and keys; writes outputs/deploy"
 	@echo "make test         lint, format check, type check and all tests but the next line's"
 	@echo "make test-deploy  tests with real SuperNodes that are killed and come back (minutes)"
+	@echo "make docs         the documentation, in site/; a warning is an error"
 	@echo "make setup        install everything in $(VENV) (the other commands do it when needed)"
 	@echo "make clean        remove $(VENV), outputs and caches"
 	@echo
@@ -59,6 +60,10 @@ test: $(STAMP)
 test-deploy: $(STAMP)
 	$(BIN)/python -m pytest tests_deploy $(ARGS)
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Open site/index.html; with the search: $(BIN)/python -m http.server -b 127.0.0.1 -d site"
+
 clean:
-	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) outputs site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

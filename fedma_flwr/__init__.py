@@ -1,6 +1,7 @@
 """Federated Matched Averaging (FedMA) for Flower."""
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
     from fedma_flwr.client_units import follow_units
     from fedma_flwr.mod import fedma_mod
     from fedma_flwr.strategy import FedMA
+
+try:
+    __version__ = version("fedma-flwr")
+except PackageNotFoundError:  # run from its source, as Flower runs the app's bundle
+    __version__ = "0+unknown"
 
 __all__ = [
     "FedAvg",

@@ -205,12 +205,6 @@ def test_every_matcher_can_be_made(name):
     make_matcher({**DEFAULTS, "matcher": name})
 
 
-def test_the_readme_explains_every_config_key():
-    readme = (PYPROJECT.parent / "README.md").read_text(encoding="utf-8")
-    missing = [key for key in DEFAULTS if f"`{key}`" not in readme]
-    assert missing == []
-
-
 def test_a_run_that_is_refused_keeps_what_an_earlier_one_has_left(tmp_path):
     start(tmp_path)
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -3,10 +3,12 @@
 import io
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib import resources
 from pathlib import Path
 
+import yaml
 from flwr.cli.build import build_fab_from_disk
 
 import fedma_flwr
@@ -58,3 +60,31 @@ def test_flower_takes_every_module_along():
         taken = set(bundle.namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "fedma_flwr").rglob("*.py")}
     assert modules - taken == set()
+
+
+def test_one_version_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    if not fedma_flwr.__version__.startswith("0+"):  # run from its source, not installed
+        assert fedma_flwr.__version__ == project["version"]
+
+
+def test_before_a_commit_the_linters_of_make_test_run():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    entries = [hook["entry"] for repo in hooks["repos"] for hook in repo["hooks"]]
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").split("\ntest:")[1].split("\n\n")[0]
+    for tool in ("ruff check", "ruff format", "mypy"):
+        assert f"$(BIN)/python -m {tool}" in recipe
+        assert [e for e in entries if e.startswith(f".venv/bin/python -m {tool}")]
+
+
+def test_files_that_the_package_names_for_readers_are_there():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (ROOT / project["readme"]).is_file()
+    assert {"Paper", "Flower"} <= project["urls"].keys()
+    assert "Typing :: Typed" in project["classifiers"]
+    assert any(
+        "[simulation,lapx,examples,docs]" in e for e in project["optional-dependencies"]["dev"]
+    )
