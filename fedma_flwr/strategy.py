@@ -19,7 +19,6 @@ from fedma_flwr.matching import BBPMAP, Matcher
 from fedma_flwr.server.arguments import (
     AUTO,
     COMMON,
-    SOLVED,
     TRAINED,
     check_arguments,
     check_fedma,
@@ -69,9 +68,10 @@ class FedMA(StagedCohort):
         machine had all data; it must be one linear layer, with a cross-entropy behind it.
         ``"trained"``: clients train it, and it is averaged by class counts. ``"auto"``: solved if
         it is one linear layer.
-    head_start : {"solved", "averaged"} (default: "solved")
+    head_start : {"auto", "solved", "averaged"} (default: "auto")
         With a solved head, the head that the next round's local training goes on from: the
         solved one, at four times a new layer's norm, or the trained ones' average, as in FedAvg.
+        ``"auto"``: the solved one, until a round's features are much worse than the best so far.
     head_fraction : float (default: 1.0)
         Share of the clients that are there, cohort included, which a solved head asks for moments.
         Clients outside the cohort are sent the settled model for it.
@@ -144,7 +144,7 @@ class FedMA(StagedCohort):
         one_shot: bool = False,
         reestimate_statistics: bool = True,
         head: str = AUTO,
-        head_start: str = SOLVED,
+        head_start: str = AUTO,
         head_fraction: float = 1.0,
         initialisation: str = COMMON,
         personal: Sequence[str] = (),

@@ -16,6 +16,7 @@ from fedma_flwr.averaging.ridge_regression import (
     choose_regularisation,
     newton_step,
     solve_head,
+    unexplained_share,
 )
 from fedma_flwr.averaging.robust import lower_median
 from fedma_flwr.structure import LinearHead, PermutationSpec
@@ -38,11 +39,14 @@ class SolvedHead:
         The head that local training goes on from; empty if it is another one.
     share_factor : float or None
         What the share that the step began from is to be multiplied by for the next round's.
+    unexplained : float
+        See `unexplained_share`.
     """
 
     tensors: dict[str, Tensor]
     local_head: dict[str, Tensor]
     share_factor: float | None = None
+    unexplained: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ class HeadSolver:
             positions = lower_median([own.examples for own in moments])
             strength = choose_regularisation(total, bias=bias, positions=positions)
         shape = spec.shapes(widths)[self.head.weight]
-        plain = self._named(solve_head(total, bias=bias, regularisation=strength), shape)
+        regression = solve_head(total, bias=bias, regularisation=strength)
+        plain = self._named(regression, shape)
         step = plain
         if total.expected is None:  # of a client, or because nobody was asked
             reference = {}
@@ -123,7 +128,7 @@ class HeadSolver:
         start = self._start_scale(plain[self.head.weight]) if self.start_norm else 0.0
         local_head = {name: start * tensor for name, tensor in plain.items()} if start else {}
         factor = self._share_factor(total, reference) if reference else None
-        return SolvedHead(solved, local_head, factor)
+        return SolvedHead(solved, local_head, factor, unexplained_share(total, *regression))
 
     def _share_factor(self, total: HeadMoments, reference: Mapping[str, Tensor]) -> float:
         """`SHARE_OF_BEST` of what the reference head times would have the least cross-entropy."""

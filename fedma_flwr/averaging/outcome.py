@@ -33,6 +33,8 @@ class StageOutcome:
         average of trained heads, or the solved one on a smaller scale.
     share_factor : float or None
         See `SolvedHead`.
+    unexplained : float or None
+        The same; None if no head was solved.
     """
 
     tensors: dict[str, Tensor]
@@ -43,6 +45,7 @@ class StageOutcome:
     head_solved: bool = False
     local_head: dict[str, Tensor] = field(default_factory=dict)
     share_factor: float | None = None
+    unexplained: float | None = None
 
     @property
     def identity_shares(self) -> dict[str, float]:

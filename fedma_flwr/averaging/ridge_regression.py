@@ -114,6 +114,27 @@ def best_scale(moments: HeadMoments, reference: Tensor) -> float:
     return at_zero / bend if bend > 0 else 1.0
 
 
+def unexplained_share(moments: HeadMoments, weight: Tensor, bias: Tensor | None) -> float:
+    """The share of the targets' variance that a solved head leaves, 0 to 1.
+
+    How well the inputs tell the classes apart, whatever the head's scale. 1 if all examples are of
+    one class.
+
+    Parameters
+    ----------
+    moments : HeadMoments
+        Of all clients.
+    weight, bias : Tensor and Tensor or None
+        (C, d) and (C,), what `solve_head` gives.
+    """
+    square, cross = _system(moments, bias is not None)
+    solved = weight if bias is None else torch.cat([weight, bias[:, None]], 1)
+    examples, counts = moments.examples, moments.cross.to(torch.float64)[:, -1]
+    left = examples + float(((solved @ square - 2 * cross) * solved).sum())
+    total = examples - float(counts.square().sum()) / max(examples, 1e-30)
+    return min(max(left / total, 0.0), 1.0) if total > 0 else 1.0
+
+
 def whitened(moments: HeadMoments, rows: Tensor, regularisation: float = 0.01) -> Tensor:
     """Rows of head inputs, so that distances are those of the metric in which heads are solved.
 

@@ -170,6 +170,7 @@ def solve_stage(
         head_solved=True,
         local_head=local_head,
         share_factor=solved.share_factor,
+        unexplained=solved.unexplained,
     )
 
 

@@ -81,8 +81,8 @@ _RULES: dict[str, _Rule] = {
         f"it must be {AUTO!r}, {SOLVED!r} or {TRAINED!r}",
     ),
     "head_start": (
-        lambda value: value in (AVERAGED, SOLVED),
-        f"it must be {AVERAGED!r} or {SOLVED!r}",
+        lambda value: value in (AUTO, AVERAGED, SOLVED),
+        f"it must be {AUTO!r}, {AVERAGED!r} or {SOLVED!r}",
     ),
     "max_growth": (lambda value: 1.0 <= value < float("inf"), "it must be 1 or more"),
     "server_learning_rate": (lambda value: 0.0 < value <= 1.0, "it must be above 0, at most 1"),

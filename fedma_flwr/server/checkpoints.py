@@ -201,6 +201,8 @@ def _encode(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "popularity": list(model.popularity),
         **({"local_head": list(model.local_head)} if model.local_head else {}),
         "reference_share": model.reference_share,
+        "unexplained": model.unexplained,
+        "fell": model.fell,
         "exchanges": [record.to_json() for record in checkpoint.exchanges],
         "given_up": checkpoint.given_up,
         **{kind: _plain(getattr(checkpoint, kind)) for kind in _METRICS},
@@ -220,6 +222,8 @@ def _decode(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkp
         popularity={group: tensors[f"popularity.{group}"] for group in content["popularity"]},
         local_head={n: tensors[f"local_head.{n}"] for n in content.get("local_head", [])},
         reference_share=content.get("reference_share", FIRST_SHARE),
+        unexplained=content.get("unexplained", 1.0),
+        fell=content.get("fell", False),
     )
     metrics = {
         kind: {int(number): MetricRecord(entry) for number, entry in content[kind].items()}

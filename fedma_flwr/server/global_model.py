@@ -11,6 +11,9 @@ from torch import Tensor
 from fedma_flwr.averaging.head import FIRST_SHARE, LEAST_SHARE, MOST_SHARE
 from fedma_flwr.protocol import Assignments
 
+#: Of the classes' variance: in runs that go well the unexplained share falls in nearly each round.
+FALL = 0.1
+
 
 @dataclass
 class GlobalModel:
@@ -32,6 +35,10 @@ class GlobalModel:
         `StageOutcome`.
     reference_share : float
         How much of the averaged trained head the next solved head is a step from.
+    unexplained : float
+        The least share of the classes' variance that a round's features have left unexplained.
+    fell : bool
+        Whether a later round's features left much more of it.
     """
 
     tensors: dict[str, Tensor]
@@ -40,6 +47,8 @@ class GlobalModel:
     popularity: dict[str, Tensor] = field(default_factory=dict)
     local_head: dict[str, Tensor] = field(default_factory=dict)
     reference_share: float = FIRST_SHARE
+    unexplained: float = 1.0
+    fell: bool = False
 
     @property
     def to_train(self) -> dict[str, Tensor]:
@@ -49,6 +58,13 @@ class GlobalModel:
     def next_share(self, factor: float) -> float:
         """The share of the round after this one, within its bounds."""
         return min(max(self.reference_share * factor, LEAST_SHARE), MOST_SHARE)
+
+    def has_fallen(self, unexplained: float | None) -> bool:
+        """Whether a round's features are much worse than the best so far, now or before.
+
+        Then the solved head, from which local training goes on, is too much for the learning rate.
+        """
+        return self.fell or (unexplained is not None and unexplained > self.unexplained + FALL)
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> GlobalModel:
         """The model with other values; no client holds them, so that all are sent everything.

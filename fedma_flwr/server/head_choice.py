@@ -9,7 +9,7 @@ from flwr.supercore import log
 from torch import nn
 
 from fedma_flwr.averaging import HeadSolver
-from fedma_flwr.server.arguments import AUTO, SOLVED, TRAINED
+from fedma_flwr.server.arguments import AUTO, AVERAGED, SOLVED, TRAINED
 from fedma_flwr.structure import LinearHead, PermutationSpec, linear_head
 from fedma_flwr.structure.model_copies import Inputs
 from fedma_flwr.structure.not_reached import not_reached
@@ -58,7 +58,7 @@ def make_solver(
         )
     return HeadSolver(
         found,
-        start_norm=START_NORM if start == SOLVED else 0.0,
+        start_norm=0.0 if start == AVERAGED else START_NORM,
         steps_from_trained=not robust,
     )
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from logging import WARNING
 from typing import Any
 
+from flwr.supercore import log
 from torch import Tensor
 
 from fedma_flwr import protocol, wire
@@ -168,6 +170,8 @@ class CommunicationRound(RoundState):
         self.members = {node: member for node, member in cohort.items() if node in updates}
         self.away = {node: member for node, member in cohort.items() if node not in updates}
         outcome = self._averaged(stage, [updates[node] for node in nodes])
+        if self._goes_on_from_averaged(outcome.unexplained):
+            outcome = replace(outcome, local_head={})
         known = self.settled.tensors
         vectors = with_spectral_vectors(self.settings.spec, outcome.tensors, known)
         outcome = replace(outcome, tensors=vectors)
@@ -179,6 +183,22 @@ class CommunicationRound(RoundState):
             for member in list(self.away.values()):
                 self._place(member)
         return outcome
+
+    def _goes_on_from_averaged(self, unexplained: float | None) -> bool:
+        """Whether local training had better go on from the average of the trained heads."""
+        if unexplained is None or not self.settings.start_may_change:
+            return False
+        if self.model.has_fallen(unexplained) and not self.model.fell:
+            log(
+                WARNING,
+                "Round %s: the last hidden layer tells the classes apart much worse than before "
+                "(it leaves %.2f of their variance, at best %.2f). Local training goes on from "
+                "the average of the trained heads now. A lower learning rate is likely to help.",
+                self.number,
+                unexplained,
+                self.model.unexplained,
+            )
+        return self.model.has_fallen(unexplained)
 
     def _place(self, member: Member) -> None:
         """Choose units for a client that has missed the stage that matched its own."""
@@ -258,4 +278,6 @@ class CommunicationRound(RoundState):
             popularity={group: found.popularity for group, found in self.settled.matchings.items()},
             local_head=self.settled.local_head,
             reference_share=self.model.next_share(self.settled.share_factor),
+            unexplained=min(self.model.unexplained, self.settled.unexplained or 1.0),
+            fell=self.model.has_fallen(self.settled.unexplained),
         )

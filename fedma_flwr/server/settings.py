@@ -15,7 +15,7 @@ from torch import nn
 
 from fedma_flwr.averaging import Averaging, HeadSolver, Limits
 from fedma_flwr.matching import Matcher
-from fedma_flwr.server.arguments import AVERAGED, SOLVED, TRAINED, check_model, check_spec
+from fedma_flwr.server.arguments import AUTO, AVERAGED, SOLVED, TRAINED, check_model, check_spec
 from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.server.head_choice import Subject, make_solver
 from fedma_flwr.server.personal_tensors import Participation
@@ -54,6 +54,7 @@ class RoundSettings:
     seed: int
     config_overrides: Mapping[str, Mapping[str, Any]]  # by name of the stage
     solver: HeadSolver | None = None  # None: the head is trained
+    start_may_change: bool = False  # local training goes on from another head if features fall
     several_heads: bool = False  # then class counts must name theirs
     taking_part: Participation | None = None  # None: all tensors, in all clients alike
 
@@ -111,6 +112,7 @@ class RoundSettings:
         """All settings as text: what must be the same in a resumed run."""
         texts = {f.name: str(getattr(self, f.name)) for f in fields(self)}
         del texts["several_heads"]  # the model says it
+        del texts["start_may_change"]  # it changes nothing in runs that go well
         if self.solver is None:  # as in the checkpoints of runs that knew no other
             del texts["solver"]
         if self.taking_part is None:
@@ -222,6 +224,9 @@ def make_settings(
             HEAD: dict(arguments["head_config"] or {}),
         },
         solver=solver,
+        start_may_change=(
+            solver is not None and solver.steps_from_trained and arguments["head_start"] == AUTO
+        ),
         several_heads=has_several_heads(spec, *subject),
         taking_part=taking_part if spec is not whole else None,
         **{name: arguments[name] for name in _AS_GIVEN},

@@ -28,6 +28,8 @@ class SettledSoFar:
         The head that local training goes on from; see `StageOutcome`.
     share_factor : float
         See `SolvedHead`; 1 as long as nothing was solved.
+    unexplained : float or None
+        The same; None as long as nothing was solved.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -35,6 +37,7 @@ class SettledSoFar:
     matchings: dict[str, GroupMatching] = field(default_factory=dict)
     local_head: dict[str, Tensor] = field(default_factory=dict)
     share_factor: float = 1.0
+    unexplained: float | None = None
 
     def add(self, outcome: StageOutcome, clients: Sequence[str], wire_dtype: str) -> None:
         """Take over what a stage has given.
@@ -54,5 +57,7 @@ class SettledSoFar:
         self.local_head.update(wire.rounded(outcome.local_head, wire_dtype))
         if outcome.share_factor is not None:
             self.share_factor = outcome.share_factor
+        if outcome.unexplained is not None:
+            self.unexplained = outcome.unexplained
         for group, matching in outcome.matchings.items():
             self.matchings[group] = GroupMatching.of(clients, matching)

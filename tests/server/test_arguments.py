@@ -53,7 +53,7 @@ LIMITS = {
     "proximal_mu": ([0, 0.0, TINY, 1e300], [-TINY, INFINITE, NAN, "abc", None]),
     "initialisation": (["common", "own"], ["Common", "", "abc", None, 1]),
     "head": (["trained", "solved"], ["Solved", "", "abc", None, 0]),
-    "head_start": (["averaged", "solved"], ["Solved", "", "abc", None, 0]),
+    "head_start": (["auto", "averaged", "solved"], ["Solved", "", "abc", None, 0]),
     "personal": ([(), ("a.*",), ["c.bias"]], ["a.*", (3,), ("",), None, 3]),
     "max_growth": ([1, 1.0, ABOVE_1, 1e300], [BELOW_1, 0, INFINITE, NAN, "abc", None]),
     "server_learning_rate": ([TINY, 0.5, 1, 1.0], [0, 0.0, -TINY, ABOVE_1, NAN, "abc", None]),

@@ -1,0 +1,93 @@
+"""What local training goes on from beside a solved head, and when that changes by itself."""
+
+import pytest
+import torch
+
+from fedma_flwr import FedMA, Stage, load_model
+from fedma_flwr.averaging.head_moments import HeadMoments, upper_triangle
+from fedma_flwr.averaging.ridge_regression import solve_head, unexplained_share
+from fedma_flwr.server.global_model import FALL, GlobalModel
+from fedma_flwr.testing import InProcessGrid
+from tests.toy import CLIENTS, SPEC, Net, data, fit, initial_arrays, make_app, reply
+
+
+def moments_of(inputs, labels, classes=2):
+    y = torch.nn.functional.one_hot(labels, classes).double()
+    cross = torch.cat([y.T @ inputs, y.sum(0)[:, None]], 1)
+    return HeadMoments(upper_triangle(inputs.T @ inputs), cross)
+
+
+def share(inputs, labels, *, bias=True):
+    moments = moments_of(inputs.double(), labels)
+    head = solve_head(moments, bias=bias, regularisation=1e-9)
+    return unexplained_share(moments, *head)
+
+
+def test_inputs_that_are_the_labels_leave_nothing_unexplained():
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    assert share(torch.stack([labels, 1 - labels], 1), labels) == pytest.approx(0, abs=1e-6)
+
+
+def test_inputs_that_say_nothing_leave_everything():
+    assert share(torch.ones(4, 1), torch.tensor([0, 0, 1, 1])) == pytest.approx(1, abs=1e-6)
+    assert share(torch.ones(3, 1), torch.tensor([1, 1, 1])) == 1.0  # one class: nothing to tell
+
+
+def test_it_is_the_residual_of_least_squares_over_the_variance():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(50, 4, generator=generator, dtype=torch.float64)
+    labels = (inputs[:, 0] + torch.randn(50, generator=generator) > 0).long()
+    y = torch.nn.functional.one_hot(labels, 2).double()
+    ones = torch.cat([inputs, torch.ones(50, 1, dtype=torch.float64)], 1)
+    residual = y - ones @ torch.linalg.lstsq(ones, y).solution
+    expected = residual.square().sum() / (y - y.mean(0)).square().sum()
+    assert share(inputs, labels) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_features_have_fallen_once_they_are_much_worse_than_the_best():
+    model = GlobalModel({}, unexplained=0.4)
+    assert not model.has_fallen(0.4 + FALL - 0.01)
+    assert model.has_fallen(0.4 + FALL + 0.01)
+    assert not model.has_fallen(None)
+    assert GlobalModel({}, unexplained=0.4, fell=True).has_fallen(0.3)
+
+
+def trained(head_start, *, breaks=2, rounds=2):
+    """A strategy after rounds of which one destroys the features."""
+    heads = []
+
+    def train(message, context, client):
+        model, stage = load_model(Net(), message), Stage.from_message(message)
+        fit(model, client, steps=30)
+        if not stage.solves_head:
+            with torch.no_grad():
+                if stage.round == breaks:
+                    model.a.weight.zero_()
+            counts = torch.bincount(data(client)[1], minlength=2)
+            heads.append((stage.round, model.c.weight.detach().clone(), counts[:, None]))
+        return reply(message, model, client)
+
+    strategy = FedMA(spec=SPEC, head_start=head_start, fraction_evaluate=0.0)
+    strategy.start(InProcessGrid(make_app(train), CLIENTS), initial_arrays(), num_rounds=rounds)
+    last = [(head, counts) for number, head, counts in heads if number == rounds]
+    return strategy, sum(h * n for h, n in last) / sum(n for _, n in last)
+
+
+@pytest.mark.parametrize(("head_start", "averaged"), [("auto", True), ("solved", False)])
+def test_after_a_fall_local_training_goes_on_from_the_averaged_head(head_start, averaged):
+    strategy, mean = trained(head_start)
+    assert strategy._model.fell
+    assert torch.allclose(strategy._model.local_head["c.weight"], mean, atol=1e-6) is averaged
+
+
+def test_without_a_fall_it_goes_on_from_the_solved_head():
+    strategy, mean = trained("auto", breaks=0)
+    assert not strategy._model.fell
+    assert 0 < strategy._model.unexplained < 1
+    assert not torch.allclose(strategy._model.local_head["c.weight"], mean, atol=1e-3)
+
+
+def test_a_fall_is_for_good():
+    strategy, mean = trained("auto", rounds=3)
+    assert strategy._model.fell
+    assert torch.allclose(strategy._model.local_head["c.weight"], mean, atol=1e-6)
