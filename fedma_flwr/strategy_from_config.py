@@ -107,7 +107,7 @@ def _cohort_options(config: RunConfig) -> dict[str, Any]:
     clients = arguments(config, "min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
     fractions = arguments(config, "fraction_train", "fraction_evaluate")
     times = arguments(config, "node_timeout", "stage_timeout", "hello_timeout", "quorum")
-    run = arguments(config, "seed", "resume")
+    run = arguments(config, "seed", "resume", "registered_nodes")
     return {
         **(clients | fractions | times | run),
         "checkpoint_dir": folder(config, "checkpoint-dir"),

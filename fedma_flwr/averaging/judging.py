@@ -12,6 +12,7 @@ from fedma_flwr.averaging.contradictions import contrary_moments
 from fedma_flwr.averaging.integer_limits import bound_integers
 from fedma_flwr.averaging.limits import Limits, bound_weights, oversized, scaled_to_bounds
 from fedma_flwr.averaging.moment_limits import at_most_usual, oversized_moments
+from fedma_flwr.averaging.unit_growth import bound_units
 from fedma_flwr.structure import PermutationSpec
 
 
@@ -54,6 +55,7 @@ def judge(
     refused = oversized(spec, updates, model, limits.max_norm_ratio)
     refused |= oversized_moments(updates, limits.max_norm_ratio)
     kept = {node: update for node, update in updates.items() if node not in refused}
+    kept = bound_units(spec, kept, model, limits.max_norm_ratio)
     if averaging.robust and any(update.moments is not None for update in kept.values()):
         # Bounds first: whoever claims most examples would stand for all others.
         kept = at_most_usual(kept)

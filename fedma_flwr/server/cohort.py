@@ -43,6 +43,9 @@ class SeededCohort(OverridableStrategy):
     node_timeout : float (default: 600.0)
         Seconds to wait for `min_available_nodes`. After that the run fails in the first round; a
         later one makes do with the nodes that are there, or is given up below `min_train_nodes`.
+    registered_nodes : bool (default: False)
+        Whether every SuperNode is registered with its public key (``--enable-supernode-auth``). A
+        client key then stays with the public key that was first seen with it, for the whole run.
     stage_timeout : float, optional (default: None)
         Seconds that clients have for one message; later replies are lost. None: the `timeout` that
         `start` is given.
@@ -68,12 +71,14 @@ class SeededCohort(OverridableStrategy):
         stage_timeout: float | None = None,
         quorum: float = 1.0,
         hello_timeout: float = 120.0,
+        registered_nodes: bool = False,
         on_exchange: OnExchange | None = None,
         **fedavg: Any,
     ) -> None:
         times = {"node_timeout": node_timeout, "stage_timeout": stage_timeout}
         times |= {"quorum": quorum, "hello_timeout": hello_timeout}
-        check_arguments({"seed": seed, "on_exchange": on_exchange, **times, **fedavg})
+        others = {"on_exchange": on_exchange, "registered_nodes": registered_nodes}
+        check_arguments({"seed": seed, **others, **times, **fedavg})
         super().__init__(**fedavg)
         self.seed = seed
         self.node_timeout = node_timeout
@@ -82,7 +87,8 @@ class SeededCohort(OverridableStrategy):
         self.hello_timeout = hello_timeout
         self.on_exchange = on_exchange
         self.history = History(on_exchange)
-        self._keys = ClientKeys()
+        self.registered_nodes = registered_nodes
+        self._keys = ClientKeys(registered=registered_nodes)
         self._online: list[int] = []  # nodes at the last sampling, in the order of the client keys
         self._timeout = stage_timeout or _TIMEOUT
         self._evaluated: list[Message] = []
@@ -98,7 +104,7 @@ class SeededCohort(OverridableStrategy):
         """Forget whatever an earlier run has left."""
         self._last_round = 0
         self.history = History(self.on_exchange)
-        self._keys = ClientKeys()
+        self._keys = ClientKeys(registered=self.registered_nodes)
         self._waiting = Waiting(self.quorum)
         self._asked_in_vain: set[int] = set()  # nodes that have not answered a hello
         self._made_do_with: int | None = None  # nodes, after waiting for more in vain

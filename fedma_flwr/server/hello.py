@@ -16,7 +16,7 @@ from flwr.supercore import log
 
 from fedma_flwr import protocol
 from fedma_flwr.incompatible_mods import incompatible_mod, why_not
-from fedma_flwr.server.client_keys import LONGEST_KEY, ClientKeys
+from fedma_flwr.server.client_keys import LONGEST_KEY, ClientKeys, public_keys
 from fedma_flwr.server.history import ExchangeRecord, History
 from fedma_flwr.server.messages import (
     count_replies,
@@ -111,7 +111,7 @@ def say_hello(
     replies = list(grid.send_and_receive(messages, timeout=timeout))
     waiting = sent_to(messages)
     in_vain |= set(asked) - {node_of(reply, waiting) for reply in replies}
-    problems = _take_keys(replies, waiting, keys, set(nodes))
+    problems = _take_keys(replies, waiting, keys, set(nodes), public_keys(grid))
     record = _record(server_round, messages, replies)
     record.seconds_waiting = time.monotonic() - started
     history.add(record)
@@ -120,7 +120,11 @@ def say_hello(
 
 
 def _take_keys(
-    replies: Sequence[Message], waiting: Mapping[str, int], keys: ClientKeys, online: set[int]
+    replies: Sequence[Message],
+    waiting: Mapping[str, int],
+    keys: ClientKeys,
+    online: set[int],
+    known: Mapping[int, bytes],
 ) -> Counter[str]:
     """Give nodes the keys that they tell; what those say that tell none."""
     problems: Counter[str] = Counter()
@@ -130,7 +134,7 @@ def _take_keys(
         except ReplyError as error:
             problems[str(error)] += 1
             continue
-        keys.take(node_of(reply, waiting), key, online)
+        keys.take(node_of(reply, waiting), key, online, known)
     return problems
 
 

@@ -89,6 +89,7 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(("max-norm-ratio", "max-weight-ratio"), limit),
     **dict.fromkeys(("node-timeout", "stage-timeout", "hello-timeout"), limit),
     **dict.fromkeys(("augment", "self-balancing", "resume", "one-shot", "weighted-units"), flag),
+    "registered-nodes": flag,
     "groups-per-stage": count_or_all,
 }
 

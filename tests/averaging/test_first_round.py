@@ -1,5 +1,7 @@
 """In a first round no client is dropped because it came further than the others."""
 
+import math
+
 import pytest
 import torch
 
@@ -31,12 +33,13 @@ def judged(*updates, model=WEIGHT, first_round=True, spec=SPEC, ratio=10.0):
     )
 
 
-@pytest.mark.parametrize("size", [1.99, 2.01, 5.0, -9.9])
+@pytest.mark.parametrize("size", [0.63, 0.64, 2.01, 5.0, -9.9])
 def test_units_somewhat_too_large_are_made_as_large_as_allowed(size):
-    kept, refused = judged(weight(0.2), weight(0.2), weight(size, rows=3))
+    kept, refused = judged(weight(0.2), weight(0.2), weight(size))
     assert not refused
     expected = torch.full((12, 2), 0.2)
-    expected[:3] = size if abs(size) <= 2.0 else 2.0 * (1 if size > 0 else -1)
+    most = 0.2 * math.sqrt(10.0)
+    expected[0] = size if abs(size) <= most else most * (1 if size > 0 else -1)
     torch.testing.assert_close(kept[2].tensors["a.weight"], expected, rtol=1e-5, atol=0)
     assert kept[2].tensors["a.weight"].dtype == torch.float32
     # Nobody judges a client by what it was made into.

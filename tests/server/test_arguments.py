@@ -66,6 +66,7 @@ LIMITS = {
     "reestimate_statistics": FLAG,
     "weighted_units": FLAG,
     "resume": FLAG,
+    "registered_nodes": FLAG,
     "checkpoint_dir": FOLDER,
     "matchings": FOLDER,
     "retrain_config": CONFIG,

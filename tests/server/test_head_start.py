@@ -8,7 +8,7 @@ from fedma_flwr.averaging.head_moments import HeadMoments, upper_triangle
 from fedma_flwr.averaging.ridge_regression import solve_head, unexplained_share
 from fedma_flwr.server.global_model import FALL, GlobalModel
 from fedma_flwr.testing import InProcessGrid
-from tests.toy import CLIENTS, SPEC, Net, data, fit, initial_arrays, make_app, reply
+from tests.toy import CLIENTS, SPEC, Net, fit, initial_arrays, make_app, reply
 
 
 def moments_of(inputs, labels, classes=2):
@@ -59,35 +59,35 @@ def trained(head_start, *, breaks=2, rounds=2):
     def train(message, context, client):
         model, stage = load_model(Net(), message), Stage.from_message(message)
         fit(model, client, steps=30)
-        if not stage.solves_head:
+        if stage.solves_head:  # what is sent here is a share of the averaged trained head
+            sent = message.content["arrays"]["c.weight"].numpy()
+            heads.append(torch.from_numpy(sent).flatten())
+        elif stage.round == breaks:
             with torch.no_grad():
-                if stage.round == breaks:
-                    model.a.weight.zero_()
-            counts = torch.bincount(data(client)[1], minlength=2)
-            heads.append((stage.round, model.c.weight.detach().clone(), counts[:, None]))
+                model.a.weight.zero_()
         return reply(message, model, client)
 
     strategy = FedMA(spec=SPEC, head_start=head_start, fraction_evaluate=0.0)
     strategy.start(InProcessGrid(make_app(train), CLIENTS), initial_arrays(), num_rounds=rounds)
-    last = [(head, counts) for number, head, counts in heads if number == rounds]
-    return strategy, sum(h * n for h, n in last) / sum(n for _, n in last)
+    start = strategy._model.local_head["c.weight"].flatten()
+    return strategy, float(torch.cosine_similarity(start, heads[-1], dim=0))
 
 
 @pytest.mark.parametrize(("head_start", "averaged"), [("auto", True), ("solved", False)])
 def test_after_a_fall_local_training_goes_on_from_the_averaged_head(head_start, averaged):
-    strategy, mean = trained(head_start)
+    strategy, likeness = trained(head_start)
     assert strategy._model.fell
-    assert torch.allclose(strategy._model.local_head["c.weight"], mean, atol=1e-6) is averaged
+    assert (likeness == pytest.approx(1, abs=1e-6)) is averaged
 
 
 def test_without_a_fall_it_goes_on_from_the_solved_head():
-    strategy, mean = trained("auto", breaks=0)
+    strategy, likeness = trained("auto", breaks=0)
     assert not strategy._model.fell
     assert 0 < strategy._model.unexplained < 1
-    assert not torch.allclose(strategy._model.local_head["c.weight"], mean, atol=1e-3)
+    assert likeness < 0.999
 
 
 def test_a_fall_is_for_good():
-    strategy, mean = trained("auto", rounds=3)
+    strategy, likeness = trained("auto", rounds=3)
     assert strategy._model.fell
-    assert torch.allclose(strategy._model.local_head["c.weight"], mean, atol=1e-6)
+    assert likeness == pytest.approx(1, abs=1e-6)

@@ -1,6 +1,7 @@
 """The hello, and the client keys that it tells."""
 
 import pytest
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp.exception import AggregationError
 
 from fedma_flwr import FedAvg, fedma_mod
@@ -133,3 +134,64 @@ def test_a_node_that_is_gone_loses_its_key_and_one_online_keeps_it():
     keys.take(4, "x", {2, 4})  # node 1 is gone
     assert (keys.key(1), keys.key(4)) == ("1", "x")
     assert len(keys) == 2
+
+
+def test_the_first_holder_gets_its_key_back():
+    keys = ClientKeys()
+    keys.take(1, "x", {1, 2})
+    keys.take(2, "x", {2})  # node 1 is gone for a moment
+    assert keys.key(2) == "x"
+    assert keys.unknown([1, 2]) == [1]
+    keys.take(1, "x", {1, 2})
+    assert (keys.key(1), keys.key(2)) == ("x", "2")
+    keys.take(2, "x", {1, 2})
+    assert (keys.key(1), keys.key(2)) == ("x", "2")
+
+
+def test_nobody_can_take_the_node_id_of_another_for_its_key():
+    keys = ClientKeys()
+    assert keys.key(7) == "7"  # has not told its key
+    keys.take(8, "7", {7, 8})
+    assert (keys.key(7), keys.key(8)) == ("7", "8")
+    keys = ClientKeys()
+    keys.take(8, "7", {7, 8})  # it was there first
+    assert (keys.key(8), keys.key(7)) == ("7", "node-7")
+    keys.take(7, "a", {7, 8})
+    keys.take(9, "node-7", {7, 8, 9})
+    assert [keys.key(node) for node in (7, 8, 9)] == ["a", "7", "node-7"]
+
+
+def test_a_registered_nodes_key_stays_with_its_public_key():
+    keys, known = ClientKeys(registered=True), {1: b"one", 2: b"two", 3: b"one"}
+    keys.take(1, "x", {1, 2}, known)
+    keys.take(2, "x", {2}, known)  # node 1 is gone, and keeps it
+    assert (keys.key(1), keys.key(2)) == ("x", "2")
+    keys.take(3, "x", {2, 3}, known)  # registered anew, with the same key
+    assert (keys.key(1), keys.key(2), keys.key(3)) == ("1", "2", "x")
+
+
+class Registered(InProcessGrid):
+    """A grid that tells public keys, as Flower's do."""
+
+    gone = ()
+
+    def get_node_ids(self):
+        return [node for node in super().get_node_ids() if node not in self.gone]
+
+    def get_nodes(self):
+        return [NodeInfo(node_id=n, public_key=b"%d" % n) for n in self.get_node_ids()]
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_a_node_cannot_displace_one_that_is_there(registered):
+    grid = Registered(make_app(mods=(answer_hello(thief, client=3), fedma_mod), steps=0), 4)
+    strategy = LayerwiseFedMA(
+        spec=SPEC, fraction_evaluate=0.0, registered_nodes=registered, node_timeout=0.01
+    )
+    start(strategy, grid, rounds=3)
+    assert strategy.client_key(FIRST + 2) == "2"
+    assert strategy.client_key(FIRST + 3) == str(FIRST + 3)
+
+
+def thief(answer):
+    answer.content["fedma"]["client-key"] = "2"
