@@ -137,7 +137,7 @@ def _run_stage(
     # Where moments are taken nothing is trained, and the head will be another.
     keep(context, state, merged if instruction.head_module else trained)
     note_copies(context, instruction, trained)
-    report = Report(protocol.DONE, holds=state.token, unread=never_read(watched))
+    report = Report(protocol.DONE, state.token, _client_key(context), never_read(watched))
     return _report(message, report, own_records(reply, uploads))
 
 

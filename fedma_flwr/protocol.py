@@ -198,7 +198,7 @@ class Report:
     holds : str
         State token that the client holds now.
     client_key : str
-        Answer to a hello: what identifies the client for longer than a node id does.
+        What identifies the client for longer than a node id does.
     unread : tuple of str
         Entries of the message's config that the train function has never looked at.
     """

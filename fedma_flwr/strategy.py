@@ -113,7 +113,7 @@ class FedMA(StagedCohort):
         and saved if not. Not with a matcher whose output is the posterior.
     checkpoint_dir, resume
         See `ResumableCohort`: a checkpoint after every round, and going on from the last one.
-    node_timeout, stage_timeout, on_exchange
+    node_timeout, stage_timeout, hello_timeout, quorum, on_exchange
         See `SeededCohort`.
     **fedavg : Any
         FedAvg's keyword arguments: fraction_train, fraction_evaluate, min_train_nodes,

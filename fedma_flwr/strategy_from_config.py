@@ -106,7 +106,7 @@ def _cohort_options(config: RunConfig) -> dict[str, Any]:
     """What all strategies take."""
     clients = arguments(config, "min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
     fractions = arguments(config, "fraction_train", "fraction_evaluate")
-    times = arguments(config, "node_timeout", "stage_timeout")
+    times = arguments(config, "node_timeout", "stage_timeout", "hello_timeout", "quorum")
     run = arguments(config, "seed", "resume")
     return {
         **(clients | fractions | times | run),

@@ -113,6 +113,8 @@ NOT_LOCAL = {
     "min-available-nodes",
     "node-timeout",
     "stage-timeout",
+    "hello-timeout",
+    "quorum",
 }
 
 

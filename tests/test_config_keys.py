@@ -49,6 +49,8 @@ NOT_ALLOWED = {
     "min-available-nodes": -1,
     "node-timeout": 0.0,
     "stage-timeout": -1.0,
+    "hello-timeout": 0.0,
+    "quorum": 0.0,
     "gamma": 0.0,
     "local-variance": -1.0,
     "prior-variance": 0.0,

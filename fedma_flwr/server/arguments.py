@@ -68,6 +68,8 @@ _RULES: dict[str, _Rule] = {
         "it must be a whole number and not be negative",
     ),
     "node_timeout": _SECONDS,
+    "hello_timeout": _SECONDS,
+    "quorum": (lambda value: 0.0 < value <= 1.0, "it must be a share above 0, up to 1"),
     "stage_timeout": (lambda value: value is None or value > 0, _SECONDS[1]),
     "proximal_mu": (lambda value: 0.0 <= value < float("inf"), "it must be 0 or more"),
     "initialisation": (

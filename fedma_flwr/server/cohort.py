@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import Any
 
@@ -15,13 +15,14 @@ from flwr.supercore import log
 
 from fedma_flwr import protocol, reading
 from fedma_flwr.server.arguments import check_arguments
-from fedma_flwr.server.client_keys import ClientKeys
+from fedma_flwr.server.client_keys import LONGEST_KEY, ClientKeys
 from fedma_flwr.server.evaluation import usable_evaluations
 from fedma_flwr.server.hello import HelloLike, say_hello
 from fedma_flwr.server.history import History, OnExchange
 from fedma_flwr.server.messages import make_message, node_of, sent_to
 from fedma_flwr.server.overriding import OverridableStrategy
 from fedma_flwr.server.pulling import guarded
+from fedma_flwr.server.waiting import Waiting
 
 _POLL_SECONDS = 1.0
 _TIMEOUT = 3600.0  # Flower's, where `start` is not ours and tells none
@@ -45,6 +46,11 @@ class SeededCohort(OverridableStrategy):
     stage_timeout : float, optional (default: None)
         Seconds that clients have for one message; later replies are lost. None: the `timeout` that
         `start` is given.
+    quorum : float (default: 1.0)
+        Share of the cohort, above 0, with whose answers a stage may end before its time is over.
+        The others are asked again in the next stage; their late replies are dropped.
+    hello_timeout : float (default: 120.0)
+        Seconds that a node has for its first answer, which tells its client key.
     on_exchange : callable, optional
         Called with an `ExchangeRecord` after every exchange.
     **fedavg : Any
@@ -60,15 +66,20 @@ class SeededCohort(OverridableStrategy):
         seed: int = 0,
         node_timeout: float = 600.0,
         stage_timeout: float | None = None,
+        quorum: float = 1.0,
+        hello_timeout: float = 120.0,
         on_exchange: OnExchange | None = None,
         **fedavg: Any,
     ) -> None:
         times = {"node_timeout": node_timeout, "stage_timeout": stage_timeout}
+        times |= {"quorum": quorum, "hello_timeout": hello_timeout}
         check_arguments({"seed": seed, "on_exchange": on_exchange, **times, **fedavg})
         super().__init__(**fedavg)
         self.seed = seed
         self.node_timeout = node_timeout
         self.stage_timeout = stage_timeout
+        self.quorum = quorum
+        self.hello_timeout = hello_timeout
         self.on_exchange = on_exchange
         self.history = History(on_exchange)
         self._keys = ClientKeys()
@@ -88,11 +99,20 @@ class SeededCohort(OverridableStrategy):
         self._last_round = 0
         self.history = History(self.on_exchange)
         self._keys = ClientKeys()
+        self._waiting = Waiting(self.quorum)
+        self._asked_in_vain: set[int] = set()  # nodes that have not answered a hello
+        self._made_do_with: int | None = None  # nodes, after waiting for more in vain
         self._timeout = self.stage_timeout or timeout
 
     def client_key(self, node_id: int) -> str:
         """What identifies the client on a node; its node id while nothing better is known."""
         return self._keys.key(node_id)
+
+    def _learn_keys(self, told: Mapping[int, str]) -> None:
+        """Take the keys of clients that have not answered the hello, but a stage."""
+        for node in self._keys.unknown(told):
+            if 0 < len(told[node]) <= LONGEST_KEY:
+                self._keys.take(node, told[node], set(self._online))
 
     # ------------------------------------------------------------------ who takes part
 
@@ -104,17 +124,9 @@ class SeededCohort(OverridableStrategy):
         fraction = self.fraction_train if train else self.fraction_evaluate
         minimum = self.min_train_nodes if train else self.min_evaluate_nodes
         grid = guarded(grid)
+        grid.waiting = self._waiting
         nodes = self._wait_for_nodes(grid, max(self.min_available_nodes, minimum), server_round)
-        say_hello(
-            grid,
-            nodes,
-            server_round,
-            self._keys,
-            self.history,
-            timeout=self._timeout,
-            needs_mod=self.needs_mod,
-            like=like or HelloLike(config_key=self.configrecord_key),
-        )
+        self._greet(grid, nodes, server_round, like)
         size = max(int(len(nodes) * fraction), minimum)
         if size > len(nodes):
             if train:
@@ -128,6 +140,22 @@ class SeededCohort(OverridableStrategy):
         self._online = self._keys.in_order(nodes)
         return [self._online[index] for index in chosen]
 
+    def _greet(
+        self, grid: Grid, nodes: Sequence[int], server_round: int, like: HelloLike | None
+    ) -> None:
+        """Ask nodes for their client keys, each once."""
+        say_hello(
+            grid,
+            nodes,
+            server_round,
+            self._keys,
+            self.history,
+            timeout=min(self.hello_timeout, self._timeout),
+            in_vain=self._asked_in_vain,
+            needs_mod=self.needs_mod,
+            like=like or HelloLike(config_key=self.configrecord_key),
+        )
+
     def _others(self, cohort: Sequence[int], server_round: int, fraction: float) -> list[int]:
         """Nodes beside the cohort, so many that all are a fraction of those that are there."""
         others = [node for node in self._online if node not in set(cohort)]
@@ -137,19 +165,22 @@ class SeededCohort(OverridableStrategy):
         return [others[index] for index in chosen]
 
     def _wait_for_nodes(self, grid: Grid, needed: int, server_round: int) -> list[int]:
+        """All nodes, once enough are there; who was waited for in vain is so only once."""
+        enough = min(needed, self._made_do_with or needed)
         deadline = time.monotonic() + self.node_timeout
-        while len(nodes := list(grid.get_node_ids())) < needed:
+        while len(nodes := list(grid.get_node_ids())) < enough:
             if time.monotonic() >= deadline:
                 problem = (
-                    f"{needed} nodes are needed, but after {self.node_timeout:g} s "
+                    f"{enough} nodes are needed, but after {self.node_timeout:g} s "
                     f"(node_timeout) only {len(nodes)} were connected"
                 )
                 if server_round <= 1:
                     raise AggregationError(f"{problem}. Start more SuperNodes.")
                 log(WARNING, "Round %s: %s.", server_round, problem)
-                return nodes
-            log(INFO, "Waiting for nodes to connect: %d of %d.", len(nodes), needed)
+                break
+            log(INFO, "Waiting for nodes to connect: %d of %d.", len(nodes), enough)
             time.sleep(min(_POLL_SECONDS, self.node_timeout))
+        self._made_do_with = len(nodes) if len(nodes) < needed else None
         return nodes
 
     # ------------------------------------------------------------------ messages

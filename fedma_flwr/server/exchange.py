@@ -239,8 +239,13 @@ class Exchange:
                 self._tokens[node] = "" if member.guest else self.current.token(self.stage)
                 member.widths = {**received[node].widths, **member.widths}
         for node in sorted(waiting):
-            self._drop(node, f"no reply within {self._timeout:g} s")
+            self._drop(node, self._silence())
         return received
+
+    def _silence(self) -> str:
+        if time.monotonic() - self._started >= self._timeout:
+            return f"no reply within {self._timeout:g} s"
+        return "no reply before the stage ended, which others have answered"
 
     def _fail(self, member: Member, reason: str, *, again: bool) -> None:
         """Go on without a client; it is asked once more in this round if it was an error."""

@@ -70,6 +70,7 @@ def say_hello(
     history: History,
     *,
     timeout: float,
+    in_vain: set[int],
     needs_mod: bool,
     like: HelloLike,
 ) -> None:
@@ -89,6 +90,8 @@ def say_hello(
         Gets the exchange's record, if there is anybody to ask.
     timeout : float
         Seconds that clients have to answer.
+    in_vain : set of int
+        Nodes that have not answered so far: they are not asked again. Changed here.
     needs_mod : bool
         Whether clients must have `fedma_mod`, which answers.
     like : HelloLike
@@ -99,14 +102,16 @@ def say_hello(
     AggregationError
         If clients must have `fedma_mod`, none is known to have it, and some say why not.
     """
-    asked = keys.unknown(nodes)
+    asked = [node for node in keys.unknown(nodes) if node not in in_vain]
     if not asked:
         return
     content = like.content(server_round)
     messages = [make_message(content, node, MessageType.TRAIN, timeout) for node in asked]
     started = time.monotonic()
     replies = list(grid.send_and_receive(messages, timeout=timeout))
-    problems = _take_keys(replies, sent_to(messages), keys, set(nodes))
+    waiting = sent_to(messages)
+    in_vain |= set(asked) - {node_of(reply, waiting) for reply in replies}
+    problems = _take_keys(replies, waiting, keys, set(nodes))
     record = _record(server_round, messages, replies)
     record.seconds_waiting = time.monotonic() - started
     history.add(record)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from logging import WARNING
+from logging import DEBUG, WARNING
 from typing import Any
 
 from flwr.app import Error, Message
@@ -19,6 +19,7 @@ from flwr.supercore import log
 from flwr.supercore.run import Run
 
 from fedma_flwr import reading
+from fedma_flwr.server.waiting import Waiting
 
 #: A grid whose class has this attribute has all replies there will be as soon as it has pushed.
 REPLIES_AT_ONCE = "replies_at_once"
@@ -38,10 +39,16 @@ class GuardedGrid(Grid):
     grid : Grid
         Flower's, or any other. If its class has a `send_and_receive` of its own, that is called;
         replies are pulled one by one if it raises.
+
+    Attributes
+    ----------
+    waiting : Waiting
+        When it stops waiting for replies before the deadline.
     """
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
+        self.waiting = Waiting()
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else a grid has."""
@@ -106,7 +113,8 @@ class GuardedGrid(Grid):
             pushed = set(self.grid.push_messages(messages))
         else:
             try:
-                return [_readable(r) for r in self.grid.send_and_receive(messages, timeout=timeout)]
+                replies = self.grid.send_and_receive(messages, timeout=timeout)
+                return self._noted(messages, [_readable(reply) for reply in replies])
             except Exception as error:
                 pushed = {m.metadata.message_id for m in messages} - {""}
                 if not pushed:
@@ -115,20 +123,56 @@ class GuardedGrid(Grid):
         sent = {m.metadata.message_id: m for m in messages if m.metadata.message_id in pushed}
         return self._pull_all(sent, deadline)
 
-    def _pull_all(self, waiting: dict[str, Message], deadline: float | None) -> list[Message]:
-        """Go on pulling until all have answered, or the deadline is over."""
+    def _noted(self, messages: list[Message], replies: list[Message]) -> list[Message]:
+        """The replies of a grid that waits for them itself."""
+        waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+        for reply in replies:
+            node = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if node is not None and not reply.has_error():
+                self.waiting.heard(reply.metadata.reply_to_message_id, node)
+        self.waiting.missed(waiting)
+        return replies
+
+    def _pull_all(self, sent: Mapping[str, Message], deadline: float | None) -> list[Message]:
+        """Go on pulling until all have answered, or nobody is waited for any more."""
         received: list[Message] = []
         failures: dict[str, int] = {}
+        nodes = {key: message.metadata.dst_node_id for key, message in sent.items()}
+        waiting, started, last = dict(nodes), time.monotonic(), 0.0
         at_once = hasattr(self.grid, REPLIES_AT_ONCE)
         while at_once or deadline is None or time.monotonic() < deadline:
             for key in list(waiting):
-                if (reply := self._pull(key, waiting, failures)) is not None:
+                if (reply := self._pull(key, sent, failures)) is not None:
                     received.append(reply)
-                    del waiting[key]
-            if at_once or not waiting:
+                    node, last = waiting.pop(key), time.monotonic() - started
+                    if not reply.has_error():
+                        self.waiting.heard(key, node)
+            self._pull_late()
+            answered = sum(not reply.has_error() for reply in received)
+            seconds = time.monotonic() - started
+            if (
+                at_once
+                or not waiting
+                or self.waiting.is_over(len(nodes), answered, waiting.values(), seconds, last)
+            ):
                 break
             time.sleep(getattr(self.grid, "pull_interval", _PULL_SECONDS))
+        self.waiting.missed(waiting)
         return received
+
+    def _pull_late(self) -> None:
+        """Look for late replies: nobody needs them, but their nodes are alive."""
+        for key, node in list(self.waiting.late.items()):
+            try:
+                replies = list(self.grid.pull_messages([key]))
+            except Exception as error:  # hostile bytes, or the connection: not worth a run
+                log(DEBUG, "A late reply of node %s cannot be read: %s", node, _words(error))
+                self.waiting.forget([key])
+                continue
+            if any(not reply.has_error() for reply in replies):
+                self.waiting.heard(key, node)
+            elif replies:
+                self.waiting.forget([key])
 
     def _pull(
         self, key: str, sent: Mapping[str, Message], failures: dict[str, int]

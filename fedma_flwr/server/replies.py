@@ -116,11 +116,14 @@ class StageReply:
         The client's widths, as far as they are known now.
     told : Told
         The user's metrics and further records, for their aggregation.
+    client_key : str
+        What the client calls itself; empty if it does not say.
     """
 
     update: ClientUpdate | None
     widths: dict[str, int]
     told: Told
+    client_key: str = ""
 
     @property
     def metrics(self) -> MetricRecord:
@@ -180,10 +183,11 @@ def _read(reply: Message, expected: Expected) -> StageReply:
     counts = read_counts(metrics, expected.spec, several_heads=expected.several_heads)
     if expected.moments is not None:
         moments = _read_moments(arrays[0], *expected.moments, expected.with_expected)
-        return StageReply(ClientUpdate({}, weight, counts.plain, moments), {}, told)
+        update = ClientUpdate({}, weight, counts.plain, moments)
+        return StageReply(update, {}, told, report.client_key)
     tensors, widths = _read_arrays(arrays[0], expected)
     update = ClientUpdate(tensors, weight, counts.plain, head_counts=counts.by_tensor)
-    return StageReply(update, widths, told)
+    return StageReply(update, widths, told, report.client_key)
 
 
 def read_told(content: RecordDict) -> Told:

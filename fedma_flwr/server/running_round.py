@@ -57,6 +57,8 @@ class RunningRound:
     receiver: str
     told: list[dict[int, Told]] = field(default_factory=list)  # by stage: what clients report
 
+    told_keys: dict[int, str] = field(default_factory=dict)  # what clients call themselves
+
     def __post_init__(self) -> None:
         self._exchange = self._stage(0)
         self._made: dict[int, MadeMessage] = {}
@@ -136,6 +138,7 @@ class RunningRound:
             )
             if received is None:
                 return False
+            self.told_keys |= {node: reply.client_key for node, reply in received.items()}
             # Metrics only: the tensors of all clients and stages would not fit into memory.
             self.told.append({node: reply.told for node, reply in received.items()})
         return True

@@ -109,7 +109,10 @@ class StagedCohort(SettingsHolder):
         if server_round <= self._done:
             return self._restored(server_round)
         running, self._running = self._running, None
-        if running is None or not running.finish(list(replies)):
+        finished = running is not None and running.finish(list(replies))
+        if running is not None:
+            self._learn_keys(running.told_keys)
+        if running is None or not finished:
             self._finish(server_round, None, self._model)
             return self._arrays, None
         self.history.conclude(server_round)

@@ -83,11 +83,11 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(("lr", "momentum", "weight-decay", "proximal-mu"), number),
     **dict.fromkeys(("retrain-lr", "retrain-weight-decay"), number),
     **dict.fromkeys(("head-epochs-factor", "head-lr-factor", "head-weight-decay"), number),
-    **dict.fromkeys(("max-growth", "server-learning-rate", "trimmed-share"), number),
+    **dict.fromkeys(("max-growth", "server-learning-rate", "trimmed-share", "quorum"), number),
     **dict.fromkeys(("gamma", "local-variance", "prior-variance"), number),
     **dict.fromkeys(("fraction-train", "fraction-evaluate", "head-fraction"), number),
     **dict.fromkeys(("max-norm-ratio", "max-weight-ratio"), limit),
-    **dict.fromkeys(("node-timeout", "stage-timeout"), limit),
+    **dict.fromkeys(("node-timeout", "stage-timeout", "hello-timeout"), limit),
     **dict.fromkeys(("augment", "self-balancing", "resume", "one-shot", "weighted-units"), flag),
     "groups-per-stage": count_or_all,
 }

@@ -47,6 +47,8 @@ LIMITS = {
     "num_rounds": ([1, 2, 10**6], [0, -1, NAN, "abc", None]),
     "seed": ([0, 1, 2**40], [-1, NAN, "abc", None]),
     "node_timeout": ([TINY, 1, INFINITE], [0, -TINY, NAN, "abc", None]),
+    "hello_timeout": ([TINY, 1, INFINITE], [0, -TINY, NAN, "abc", None]),
+    "quorum": ([TINY, 0.5, 1], [0, -TINY, ABOVE_1, NAN, "abc", None]),
     "stage_timeout": ([None, TINY, 1, INFINITE], [0, 0.0, -TINY, NAN, "abc"]),
     "proximal_mu": ([0, 0.0, TINY, 1e300], [-TINY, INFINITE, NAN, "abc", None]),
     "initialisation": (["common", "own"], ["Common", "", "abc", None, 1]),

@@ -178,7 +178,7 @@ def test_a_round_goes_on_with_the_smallest_number_and_not_below(failing, remain)
     start(strategy, intercept=fail_at((1, 1), failing))
     said = f"{remain} clients remain in the retrain stage (stage 1), min_train_nodes is 2"
     assert strategy.history.given_up == ({} if remain >= 2 else {1: said})
-    assert [r.answered for r in stages(strategy)] == ([4, remain, remain] if remain > 1 else [4, 1])
+    assert [r.answered for r in stages(strategy)] == ([4, remain, 4] if remain > 1 else [4, 1])
     assert list(stages(strategy)[1].dropped) == [str(client) for client in failing]
 
 
