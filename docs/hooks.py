@@ -47,7 +47,9 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     source = _MADE.get(uri, uri if uri.startswith("simulations/") else f"docs/{uri}")
     parts = _CODE.split(markdown)
     return "".join(
-        part if number % 2 else _LINK.sub(lambda m: _as_page(m, source, uri), part)
+        part
+        if number % 2
+        else _LINK.sub(lambda m: _as_page(m, source, uri), part).replace(" ± ", "&nbsp;±&nbsp;")
         for number, part in enumerate(parts)
     )
 

@@ -45,11 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def draw(output: Path) -> None:
     """Write the picture to `output`."""
-    figure = Figure(figsize=(9.6, 3.9), layout="constrained")
+    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     _curves(left, rows("compare_digits"))
     _own_weights(right)
-    figure.savefig(output, dpi=110)
+    figure.savefig(output, dpi=130)
 
 
 def rows(name: str) -> list[Row]:
@@ -93,10 +93,10 @@ def _own_weights(axes: Axes) -> None:
     positions = np.arange(len(OWN))
     for side, (name, skew) in enumerate(SKEWS.items()):
         found = rows(name)
-        accuracies = [_accuracies(found, setting) for setting in OWN]
-        means = [values.mean() for values in accuracies]
+        found_by = [accuracies(found, setting) for setting in OWN]
+        means = [values.mean() for values in found_by]
         places = positions + (side - 0.5) * GAP
-        deviations = [values.std(ddof=1) for values in accuracies]
+        deviations = [values.std(ddof=1) for values in found_by]
         style = {"color": COLOURS[side], "marker": "os"[side], "markersize": 8, "capsize": 4}
         axes.errorbar(places, means, deviations, linestyle="none", label=skew, **style)
         for place, mean in zip(places, means, strict=True):
@@ -108,7 +108,7 @@ def _own_weights(axes: Axes) -> None:
     _tidy(axes)
 
 
-def _accuracies(found: Iterable[Row], setting: str) -> np.ndarray:
+def accuracies(found: Iterable[Row], setting: str) -> np.ndarray:
     """(seeds,) accuracies after the first round."""
     values = [r["accuracy"] for r in found if r["setting"] == setting and r["round"] == 1]
     if not values:

@@ -37,12 +37,13 @@ class BBPMAP:
     one client solve a linear assignment problem (PFNM, section 3; FedMA, equation 2). With
     precisions ``s, s0 = 1 / local_variance, 1 / prior_variance``, a global unit's numerator
     ``g_i = mu s0 + s sum of members``, precision ``S_i = s0 + n_i s`` and popularity ``n_i``, the
-    gain of row w is
+    gain of row w in unit i is, with ``c = min(n_i, popularity_cap)``,
 
-    - in unit i: ``|s w + g_i|^2 / (s + S_i) - |g_i|^2 / S_i + log-determinants
-      + popularity_weight log(c / (J - c))``, ``c = min(n_i, popularity_cap)``;
-    - in the k-th new unit: ``|s w + mu s0|^2 / (s + s0) - |mu s0|^2 / s0 + log-determinants
-      - 2 log k + 2 log(gamma / J)``.
+        |s w + g_i|^2 / (s + S_i) - |g_i|^2 / S_i + log-dets + popularity_weight log(c / (J - c))
+
+    and in the k-th new unit
+
+        |s w + mu s0|^2 / (s + s0) - |mu s0|^2 / s0 + log-dets - 2 log k + 2 log(gamma / J)
 
     Clients are visited by decreasing width, then in ``sweeps`` random orders, until a sweep
     changes nothing. Torch does the products, on the GPU where there is one.

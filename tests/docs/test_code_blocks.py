@@ -8,6 +8,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
+from flwr.app import ArrayRecord
+
+from fedma_flwr import FedMA, load_model
+from tests.toy import CLIENTS, SPEC, Net, make_app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -68,3 +73,28 @@ def test_names_that_are_not_there_are_found():
 
 def test_pages_have_code():
     assert sum(len(blocks(page)) for page in PAGES) > 20
+
+
+def block_with(page, words):
+    """The only Python block of a page that has these words."""
+    (code,) = [code for code in blocks(ROOT / "docs" / page) if words in code]
+    return code
+
+
+def test_a_run_on_the_in_process_grid_and_its_model_saved_and_exported(tmp_path, monkeypatch):
+    """The blocks of two pages, one after the other, with the smallest app that there is."""
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "ArrayRecord": ArrayRecord,
+        "Net": Net,
+        "client_app": make_app(),
+        "load_model": load_model,
+        "strategy": FedMA(spec=SPEC, min_available_nodes=CLIENTS, max_growth=2.0),
+        "torch": torch,
+    }
+    exec(block_with("simulation.md", "InProcessGrid"), names)
+    export = block_with("checkpoints.md", "save_file").replace("(2, 1, 28, 28)", "(2, 2)")
+    exec(export, names)
+    x = torch.randn(2, 2)
+    assert torch.equal(names["program"].module()(x), names["model"](x))
+    assert names["result"].train_metrics_clientapp
