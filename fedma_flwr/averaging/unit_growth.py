@@ -75,6 +75,8 @@ def _factors(
     """What the (L,) rows of a tensor are to be multiplied by, of the clients out of bounds."""
     units, small = spec.shapes()[name][0], SMALL / math.sqrt(_row_length(spec, name, last))
     statistics = name in spec.statistics
+    if last.dim() == 1 and not statistics:  # biases begin at 0: they have no scale of their own
+        small *= math.sqrt(max_norm_ratio)
     usual = max(
         lower_median([_usual(own, units) for own in sizes.values()]),
         _usual(unit_sizes(spec, name, last), units),
