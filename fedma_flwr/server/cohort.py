@@ -163,8 +163,12 @@ class SeededCohort(OverridableStrategy):
         )
 
     def _others(self, cohort: Sequence[int], server_round: int, fraction: float) -> list[int]:
-        """Nodes beside the cohort, so many that all are a fraction of those that are there."""
-        others = [node for node in self._online if node not in set(cohort)]
+        """Nodes beside the cohort, so many that all are a fraction of those that are there.
+
+        Who did not answer the last time is none of them: a stage would wait for it.
+        """
+        out = {*cohort, *self._waiting.silent}
+        others = [node for node in self._online if node not in out]
         wanted = min(max(round(fraction * len(self._online)) - len(cohort), 0), len(others))
         generator = np.random.default_rng([self.seed, server_round, HEAD_STREAM])
         chosen = sorted(generator.choice(len(others), size=wanted, replace=False))

@@ -135,6 +135,13 @@ def test_nodes_that_never_came_are_waited_for_once(clock):
     assert cohort._POLL_SECONDS < 600
 
 
+def test_who_is_silent_is_not_asked_for_moments_outside_the_cohort(clock):
+    grid = SlowGrid(clock, lambda client, message: 1e9 if client == 3 else 10.0)
+    strategy = run(grid, fraction_train=0.5, seed=2)
+    heads = [record for record in strategy.history if record.name == "head"]
+    assert max(record.cohort for record in heads) < 4
+
+
 @pytest.mark.parametrize(
     ("quorum", "answered", "over"),
     [(1.0, 9, False), (1.0, 10, True), (0.7, 6, False), (0.7, 7, True), (0.05, 0, False)],
