@@ -66,7 +66,13 @@ def test_nodes_die_in_every_stage_and_are_back_in_the_next_round(six_nodes, undi
     first, second = run.stages(1), run.stages(2)
     assert [first[stage]["name"] for stage in first] == list(STAGES)
     lost = {stage: set(entry["dropped"]) for stage, entry in first.items()}
-    assert lost == {0: {"node-0"}, 1: {"node-1", f"node-{LEAVES}"}, 2: {"node-2"}, 3: {"node-3"}}
+    leaves = f"node-{LEAVES}"  # each is asked once more: it might be back
+    assert lost == {
+        0: {"node-0"},
+        1: {"node-0", "node-1", leaves},
+        2: {"node-1", leaves, "node-2"},
+        3: {"node-2", "node-3"},
+    }
     reasons = [reason for entry in first.values() for reason in entry["dropped"].values()]
     assert all(reason.startswith(("error 5", "error 3")) for reason in reasons), reasons
     assert [second[stage]["answered"] for stage in second] == [NODES] * len(STAGES)

@@ -17,9 +17,9 @@ from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.robust import SMALL, lower_median, row_sizes
 from fedma_flwr.structure import PermutationSpec
 
-#: Times the median client's, for all units of a tensor together: where all are somewhat larger, a
-#: mean would grow with every round, and the usual size with it.
-_TOGETHER = 1.5
+#: Times the median client's: half of all honest clients are above it. Larger, and a mean would grow
+#: with every round, and the usual size with it.
+_ABOVE_MEDIAN = 1.5
 _TINY = 1e-300
 _JUST_BELOW = 1 - 1e-6  # of a bound, so that rounding does not lead beyond it
 
@@ -33,7 +33,7 @@ def bound_units(
     """Updates whose units are not far larger than the median over all units and clients.
 
     A client's unit may have the square root of `max_norm_ratio` times the usual size (running
-    statistics, which differ more: `max_norm_ratio` times), or the size that the median client's
+    statistics, which differ more: `max_norm_ratio` times), or 1.5 times what the median client's
     unit of its rank has, if that is larger: the largest of a client's units is compared with the
     others' largest. What is larger is made as large as that; nobody is refused. As many units as
     the initial model has say what is usual, the smallest ones: growth adds none that do. All units
@@ -83,8 +83,8 @@ def _factors(
         small,
     )
     least = usual * (max_norm_ratio if statistics else math.sqrt(max_norm_ratio))
-    ranks = _median_client(list(sizes.values()))
-    together = max(lower_median([_mean_size(own) for own in sizes.values()]), small) * _TOGETHER
+    ranks = _median_client(list(sizes.values())) * _ABOVE_MEDIAN
+    together = max(lower_median([_mean_size(own) for own in sizes.values()]), small) * _ABOVE_MEDIAN
     found = {}
     for node, own in sizes.items():
         if not own.numel():
