@@ -17,9 +17,10 @@ from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.robust import SMALL, lower_median, row_sizes
 from fedma_flwr.structure import PermutationSpec
 
-#: Times the median client's: half of all honest clients are above it. Larger, and a mean would grow
-#: with every round, and the usual size with it.
-_ABOVE_MEDIAN = 1.5
+#: Times the median client's size, and so many times the clients' median distance from it beyond it:
+#: what more is, is not among the honest. Larger, and a mean would grow with every round, and the
+#: usual size with it.
+_TIMES, _DEVIATIONS = 1.5, 5.0
 _TINY = 1e-300
 _JUST_BELOW = 1 - 1e-6  # of a bound, so that rounding does not lead beyond it
 
@@ -83,8 +84,8 @@ def _factors(
         small,
     )
     least = usual * (max_norm_ratio if statistics else math.sqrt(max_norm_ratio))
-    ranks = _median_client(list(sizes.values())) * _ABOVE_MEDIAN
-    together = max(lower_median([_mean_size(own) for own in sizes.values()]), small) * _ABOVE_MEDIAN
+    ranks = _usual_client(list(sizes.values()))
+    together = _most(torch.tensor([_mean_size(own) for own in sizes.values()]).clamp_min(small))
     found = {}
     for node, own in sizes.items():
         if not own.numel():
@@ -131,8 +132,8 @@ def _row_length(spec: PermutationSpec, name: str, tensor: Tensor) -> int:
     return max(tensor.numel() // max(tensor.shape[0], 1), 1)
 
 
-def _median_client(sizes: Sequence[Tensor]) -> Tensor:
-    """The median over clients of their largest unit, of their second largest, and so on.
+def _usual_client(sizes: Sequence[Tensor]) -> Tensor:
+    """What a client's largest unit may have, its second largest, and so on.
 
     Clients of several widths are compared by the share of their units that are larger.
     """
@@ -140,8 +141,17 @@ def _median_client(sizes: Sequence[Tensor]) -> Tensor:
     sorted_ = [own.sort(descending=True).values for own in sizes if len(own)]
     if not sorted_:
         return torch.zeros(0, dtype=torch.float64)
-    table = torch.stack([own[torch.arange(most) * len(own) // most] for own in sorted_])
-    return table.sort(dim=0).values[(len(table) - 1) // 2]
+    return _most(torch.stack([own[torch.arange(most) * len(own) // most] for own in sorted_]))
+
+
+def _most(sizes: Tensor) -> Tensor:
+    """The largest of the clients' sizes, (J,) or (J, ranks), that is not out of all proportion.
+
+    Of two clients nobody can tell which is: then the larger one is as large as it is.
+    """
+    median = sizes.sort(dim=0).values[(len(sizes) - 1) // 2]
+    distance = (sizes - median).abs().sort(dim=0).values[len(sizes) // 2]
+    return torch.maximum(_TIMES * median, median + _DEVIATIONS * distance)
 
 
 def _allowed(own: Tensor, ranks: Tensor, least: float) -> Tensor:

@@ -91,6 +91,7 @@ class SeededCohort(OverridableStrategy):
         self._keys = ClientKeys(registered=registered_nodes)
         self._online: list[int] = []  # nodes at the last sampling, in the order of the client keys
         self._timeout = stage_timeout or _TIMEOUT
+        self._waiting = Waiting(quorum)
         self._evaluated: list[Message] = []
         self._last_round: int | None = None  # None: no run has begun
 

@@ -82,10 +82,10 @@ def test_variances_statistics_numbers_and_nothing():
         tensors = {"n.running_var": torch.tensor([0.25, value]), "n.count": torch.tensor(5)}
         return ClientUpdate(tensors, 1.0)
 
-    updates = dict(enumerate(map(variance, (0.25, 0.25, 24.9, 26.0))))
+    updates = dict(enumerate(map(variance, (0.25, 0.25, 0.25, 0.25, 24.9, 26.0))))
     found = bound_units(NORMED, updates, model, 10.0)
     assert [float(u.tensors["n.running_var"][1]) for u in found.values()] == pytest.approx(
-        [0.25, 0.25, 24.9, 25.0], rel=1e-5
+        [0.25, 0.25, 0.25, 0.25, 24.9, 25.0], rel=1e-5
     )
     spec = PermutationSpec({"h": 2}, {"w": "h, 1", "scale": "", "none": "0, 2"})
     model = {"scale": torch.tensor(2.0), "none": torch.zeros(0, 2)}
@@ -108,6 +108,14 @@ def test_all_units_together_are_bounded_more_closely():
     """Twice the usual size each: within what a single unit may have, and too much for all."""
     *_, cut = bounded(weight(), weight(), weight(usual=0.4))
     assert sizes(cut) == pytest.approx([0.3] * 12, rel=1e-5)
+
+
+@pytest.mark.parametrize("clients", [2, 3, 4, 10])
+def test_clients_that_differ_evenly_stay_as_they_are(clients):
+    """Client c has units of c + 1: nobody is out of all proportion."""
+    updates = [weight(usual=0.2 * (client + 1)) for client in range(clients)]
+    kept = bounded(*updates)
+    assert all(now is before for now, before in zip(kept, updates, strict=True))
 
 
 def largest(result):

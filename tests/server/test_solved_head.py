@@ -162,7 +162,7 @@ def test_bytes_of_the_head_stage_are_those_of_the_moments():
     local, head = stages(run(rounds=1))
 
     numbers = 8 * 9 // 2 + 2 * 2 * 9
-    assert 4 * numbers * CLIENTS < head.bytes_up < (4 * numbers + 700) * CLIENTS
+    assert 4 * numbers * CLIENTS < head.bytes_up < (4 * numbers + 720) * CLIENTS
     assert head.bytes_up < local.bytes_up
 
 
@@ -276,7 +276,7 @@ def test_batch_norm_costs_one_exchange_more():
     ("options", "words"),
     [
         ({"head": "averaged"}, r"head was 'averaged'; it must be 'auto', 'solved' or 'trained'"),
-        ({"head_start": "own"}, r"head_start was 'own'; it must be 'averaged' or 'solved'"),
+        ({"head_start": "own"}, r"head_start was 'own'; it must be 'auto', 'averaged' or 'solved'"),
         ({"head_fraction": 1.5}, r"head_fraction was 1.5; it must lie between 0 and 1"),
         ({"one_shot": True, "groups_per_stage": 1}, r"one_shot=True.*head='solved'"),
     ],
