@@ -161,7 +161,7 @@ def make_spec(
 
 def _check_real(model: nn.Module | None) -> None:
     """Refuse complex tensors: units are matched, and checked, as real numbers."""
-    state = model.state_dict() if model is not None else {}
+    state = model.state_dict() if isinstance(model, nn.Module) else {}
     if names := [name for name, value in state.items() if getattr(value, "is_complex", bool)()]:
         raise SpecError(
             f"model has complex tensors: {', '.join(names[:3])}{', ...' * (len(names) > 3)}. FedMA "
