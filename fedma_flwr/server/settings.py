@@ -22,6 +22,7 @@ from fedma_flwr.server.personal_tensors import Participation
 from fedma_flwr.server.round_cost import cost_in_words
 from fedma_flwr.structure import (
     PermutationSpec,
+    SpecError,
     StagePlan,
     derive_spec,
     has_several_heads,
@@ -150,6 +151,7 @@ def make_spec(
 ) -> PermutationSpec:
     """Derive the spec, or prove the one that was given; a spec alone is taken at its word."""
     check_model(model, example_inputs, spec)
+    _check_real(model)
     if model is not None and example_inputs is not None:
         if spec is None:
             spec = derive_spec(model, example_inputs)
@@ -157,6 +159,17 @@ def make_spec(
         else:
             spec = prove_spec(spec, model, example_inputs).spec
     return check_spec(spec)
+
+
+def _check_real(model: nn.Module | None) -> None:
+    """Refuse complex tensors: units are matched, and checked, as real numbers."""
+    state = model.state_dict() if isinstance(model, nn.Module) else {}
+    if names := [name for name, value in state.items() if getattr(value, "is_complex", bool)()]:
+        raise SpecError(
+            f"model has complex tensors: {', '.join(names[:3])}{', ...' * (len(names) > 3)}. FedMA "
+            "wants real ones: keep real and imaginary parts as two parameters, and put them "
+            "together in forward by torch.complex."
+        )
 
 
 def _tell_not_reached(names: Sequence[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+
 from torch import nn
 
 from fedma_flwr.structure.axes import SpecError, UnsupportedModelError
@@ -10,6 +13,10 @@ from fedma_flwr.structure.model_copies import Inputs
 from fedma_flwr.structure.proving.prove import prove_spec
 from fedma_flwr.structure.refusals import unsupported
 from fedma_flwr.structure.spec import PermutationSpec
+
+_LOG = logging.getLogger("flwr")  # where users of Flower look
+# Share of entries below which there is a warning, and how many reasons it gives.
+_LITTLE, _TOLD = 0.5, 3
 
 
 def derive_spec(model: nn.Module, example_inputs: Inputs) -> PermutationSpec:
@@ -38,10 +45,33 @@ def derive_spec(model: nn.Module, example_inputs: Inputs) -> PermutationSpec:
     """
     try:
         spec = propose_spec(model, example_inputs)
-        return prove_spec(spec, model, example_inputs, drop_unused=True).spec
+        spec = prove_spec(spec, model, example_inputs, drop_unused=True).spec
     except UnsupportedModelError:
         raise
     except SpecError as error:
         raise unsupported(f"The derived spec could not be proven: {error}") from error
     except Exception as error:  # callers know nothing of graphs
         raise unsupported(f"Derivation failed ({type(error).__name__}: {error}).") from error
+    _tell(type(model).__name__, spec)
+    return spec
+
+
+def _tell(model: str, spec: PermutationSpec) -> None:
+    """Log how much of a model is matched, and, where it is little, what stands against it."""
+    share = spec.matched_share()
+    fixed = sum(not group.growable for group in spec.groups.values())
+    _LOG.info(
+        "%s: %d groups of units, %d of them at fixed width; %.0f %% of its entries are matched. "
+        "print(spec) says more.",
+        *(model, len(spec.groups), fixed, 100 * share),
+    )
+    if share >= _LITTLE:
+        return
+    reasons = Counter(spec.pinned.values()).most_common(_TOLD)
+    told = "; ".join(f"{why} ({count} axes)" for why, count in reasons)
+    _LOG.warning(
+        "%s of %s can be matched%s. The rest is averaged position by position, as in FedAvg.",
+        "Only a part of the units" if spec.groups else "No units",
+        model,
+        f": {told}" if told else "",
+    )

@@ -40,10 +40,41 @@ def private_copy(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     _check_state(model)
     try:
         with quiet():
-            twin = copy.deepcopy(model)
-            return twin if any(p.is_meta for p in twin.parameters()) else twin.cpu()
+            twin = _copy(model)
+            twin = twin if any(p.is_meta for p in twin.parameters()) else twin.cpu()
+            # A change of mode drops what the code has cached in it.
+            return twin.train(not model.training).train(model.training)
     except Exception as error:
         raise unsupported(f"The model cannot be copied: {first_line(error)}") from error
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy, also of modules that keep results of a pass: they are copied as values."""
+    attributes = (value for module in model.modules() for value in module.__dict__.values())
+    kept = torch.utils._pytree.tree_leaves(list(attributes))
+    fresh: dict[int, Any] = {
+        id(value): value.detach().clone()
+        for value in kept
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, fresh)
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model's state dict, without its extra state."""
+    state = model.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Fused attention layers of torch check widths that others do not need."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def with_lazy_layers_built(model: nn.Module, example_inputs: Inputs) -> nn.Module:
@@ -94,7 +125,9 @@ def _check_state(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{name!r} has no shape yet: run the model once, so that lazy layers are built."
             )
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        if not isinstance(tensor, Tensor):
+            continue  # extra state, which is the code's own
+        if tensor.layout != torch.strided:
             raise unsupported(f"The state dict entry {name!r} is no dense tensor.")
         if tensor.numel() and not tensor.is_meta:
             spans.setdefault(id(tensor), (*_span(tensor), name))

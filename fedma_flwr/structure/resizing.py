@@ -72,7 +72,7 @@ def resize(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _check_names(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    own = model.state_dict()
+    own = {n: v for n, v in model.state_dict().items() if isinstance(v, Tensor)}
     if missing := [name for name in own if name not in state_dict]:
         raise SpecError(
             f"The state dict lacks tensors of {type(model).__name__}: {missing}. If the model is "
@@ -81,6 +81,8 @@ def _check_names(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     if extra := [name for name in state_dict if name not in own]:
         raise SpecError(f"The state dict has tensors that {type(model).__name__} lacks: {extra}.")
     for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            continue
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             continue
         if tensor.dim() != state_dict[name].dim():

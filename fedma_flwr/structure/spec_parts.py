@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -52,6 +53,15 @@ class SpecParts:
     def tensor_groups(self, tensor: str) -> frozenset[str]:
         """Groups on any axis of a tensor."""
         return frozenset().union(*(axis.groups for axis in self.axes[tensor]))
+
+    def matched_share(self) -> float:
+        """Share of all entries of the state dict, from 0 to 1, whose tensors have a group."""
+        sizes = self.sizes
+        entries = {
+            name: math.prod(axis.size(sizes) for axis in axes) for name, axes in self.axes.items()
+        }
+        matched = sum(count for name, count in entries.items() if self.tensor_groups(name))
+        return matched / max(sum(entries.values()), 1)
 
     def describe(self, tensor: str) -> str:
         """The axis expressions of one tensor, separated by commas."""

@@ -68,6 +68,7 @@ def table(spec: SpecParts) -> str:
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
         for row in rows
     ]
+    lines += ["", f"{spec.matched_share():.0%} of the model's entries are in tensors with groups."]
     kept = {name: group.reason for name, group in spec.groups.items() if not group.growable}
     if kept:
         lines += ["", "matched at fixed width:"]

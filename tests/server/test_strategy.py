@@ -347,12 +347,12 @@ def test_the_spec_is_derived_from_the_model_or_proven():
 
 
 def test_a_model_without_a_spec_is_refused():
-    class Sorted(Net):
+    class Broken(Net):
         def forward(self, x):
-            return torch.linalg.svd(super().forward(x))[0]
+            return super().forward(x.T)
 
     with pytest.raises(UnsupportedModelError):
-        LayerwiseFedMA(model=Sorted(), example_inputs=(torch.zeros(2, 2),))
+        LayerwiseFedMA(model=Broken(), example_inputs=(torch.zeros(3, 2),))
 
 
 def test_gamma_must_be_positive():

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from fedma_flwr.structure import SpecError, derive_spec, resize
-from fedma_flwr.structure.proving.growability import restored
+from fedma_flwr.structure.restoring import restored
 from tests.structure.networks import LSTM, tokens
 
 # small, large, input for the large one

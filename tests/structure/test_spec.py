@@ -152,6 +152,8 @@ def test_the_table_by_hand():
         "h       3      yes    b -> n",
         "(head)                n",
         "",
+        "100% of the model's entries are in tensors with groups.",
+        "",
         "matched at fixed width:",
         "g  so",
         "",

@@ -6,31 +6,66 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
 
+from fedma_flwr.structure.deriving.captured import Captured
+from fedma_flwr.structure.deriving.capturing_runs import capture_run
 from fedma_flwr.structure.model_copies import call, quiet
 from fedma_flwr.structure.refusals import first_line, unsupported
+from fedma_flwr.structure.restoring import restored
+
+_REASONS = {
+    InputKind.BUFFER: "meets a buffer that the state dict lacks",
+    InputKind.CONSTANT_TENSOR: "meets a constant of the code",
+}
 
 
-def capture(
-    model: nn.Module, inputs: tuple[Any, ...] | dict[str, Any]
-) -> torch.export.ExportedProgram:
-    """Export a model in its present mode (training or not), without decomposition.
+def capture(model: nn.Module, inputs: tuple[Any, ...] | dict[str, Any]) -> Captured:
+    """Capture a model in its present mode (training or not), without decomposition.
 
     Raises
     ------
     UnsupportedModelError
-        With the first line of what ``torch.export`` says.
+        If neither ``torch.export`` nor a run on the inputs can be captured; with the first line
+        of what the former says.
     """
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, None)
     try:
-        with quiet():
-            return torch.export.export(model, args, kwargs, strict=False)
+        with quiet(), restored(model):
+            program = torch.export.export(model, args, kwargs, strict=False)
+        if _has_fixed_shapes(program.graph_module):
+            return _exported(program, model)
+        return capture_run(model, inputs)
     except Exception as error:
+        with suppress(Exception):
+            return capture_run(model, inputs)
         raise unsupported(
             f"torch.export could not capture {type(model).__name__} for these example inputs "
-            f"({type(error).__name__}: {first_line(error)})."
+            f"({type(error).__name__}: {first_line(error)}), and it could not be run on them."
         ) from error
+
+
+def _has_fixed_shapes(module: fx.GraphModule) -> bool:
+    """Whether no shape in a graph depends on values."""
+    values = [node.meta.get("val") for node in module.graph.nodes]
+    tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+    return all(isinstance(length, int) for tensor in tensors for length in tensor.shape)
+
+
+def _exported(program: torch.export.ExportedProgram, model: nn.Module) -> Captured:
+    known = set(model.state_dict())
+    states, reasons = {}, {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target in known:
+            states[spec.arg.name] = str(spec.target)
+        else:
+            reasons[spec.arg.name] = _REASONS.get(spec.kind, "")
+    written = [
+        spec.target if spec.kind == OutputKind.BUFFER_MUTATION and spec.target in known else None
+        for spec in program.graph_signature.output_specs
+    ]
+    return Captured(program.graph_module, states, reasons, written)
 
 
 def statistics_of(model: nn.Module, inputs: tuple[Any, ...] | dict[str, Any]) -> set[str]:
@@ -58,22 +93,3 @@ def statistics_of(model: nn.Module, inputs: tuple[Any, ...] | dict[str, Any]) ->
         if not buffer.is_meta and not torch.equal(buffer, before[name])
     )
     return found.union(changed)
-
-
-def location(node: fx.Node) -> str:
-    """The module that makes a call, as in ``layer1.0.conv1 (Conv2d)``."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path, kind = list(stack.values())[-1] if stack else ("", "model")
-    name = kind if isinstance(kind, str) else kind.__name__
-    return f"{path or 'the model'} ({name.rpartition('.')[2]})"
-
-
-def source_line(node: fx.Node) -> str:
-    """Where in the code a call stands, as in ``net.py:12``, and the line."""
-    lines = (node.meta.get("stack_trace") or "").strip().splitlines()
-    frames = [index for index, line in enumerate(lines) if line.strip().startswith("File ")]
-    if not frames:
-        return "an unknown line"
-    own = [index for index in frames if "/torch/" not in lines[index]] or frames
-    place = lines[own[-1]].strip().split(", in ")[0].removeprefix("File ").replace(", line ", ":")
-    return " ".join([place.replace('"', ""), *(line.strip() for line in lines[own[-1] + 1 :][:1])])

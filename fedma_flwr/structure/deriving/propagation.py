@@ -5,64 +5,61 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
-import torch
 from torch import Tensor, fx
-from torch.export.graph_signature import InputKind, OutputKind
 
 from fedma_flwr.structure.deriving.atoms import (
     Axes,
     SizeMismatchError,
     fixed,
+    leaves,
     pin,
     size,
     unify,
 )
-from fedma_flwr.structure.deriving.capturing import location, source_line
+from fedma_flwr.structure.deriving.captured import Captured, location, source_line
 from fedma_flwr.structure.deriving.rules import RULES, Call, Stack
-from fedma_flwr.structure.deriving.trace import Trace
-from fedma_flwr.structure.refusals import unsupported
+from fedma_flwr.structure.deriving.trace import OF_AN_INPUT, Trace
 
 # Operators of Python and of the tracer that neither make nor change tensors.
-_NO_TENSORS = ("_assert", "sym_")
+_NO_TENSORS = ("_assert", "sym_", "profiler.")
 # Higher-order operators that run a graph of their own under another setting.
 _WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+
+# What a rule raises where an operator is used in a way that it does not know.
+_NOT_COVERED = (SizeMismatchError, ValueError, TypeError, LookupError, AttributeError)
 
 
 @dataclass
 class Propagation:
     """The propagation through one captured program; what it learns goes into the trace."""
 
-    program: torch.export.ExportedProgram
+    captured: Captured
     trace: Trace
     values: dict[fx.Node, Any] = field(default_factory=dict)
 
     def run(self) -> None:
         """Propagate from inputs to outputs; inputs and outputs are pinned."""
-        specs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
-        module = self.program.graph_module
+        module, written = self.captured.module, self.captured.written
+        self.trace.placeholders.clear()  # names of another graph
         for node in module.graph.nodes:
             if node.op == "placeholder":
-                self.values[node] = self._input(node, specs[node.name])
-        outputs = self._run_nodes(module)
-        for spec, value in zip(self.program.graph_signature.output_specs, outputs, strict=True):
-            if spec.kind == OutputKind.BUFFER_MUTATION and spec.target in self.trace.names:
-                self._unify(value, self.trace.axes_of(spec.target))
+                self.values[node] = self._input(node, node.meta.get("val"))
+        for value, target in zip_longest(self._run_nodes(module), written):
+            if target is not None:
+                self._unify(value, self.trace.axes_of(target))
             else:
                 self._output(value)
 
-    def _input(self, node: fx.Node, spec: Any) -> Any:
-        value = node.meta.get("val")
+    def _input(self, node: fx.Node, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target in self.trace.names:
-            self.trace.placeholders[node.name] = spec.target
-            return self.trace.axes_of(spec.target)
-        reason = {
-            InputKind.BUFFER: "meets a buffer that the state dict lacks",
-            InputKind.CONSTANT_TENSOR: "meets a constant of the code",
-        }.get(spec.kind, "")
+        if name := self.captured.states.get(node.name):
+            self.trace.placeholders[node.name] = name
+            return self.trace.axes_of(name)
+        reason = self.captured.reasons.get(node.name) or OF_AN_INPUT
         return tuple(fixed(length, reason) for length in value.shape)
 
     def _run_nodes(self, module: fx.GraphModule) -> list[Any]:
@@ -80,11 +77,9 @@ class Propagation:
 
     def _attribute(self, module: fx.GraphModule, node: fx.Node) -> Any:
         value = operator.attrgetter(str(node.target))(module)
-        return (
-            tuple(fixed(n, "meets a constant of the code") for n in value.shape)
-            if isinstance(value, Tensor)
-            else value
-        )
+        if node.name in self.captured.states or not isinstance(value, Tensor):
+            return self._input(node, value)
+        return tuple(fixed(n, "meets a constant of the code") for n in value.shape)
 
     def _lookup(self, argument: Any) -> Any:
         if isinstance(argument, fx.Node):
@@ -101,25 +96,33 @@ class Propagation:
         name = str(node.target)
         if name in _WRAPPERS:
             return self._wrapped(node)
-        schema = getattr(node.target, "_schema", None)
         bare = name.removeprefix("aten.")
         if bare.startswith(_NO_TENSORS):
             return None
         rule = RULES.get(bare) or RULES.get(bare.rpartition(".")[0])
+        schema = getattr(node.target, "_schema", None)
         if rule is None or schema is None:
-            raise unsupported(
-                f"There is no rule for the operator {name}, called by {location(node)} at "
-                f"{source_line(node)}."
-            )
+            return self._kept_in_order(node, "has no rule")
         try:
             result = rule(self._arguments(node, schema))
             self._check(node, result)
-        except (SizeMismatchError, ValueError, TypeError, KeyError, IndexError) as error:
-            raise unsupported(
-                f"The rule for the operator {name}, called by {location(node)} at "
-                f"{source_line(node)}, does not cover this use ({error})."
-            ) from error
+            _explain(node, result)
+        except _NOT_COVERED:
+            return self._kept_in_order(node, "is used in a way that its rule does not cover")
         return result
+
+    def _kept_in_order(self, node: fx.Node, why: str) -> Any:
+        """Pin all that an operator reads: right for whatever it makes of it."""
+        reason = f"{location(node)}, {node.target}: the operator {why} ({source_line(node)})"
+        for argument in node.all_input_nodes:
+            for value in _flat(self._lookup(argument)):
+                axes = value.merged() if isinstance(value, Stack) else value
+                for axis in axes if isinstance(axes, tuple) else ():
+                    pin(axis, reason)
+        value = node.meta.get("val")
+        if isinstance(value, (list, tuple)):
+            return [_in_order(entry) for entry in value]
+        return _in_order(value)
 
     def _arguments(self, node: fx.Node, schema: Any) -> Call:
         given = dict(zip((a.name for a in schema.arguments), node.args, strict=False))
@@ -174,6 +177,20 @@ class Propagation:
     def _unify(self, value: Axes, axes: Axes) -> None:
         for one, other in zip(value, axes, strict=True):
             unify(one, other)
+
+
+def _explain(node: fx.Node, result: Any) -> None:
+    """Say of positions that are made of nothing, and have an order, what made them."""
+    for axes in _flat(result) if not node.all_input_nodes else ():
+        for axis in axes if isinstance(axes, tuple) else ():
+            for atom in leaves(axis):
+                if atom.pinned and not atom.reason:
+                    name = str(node.target).removeprefix("aten.").partition(".")[0]
+                    atom.reason = f"meets positions made by {location(node)}, {name}"
+
+
+def _in_order(value: Any) -> Any:
+    return tuple(fixed(length) for length in value.shape) if isinstance(value, Tensor) else None
 
 
 def _holds_nodes(value: Any) -> bool:

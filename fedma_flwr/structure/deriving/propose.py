@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from fedma_flwr.structure.axes import UnsupportedModelError
 from fedma_flwr.structure.deriving.atoms import Axes, fixed, free, pin
 from fedma_flwr.structure.deriving.capturing import capture, statistics_of
+from fedma_flwr.structure.deriving.capturing_runs import capture_run, looks_at_values
 from fedma_flwr.structure.deriving.propagation import Propagation
 from fedma_flwr.structure.deriving.spec_building import build_spec
 from fedma_flwr.structure.deriving.trace import Trace
-from fedma_flwr.structure.model_copies import Inputs, cpu_inputs, private_copy
+from fedma_flwr.structure.model_copies import Inputs, cpu_inputs, private_copy, tensors_of
 from fedma_flwr.structure.not_reached import FROZEN, NOT_REACHED
 from fedma_flwr.structure.spec import PermutationSpec
+
+# Inputs of these sizes, and weights in another order, are tried where the code looks at values.
+_SCALES = (1.0, 1.0, 0.0, 0.01, 3.0, 3.0, 10.0, 100.0)
 
 
 def propose_spec(model: nn.Module, example_inputs: Inputs) -> PermutationSpec:
@@ -24,26 +33,61 @@ def propose_spec(model: nn.Module, example_inputs: Inputs) -> PermutationSpec:
     """
     twin = private_copy(model, example_inputs)
     inputs = cpu_inputs(example_inputs)
-    state = twin.state_dict(keep_vars=True)
+    state = tensors_of(twin)
+    parameters = {name for name, _ in twin.named_parameters(remove_duplicate=False)}
     names = {name: next(other for other in state if state[other] is state[name]) for name in state}
     trace = Trace(
         state={name: _new_axes(state[name]) for name in names.values()},
         names=names,
-        buffers=frozenset(n for n, t in state.items() if not isinstance(t, nn.Parameter)),
+        buffers=frozenset(state.keys() - parameters),
     )
-    Propagation(capture(twin.eval(), inputs), trace).run()
-    try:
-        training = capture(twin.train(), inputs)
-    except UnsupportedModelError:
-        training = None  # a batch of one in a batch norm, for example
-    if training is not None:
-        Propagation(training, trace).run()
-    _pin_constants(trace, statistics_of(twin, inputs), twin.state_dict())
+    _follow(twin.eval(), inputs, trace)
+    with suppress(UnsupportedModelError):  # a batch of one in a batch norm, for example
+        _follow(twin.train(), inputs, trace)
+    _pin_constants(trace, statistics_of(twin, inputs), tensors_of(twin))
     for name, parameter in twin.named_parameters():
         if not trace.is_used(name):  # it is unknown how they follow their units
             for axis in trace.axes_of(name):
                 pin(axis, NOT_REACHED if parameter.requires_grad else FROZEN)
     return build_spec(trace)
+
+
+def _follow(model: nn.Module, inputs: Any, trace: Trace) -> None:
+    """Propagate through what a model does in its mode; also for other values if it looks at any."""
+    captured = capture(model, inputs)
+    Propagation(captured, trace).run()
+    if not looks_at_values(captured):
+        return
+    generator = torch.Generator().manual_seed(0)
+    with _weights_kept(model) as weights:
+        for scale in _SCALES:
+            for weight in weights:
+                weight.copy_(weight.flatten()[_order(weight, generator)].view_as(weight))
+            with suppress(Exception):  # a way that these values cannot take
+                other = capture_run(model, tree_map(partial(_scaled, scale, generator), inputs))
+                Propagation(other, trace).run()
+
+
+def _order(weight: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randperm(weight.numel(), generator=generator)
+
+
+@contextmanager
+def _weights_kept(model: nn.Module) -> Iterator[list[Tensor]]:
+    """A model's parameters as tensors to write to; they have their values again afterwards."""
+    weights = [parameter.detach() for parameter in model.parameters()]
+    before = [weight.clone() for weight in weights]
+    try:
+        yield weights
+    finally:
+        for weight, values in zip(weights, before, strict=True):
+            weight.copy_(values)
+
+
+def _scaled(scale: float, generator: torch.Generator, value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return scale * torch.randn(value.shape, generator=generator, dtype=value.dtype)
 
 
 def _new_axes(tensor: Tensor) -> Axes:

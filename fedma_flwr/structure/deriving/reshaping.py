@@ -96,7 +96,7 @@ def _peel_term(axis: Axis, length: int) -> tuple[Axis, Axis]:
             return _peel(axis, length)
         else:
             break
-    reason = f"a reshape to {length} does not divide its units"
+    reason = "a reshape does not divide its units"
     pin(axis, reason)
     return fixed(size(axis) // length, reason), fixed(length, reason)
 

@@ -12,7 +12,7 @@ from fedma_flwr.structure.deriving.group_names import (
     name_groups,
     named_axis,
 )
-from fedma_flwr.structure.deriving.trace import Trace
+from fedma_flwr.structure.deriving.trace import OF_AN_INPUT, Trace
 from fedma_flwr.structure.spec import PermutationSpec
 from fedma_flwr.structure.state_dict_names import named_variances
 from fedma_flwr.structure.unit_groups import UnitGroup
@@ -137,7 +137,7 @@ def _reasons(trace: Trace) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for name, axes in trace.state.items():
         for dim, axis in enumerate(axes):
-            found = {atom.reason for atom in leaves(axis) if atom.pinned and atom.reason}
+            found = {atom.reason for atom in leaves(axis) if atom.pinned} - {"", OF_AN_INPUT}
             if found and size(axis) > 1:
                 reasons[f"{name}[{dim}]"] = "; ".join(sorted(found))
     return reasons

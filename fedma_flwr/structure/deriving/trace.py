@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from fedma_flwr.structure.deriving.atoms import Axes, Axis
 
+#: Why positions of the model's inputs are pinned; plain from the model, it is not told.
+OF_AN_INPUT = "it is an input of the model"
+
 
 @dataclass
 class Trace:

@@ -11,10 +11,12 @@ from torch.overrides import TorchFunctionMode
 
 _FEWER_BITS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
+_FEWER_COMPLEX = frozenset({torch.complex64, torch.complex32})
+_COMPLEX_CASTS = frozenset({getattr(Tensor, name) for name in ("cfloat", "chalf")})
 
 
 class InDouble(TorchFunctionMode):
-    """Within this context, casts to fewer bits and functions that take no tensors give float64.
+    """Within this context, casts to fewer bits, and functions of integers, give float64.
 
     A norm that is computed in float32 has rounding errors far above what a proof tolerates.
     """
@@ -28,13 +30,28 @@ class InDouble(TorchFunctionMode):
     ) -> Any:
         if func in _CASTS:
             return args[0].double()
+        if func in _COMPLEX_CASTS:
+            return args[0].to(torch.complex128)
         options = {name: _widened(value) for name, value in (kwargs or {}).items()}
         result = func(*map(_widened, args), **options)
-        makes = not any(isinstance(value, Tensor) for value in (*args, *options.values()))
-        if makes and isinstance(result, Tensor) and result.dtype in _FEWER_BITS:
-            return result.double()
+        if isinstance(result, Tensor) and result.dtype in _FEWER_BITS:
+            return result if _reads_fewer_bits((*args, *options.values())) else result.double()
         return result
 
 
+def _reads_fewer_bits(values: Sequence[Any]) -> bool:
+    """Whether a function had its few bits from a tensor, not from integers or the default."""
+    return any(
+        value.dtype in _FEWER_BITS
+        if isinstance(value, Tensor)
+        else isinstance(value, (list, tuple)) and _reads_fewer_bits(value)
+        for value in values
+    )
+
+
 def _widened(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value in _FEWER_BITS else value
+    if not isinstance(value, torch.dtype):
+        return value
+    if value in _FEWER_COMPLEX:
+        return torch.complex128
+    return torch.float64 if value in _FEWER_BITS else value

@@ -62,15 +62,14 @@ def _runs(model: ModelInProof) -> bool:
 
 def _draw(model: ModelInProof, name: str, attempt: int, generator: torch.Generator) -> Tensor:
     own: Tensor = model.original[name].to(model.tensors[name])
-    if not own.is_floating_point() or not _is_drawn(model, name):
+    if not (own.is_floating_point() or own.is_complex()) or not _is_drawn(model, name):
         return own
 
     def noise() -> Tensor:
         return torch.randn(own.shape, generator=generator, dtype=own.dtype)
 
-    if attempt == 1:
-        step: Tensor = noise() * 0.1 * (float(own.std()) if own.numel() > 1 else 0.1)
-        return own + step
+    if own.is_complex() or attempt == 1:
+        return own + _step(own, noise())
     if name in model.spec.variances:
         return noise().abs().clamp(0.5, 1.5)
     if own.numel() == max(own.shape, default=1):
@@ -80,6 +79,12 @@ def _draw(model: ModelInProof, name: str, attempt: int, generator: torch.Generat
         return own * (scale / spread)  # random already, and large ones take long to draw
     drawn = noise() * scale
     return drawn.abs() if attempt == 2 else drawn
+
+
+def _step(own: Tensor, noise: Tensor) -> Tensor:
+    """A small step from a tensor's own values."""
+    step: Tensor = noise * 0.1 * (float(own.std()) if own.numel() > 1 else 0.1)
+    return step
 
 
 def _draw_vector(own: Tensor, noise: Tensor) -> Tensor:

@@ -9,13 +9,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.model_copies import Inputs, call, cpu_inputs, private_copy, quiet
+from fedma_flwr.structure.model_copies import (
+    Inputs,
+    call,
+    cpu_inputs,
+    plain_attention,
+    private_copy,
+    quiet,
+    tensors_of,
+)
+from fedma_flwr.structure.output_tensors import tensors_in
 from fedma_flwr.structure.proving.double_precision import InDouble
 from fedma_flwr.structure.proving.training_mode_runs import training_mode
+from fedma_flwr.structure.proving.without_chance import WithoutChance
 from fedma_flwr.structure.refusals import first_line
+from fedma_flwr.structure.restoring import restored
 from fedma_flwr.structure.spec import PermutationSpec
 
 Outputs = list[Tensor]
@@ -40,18 +51,19 @@ class ModelInProof:
     """
 
     def __init__(self, spec: PermutationSpec, model: nn.Module, example_inputs: Inputs) -> None:
-        if any(tensor.is_meta for tensor in model.state_dict().values()):
+        if any(tensor.is_meta for tensor in tensors_of(model).values()):
             raise SpecError("The model is on the meta device: it has no weights to prove with.")
-        self.module = private_copy(model, example_inputs).double().eval().requires_grad_(False)
+        self.module = _in_double(private_copy(model, example_inputs).eval())
         self.example = tree_map(_as_double, cpu_inputs(example_inputs))
         self.inputs = self.example
         self.training = False  # whether to run in training mode
+        self.random: dict[bool, bool] = {}  # by mode, whether the model draws random numbers
         self.spec = spec
         # References: writing to them writes to the model.
         self.tensors: dict[str, Tensor] = {
-            name: tensor.detach() for name, tensor in self.module.state_dict().items()
+            name: tensor.detach() for name, tensor in tensors_of(self.module).items()
         }
-        self.original = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        self.original = {name: tensor.detach() for name, tensor in tensors_of(model).items()}
         self.parameters = {name for name, _ in self.module.named_parameters()}
         spec.check(self.tensors)
         self.tied = self._ties()
@@ -60,7 +72,7 @@ class ModelInProof:
     def _ties(self) -> set[str]:
         """Further names of tied parameters."""
         first: dict[int, str] = {}
-        for name, tensor in self.module.state_dict(keep_vars=True).items():
+        for name, tensor in tensors_of(self.module).items():
             twin = first.setdefault(id(tensor), name)
             if self.spec.axes[twin] != self.spec.axes[name]:
                 raise SpecError(
@@ -79,15 +91,26 @@ class ModelInProof:
         """
         try:
             mode = training_mode(self.module) if self.training else nullcontext()
-            with quiet(), _plain_attention(), InDouble(), mode:
+            with quiet(), restored(self.module), plain_attention(), InDouble(), mode:
                 torch.default_generator.manual_seed(0)  # alone: the model is on the CPU
-                outputs = call(self.module, tree_map(_copy, self.inputs))
+                with self._without_chance():
+                    outputs = call(self.module, tree_map(_copy, self.inputs))
         except Exception as error:
             raise SpecError(
                 f"The model does not run in float64 on these inputs ({type(error).__name__}: "
                 f"{first_line(error)})."
             ) from error
-        return [leaf for leaf in _leaves(outputs) if isinstance(leaf, Tensor)]
+        return tensors_in(outputs)
+
+    @contextmanager
+    def _without_chance(self) -> Iterator[None]:
+        """Random numbers without an order, in the modes in which the model draws any."""
+        if self.random.get(self.training) is False:  # it takes time
+            yield
+            return
+        with WithoutChance() as mode:
+            yield
+        self.random[self.training] = mode.met
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Overwrite the model's tensors."""
@@ -141,29 +164,21 @@ def _change(output: Tensor, reference: Tensor) -> float:
     return worst / largest if largest else (math.inf if worst else 0.0)
 
 
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Fused attention layers of torch check widths that others do not need."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-def _leaves(outputs: Any) -> list[Any]:
-    leaves: list[Any] = []
-    for leaf in tree_leaves(outputs):
-        leaves += tree_leaves(vars(leaf)) if hasattr(leaf, "__dataclass_fields__") else [leaf]
-    return leaves
-
-
 def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
 def _as_double(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.double()
-    return value
+    if not isinstance(value, Tensor):
+        return value
+    if value.is_complex():
+        return value.to(torch.complex128)
+    return value.double() if value.is_floating_point() else value
+
+
+def _in_double(module: nn.Module) -> nn.Module:
+    """A module in float64 and complex128, without gradients."""
+    for parameter in module.parameters():
+        parameter.detach_().requires_grad_(False)  # those of scripted modules are no leaves
+    module._apply(_as_double)
+    return module

@@ -153,7 +153,7 @@ def _derivative(model: ModelInProof, swaps: dict[Pair, _Swap]) -> set[Pair]:
         return set()  # what the model does in place has no derivative: pairs are tried one by one
     finally:
         for leaf in leaves.values():
-            leaf.requires_grad_(False)
+            leaf.detach_().requires_grad_(False)  # what is written in place is no leaf
     slopes = dict(zip(leaves, gradients, strict=True))
     return {
         pair
@@ -167,6 +167,7 @@ def _projection(outputs: Outputs) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     total = outputs[0].new_zeros(())
     for out in outputs:
+        out = torch.view_as_real(out) if out.is_complex() else out
         out = torch.where(out.isfinite(), out, 0.0)
         weights = torch.randn(out.shape, generator=generator, dtype=out.dtype)
         total = total + (out * weights).sum() / out.detach().abs().max().clamp(min=1e-300)

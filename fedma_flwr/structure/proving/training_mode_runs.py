@@ -26,6 +26,8 @@ _DROPOUTS = frozenset(
     }
 )
 
+_DROPOUT_PLACE = 4  # of `dropout_p` among the arguments of an attention
+
 
 class _NoDropout(TorchFunctionMode):
     """Functions that drop units at random return their input."""
@@ -40,8 +42,11 @@ class _NoDropout(TorchFunctionMode):
         options = dict(kwargs or {})
         if func in _DROPOUTS:
             return args[0] if args else options["input"]
-        if func is functional.scaled_dot_product_attention and "dropout_p" in options:
-            options["dropout_p"] = 0.0
+        if func is functional.scaled_dot_product_attention:
+            if len(args) > _DROPOUT_PLACE:
+                args = (*args[:_DROPOUT_PLACE], 0.0, *args[_DROPOUT_PLACE + 1 :])
+            else:
+                options["dropout_p"] = 0.0
         return func(*args, **options)
 
 

@@ -6,13 +6,19 @@ pin axes; whatever it returns must be permuted exactly as the operator would per
 
 from fedma_flwr.structure.deriving.rules import (
     attention,
+    complex_numbers,
     convolution,
     elementwise,
     indexing,
+    losses,
+    matrices,
     normalisation,
     products,
+    quantisation,
+    random_numbers,
     recurrent,
     reductions,
+    scattering,
     shapes,
 )
 from fedma_flwr.structure.deriving.rules.call import RULES, Call, Stack
@@ -22,12 +28,18 @@ __all__ = [
     "Call",
     "Stack",
     "attention",
+    "complex_numbers",
     "convolution",
     "elementwise",
     "indexing",
+    "losses",
+    "matrices",
     "normalisation",
     "products",
+    "quantisation",
+    "random_numbers",
     "recurrent",
     "reductions",
+    "scattering",
     "shapes",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import fx
 
 from fedma_flwr.structure.deriving.atoms import Axes, Axis, fixed, pin, size, unify
@@ -124,6 +125,70 @@ class Call:
         """Unite two axes that are summed over together, the first of them a weight's."""
         self.contracted.append(weight)
         unify(weight, other)
+
+    @property
+    def name(self) -> str:
+        """The operator's name without its library and overload."""
+        return str(self.node.target).removeprefix("aten.").partition(".")[0]
+
+    def optional_axes(self, name: str) -> Axes | None:
+        """As `optional`, for an argument that is a tensor in some overloads only."""
+        return self.axes(name) if name in self.tensors else None
+
+    def picked(self, name: str, x: Axes) -> Picked:
+        """What an argument that lists indices, one for each axis of `x`, picks."""
+        dims: list[int] = []
+        numbers: list[Axes] = []
+        masked = False
+        at = 0
+        nodes = self.node.args[1]
+        for node, index in zip(cast(Sequence[Any], nodes), self[name], strict=True):
+            mask = node is not None and node.meta["val"].dtype in (torch.bool, torch.uint8)
+            used = len(index) if mask else 1
+            if index is not None:
+                dims += range(at, at + used)
+                numbers.append(index)
+                masked = masked or mask
+            at += used
+        return Picked(tuple(dims), broadcast(*numbers) if not masked else (), x, masked)
+
+
+@dataclass(frozen=True)
+class Picked:
+    """What indices pick.
+
+    Parameters
+    ----------
+    dims : tuple of int
+        The axes that are indexed.
+    numbers : Axes
+        The axes that stand for them in the result; none if they are not known.
+    x : Axes
+        The axes of what is indexed.
+    masked : bool
+        Whether an index is a mask.
+    """
+
+    dims: tuple[int, ...]
+    numbers: Axes
+    x: Axes
+    masked: bool
+
+    @property
+    def rest(self) -> Axes:
+        """The axes that are not indexed."""
+        return tuple(axis for dim, axis in enumerate(self.x) if dim not in self.dims)
+
+    @property
+    def at(self) -> int:
+        """Where in the result the indices' own axes stand."""
+        first, last = self.dims[0], self.dims[-1]
+        return first if self.dims == tuple(range(first, last + 1)) else 0
+
+    def axes(self, numbers: Axes | None = None) -> Axes:
+        """The axes of the result."""
+        own = self.numbers if numbers is None else numbers
+        return (*self.rest[: self.at], *own, *self.rest[self.at :])
 
 
 Rule = Callable[[Call], Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedma_flwr.structure.deriving.atoms import Axes, Axis, pin, size, unify
 from fedma_flwr.structure.deriving.reshaping import divide, product
-from fedma_flwr.structure.deriving.rules.call import Call, fixed_like, rule
+from fedma_flwr.structure.deriving.rules.call import Call, broadcast, fixed_like, rule
 
 
 def _spatial(x: Axes, w: Axes) -> int:
@@ -56,3 +56,26 @@ def _grouped(x: Axis, out: Axis, per_group: Axis, groups: int) -> Axis:
     out_block, _ = divide(out, [groups, size(out) // groups])
     unify(block, out_block)
     return out
+
+
+@rule("convolution")
+def any_convolution(call: Call) -> Axes:
+    """What all convolutions are below autograd."""
+    result: Axes = transposed_convolution(call) if call["transposed"] else convolution(call)
+    return result
+
+
+@rule("torchvision.deform_conv2d")
+def deformed_convolution(call: Call) -> Axes:
+    """Each place of the kernel looks where its offsets say."""
+    others = [call.axes("offset"), *([call.axes("mask")] if call["use_mask"] else [])]
+    if int(call["groups"]) != 1 or int(call["offset_groups"]) != 1:
+        call.pin_all("the channels of a deformable convolution are in groups")
+        return fixed_like(call.shape)
+    for axis in (axis for own in others for axis in own[1:]):
+        call.pin(axis, "it holds offsets")
+    x, w = call.axes("input"), call.axes("weight")
+    channel = _spatial(x, w)
+    call.contract(w[1], x[channel])
+    broadcast(x[:1], *(own[:1] for own in others))
+    return _result(call, x, channel, w[0])

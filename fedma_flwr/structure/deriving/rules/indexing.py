@@ -58,26 +58,36 @@ def _every(call: Call, axis: Axis, start: int, step: int, count: int) -> Axis:
     return fixed(count)
 
 
-@rule("index_select", "index", "take_along_dim", "gather", "_unsafe_index")
+@rule("index_select")
+def index_select(call: Call) -> Any:
+    """Positions of one axis are picked by number."""
+    value, index = call["self"], call.axes("index")
+    if isinstance(value, Stack) and int(call["dim"]) % (len(value.entries[0]) + 1):
+        dim = int(call["dim"]) % (len(value.entries[0]) + 1) - 1
+        return Stack(tuple(_selected(call, entry, dim, index) for entry in value.entries))
+    x = call.axes("self")
+    return _selected(call, x, call.dim("dim", len(x)), index)
+
+
+def _selected(call: Call, x: Axes, dim: int, index: Axes) -> Axes:
+    call.pin(x[dim], "its positions are picked by number")
+    return (*x[:dim], *(index or (((),),)), *x[dim + 1 :])
+
+
+@rule("index", "_unsafe_index")
 def lookup(call: Call) -> Axes:
-    """Positions are picked by number, so that they must stay where they are."""
-    name = str(call.node.target).split(".")[1]
-    if name not in ("index", "_unsafe_index"):
-        call.pin_all("its positions are picked by number")
-        return fixed_like(call.shape)
-    x, indices = call.axes("self"), call["indices"]
-    picked = [dim for dim, index in enumerate(indices) if index is not None]
-    for dim in picked:
-        call.pin(x[dim], "its positions are picked by number")
-    numbers = broadcast(*[indices[dim] for dim in picked])
-    rest = [axis for dim, axis in enumerate(x) if dim not in picked]
-    adjacent = picked == list(range(picked[0], picked[-1] + 1))
-    at = picked[0] if adjacent else 0
-    result = (*rest[:at], *numbers, *rest[at:])
-    if tuple(size(axis) for axis in result) == call.shape:
-        return result
-    call.pin_all("its positions are picked by a mask")
-    return fixed_like(call.shape)
+    """Positions are picked by number, or by a mask, so that they must stay where they are."""
+    x = call.axes("self")
+    picked = call.picked("indices", x)
+    for dim in picked.dims:
+        call.pin(x[dim], f"its positions are picked by {'a mask' if picked.masked else 'number'}")
+    if not picked.masked:
+        return picked.axes()
+    for index in call.many("indices"):
+        for axis in index:
+            call.pin(axis, "it is a mask")
+    count = len(call.shape) - len(picked.rest)
+    return picked.axes(fixed_like(call.shape[picked.at : picked.at + count]))
 
 
 @rule("cumsum", "cumprod", "logcumsumexp", "diff", "cumsum_", "cumprod_")
@@ -90,23 +100,17 @@ def running(call: Call) -> Axes:
     return tuple(x)
 
 
-_SCATTER = """
-scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_add index_add_
-index_copy index_copy_ index_fill index_fill_ index_put index_put_ masked_scatter masked_scatter_
-slice_scatter select_scatter diagonal_scatter fill_diagonal_ put_ uniform_ normal_
-"""
 _ORDER = """
-searchsorted bucketize fft_fft fft_rfft fft_ifft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2
-fft_fftn fft_ifftn stft grid_sampler affine_grid_generator bincount trapezoid
+masked_scatter masked_scatter_ slice_scatter select_scatter diagonal_scatter fill_diagonal_ put_
+searchsorted bucketize stft affine_grid_generator bincount trapezoid histc
+arange linspace logspace tril_indices triu_indices randint randperm randint_like hann_window
+hamming_window bartlett_window blackman_window
 """
-_ORDER_LISTS = "meshgrid sort topk median.dim mode kthvalue cummax cummin nanmedian.dim msort"
-_POSITIONS = """
-arange linspace logspace eye tril_indices triu_indices rand randn randint randperm rand_like
-randn_like randint_like normal hann_window hamming_window bartlett_window blackman_window
-"""
+_ORDER_LISTS = "meshgrid cummax cummin where.default nonzero nonzero_numpy argwhere masked_select"
+_SORTED = "sort topk median.dim mode kthvalue nanmedian.dim msort"
 
 
-@rule(_SCATTER, _ORDER, _POSITIONS)
+@rule(_ORDER)
 def by_position(call: Call) -> Axes:
     """Every position has a meaning of its own: all arguments are pinned."""
     call.pin_all("its result depends on the order of positions")
@@ -121,3 +125,46 @@ def by_order(call: Call) -> Any:
     if not isinstance(value, (list, tuple)):
         return fixed_like(value.shape)
     return [fixed_like(shape) for shape in call.shapes]
+
+
+@rule(_SORTED)
+def ranked(call: Call) -> Any:
+    """Ranks along an axis take the place of its positions."""
+    x = call.axes("self")
+    dim = call.dim("dim", len(x)) if "dim" in call.arguments else 0
+    call.pin(x[dim], "its positions are ranked")
+    several = isinstance(call.node.meta["val"], (list, tuple))
+    shape = call.shapes[0] if several else call.shape
+    ranks = fixed_like(shape[dim : dim + 1]) if len(shape) == len(x) else ()
+    result = (*x[:dim], *ranks, *x[dim + 1 :])
+    return [result, result] if several else result
+
+
+@rule("item is_nonzero _local_scalar_dense")
+def number(_: Call) -> None:
+    """A tensor of one element becomes a number of the code."""
+
+
+@rule("equal allclose")
+def compared(call: Call) -> None:
+    """Two tensors are compared as a whole: the same if both are permuted alike."""
+    broadcast(*call.all_axes())
+
+
+@rule("unfold")
+def windows(call: Call) -> Axes:
+    """Overlapping windows of an axis; their positions are a new last one."""
+    x = list(call.axes("self"))
+    dim = call.dim("dimension", len(x))
+    call.pin(x[dim], "it is cut into windows")
+    x[dim] = fixed(call.shape[dim])
+    return (*x, fixed(call.shape[-1]))
+
+
+@rule("grid_sampler grid_sampler_2d grid_sampler_3d")
+def sampled(call: Call) -> Axes:
+    """``(N, C, *places)`` at the points of a grid ``(N, *points, coordinates)``."""
+    x, grid = call.axes("input"), call.axes("grid")
+    for axis in (*x[2:], *grid[1:]):
+        call.pin(axis, "it is spatial")
+    return (*broadcast(x[:1], grid[:1]), x[1], *fixed_like(call.shape[2:]))

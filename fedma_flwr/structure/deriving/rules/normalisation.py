@@ -41,11 +41,26 @@ def native_layer_norm(call: Call) -> Any:
 @rule("group_norm")
 def group_norm(call: Call) -> Axes:
     """Whole blocks of channels may be permuted, and channels inside all blocks alike."""
+    return _in_groups(call, int(call["num_groups"]))
+
+
+def _in_groups(call: Call, blocks: int) -> Axes:
     x = call.axes("input")
-    blocks = int(call["num_groups"])
     if 1 < blocks < size(x[1]):
         divide(x[1], [blocks, size(x[1]) // blocks])
     for name in ("weight", "bias"):
         if axes := call.optional(name):
             unify(axes[0], x[1])
     return x
+
+
+@rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional")
+def native_batch_norm(call: Call) -> Any:
+    """As `batch_norm`; the statistics that it returns are not followed."""
+    return [batch_norm(call), *[None] * (len(call.shapes) - 1)]
+
+
+@rule("native_group_norm")
+def native_group_norm(call: Call) -> Any:
+    """As `group_norm`; the statistics that it returns are not followed."""
+    return [_in_groups(call, int(call["group"])), None, None]

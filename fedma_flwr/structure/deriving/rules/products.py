@@ -92,7 +92,7 @@ def _is_weight(node: fx.Node) -> bool:
     """Whether a tensor is one of the graph's inputs, seen from another side at most."""
     while len(node.all_input_nodes) == 1:
         node = node.all_input_nodes[0]
-    return node.op == "placeholder"
+    return node.op in ("placeholder", "get_attr")
 
 
 @rule("_weight_norm")

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import fx
 
-from fedma_flwr.structure.deriving.atoms import Axes, Axis, free, pin, size, unify
+from fedma_flwr.structure.deriving.atoms import Axes, Axis, fixed, free, pin, size, unify
 from fedma_flwr.structure.deriving.reshaping import concat
-from fedma_flwr.structure.deriving.rules.call import Call, Stack, broadcast, rule
+from fedma_flwr.structure.deriving.rules.call import Call, Stack, broadcast, fixed_like, rule
 
 _ZEROS = ("zeros", "zeros_like", "new_zeros")
 _LAYERS = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -37,15 +37,17 @@ def _weights(call: Call, gates: int, weights: list[Axes], x: Axis, h: Axis) -> A
 
 
 @rule("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input")
+@rule("lstm.data", "gru.data", "rnn_tanh.data", "rnn_relu.data")
 def recurrent_layers(call: Call) -> Any:
     """All layers and directions of ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN``."""
     gates = _LAYERS[_name(call.node)]
-    x, weights = call.axes("input"), call.many("params")
+    packed = "data" in call.arguments
+    x, weights = call.axes("data" if packed else "input"), call.many("params")
     ways = 2 if call["bidirectional"] else 1
     count = int(call["num_layers"]) * ways
     each = len(weights) // count
     states = _initial_states(call, count)
-    batch = x[0] if call["batch_first"] else x[1]
+    batch = _batch(call, x)
     stream, outputs, cells = x[-1], [], []
     for index in range(count):
         own = weights[index * each : (index + 1) * each]
@@ -63,6 +65,31 @@ def recurrent_layers(call: Call) -> Any:
     return [(*x[:-1], stream), *hidden[: len(states)]]
 
 
+def _batch(call: Call, x: Axes) -> Axis:
+    if "data" in call.arguments:  # sequences of several lengths, one after the other
+        call.pin(x[0], "sequences are packed")
+        return fixed(call.shapes[1][1])
+    return x[0] if call["batch_first"] else x[1]
+
+
+@rule("_pack_padded_sequence")
+def packed_sequence(call: Call) -> list[Axes]:
+    """``(batch, steps, *)`` or ``(steps, batch, *)`` becomes ``(places, *)``."""
+    x = call.axes("input")
+    for axis in (*x[:2], *call.axes("lengths")):
+        call.pin(axis, "sequences are packed")
+    return [(*fixed_like(call.shapes[0][:1]), *x[2:]), fixed_like(call.shapes[1])]
+
+
+@rule("_pad_packed_sequence")
+def padded_sequence(call: Call) -> list[Axes]:
+    """``(places, *)`` becomes ``(batch, steps, *)`` or ``(steps, batch, *)``."""
+    data = call.axes("data")
+    for axis in (data[0], *call.axes("batch_sizes")):
+        call.pin(axis, "sequences are packed")
+    return [(*fixed_like(call.shapes[0][:2]), *data[1:]), fixed_like(call.shapes[1])]
+
+
 def _output_size(weights: list[Axes]) -> int:
     return size(weights[1][1])
 
@@ -70,7 +97,7 @@ def _output_size(weights: list[Axes]) -> int:
 def _initial_states(call: Call, count: int) -> list[list[Axes | None]]:
     """For each kind of state the axes of every entry; None where it starts from zeros."""
     given = call["hx"] if isinstance(call["hx"], list) else [call["hx"]]
-    nodes = call.node.args[1]
+    nodes = call.node.args[2 if "data" in call.arguments else 1]
     sources = list(nodes) if isinstance(nodes, (list, tuple)) else [nodes]
     return [
         [None] * count if _only_zeros(source) else list(_entries(value, count))

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedma_flwr.structure.deriving.atoms import Axes, pin
-from fedma_flwr.structure.deriving.rules.call import Call, fixed_like, rule
+from fedma_flwr.structure.deriving.rules.call import Call, broadcast, fixed_like, rule
 
 _SYMMETRIC = """
-sum mean amax amin prod logsumexp norm linalg_vector_norm frobenius_norm nansum nanmean var std all
-any count_nonzero max min max.dim min.dim max.default min.default sum.dim_IntList
+sum mean amax amin prod logsumexp norm linalg_norm linalg_matrix_norm linalg_vector_norm
+frobenius_norm nansum nanmean var std all any count_nonzero max min max.dim min.dim max.default
+min.default sum.dim_IntList
 """
 
 
@@ -56,6 +57,12 @@ def position(call: Call) -> Axes:
     return _reduced(call, x, dims)
 
 
+@rule("_is_all_true", "_is_any_true")
+def checked(_: Call) -> Axes:
+    """Whether all entries are true, or any is."""
+    return ()
+
+
 def _pin(call: Call, x: Axes, dims: Sequence[int]) -> None:
     for dim in dims:
         call.pin(x[dim], "the position of a maximum is used")
@@ -85,3 +92,13 @@ def spatial(call: Call) -> Any:
     if isinstance(value, (list, tuple)):
         return [(*x[:channels], *fixed_like(shape[channels:])) for shape in call.shapes]
     return (*x[:channels], *fixed_like(call.shape[channels:]))
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(call: Call) -> Axes:
+    """Maxima go back to the places that they came from."""
+    x, places = call.axes("self"), call.axes("indices")
+    kernel = int(call.name[-2])
+    for axis in (*x[-kernel:], *places[-kernel:]):
+        pin(axis, "")
+    return (*broadcast(x[:-kernel], places[:-kernel]), *fixed_like(call.shape[-kernel:]))

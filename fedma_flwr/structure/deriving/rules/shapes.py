@@ -8,6 +8,7 @@ from fedma_flwr.structure.deriving.rules.call import Call, fixed_like, rule
 
 
 @rule("view", "reshape", "flatten", "unflatten", "_unsafe_view", "view_as", "reshape_as", "ravel")
+@rule("_reshape_alias", "_reshape_copy", "view_copy")
 def any_reshape(call: Call) -> Axes:
     """The same elements in the same order, in another shape."""
     return reshape(call.all_axes()[0], call.shape)
@@ -188,20 +189,6 @@ def triangle(call: Call) -> Axes:
     for axis in x[-2:]:
         call.pin(axis, "a triangle is cut out")
     return x
-
-
-@rule("diagonal", "diag", "diag_embed", "diagonal_copy")
-def diagonal(call: Call) -> Axes:
-    """Axes meet or part on a diagonal: everything is pinned."""
-    call.pin_all("a diagonal is taken")
-    return fixed_like(call.shape)
-
-
-@rule("trace", "linalg_det", "det", "slogdet", "inverse", "linalg_inv")
-def whole_matrix(call: Call) -> Axes:
-    """A function of whole matrices: everything is pinned."""
-    call.pin_all("a function of the whole matrix")
-    return fixed_like(call.shape)
 
 
 @rule("chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "unsafe_split")

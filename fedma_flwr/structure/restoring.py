@@ -1,0 +1,53 @@
+"""Undo whatever a run, or a change of widths, does to a module's attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Whatever happens to a model's attributes inside the context is undone after it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model. A copy of it for every trial would take longer than the trial's run. Values that
+        its code caches are dropped; what tensors hold is not restored.
+    """
+    before = [(module.__dict__, dict(module.__dict__)) for module in model.modules()]
+    # Parameters, buffers, caches, and the flat weights of recurrent layers have their containers.
+    inner = [
+        (value, value.copy())
+        for _, attributes in before
+        for value in attributes.values()
+        if isinstance(value, (list, dict))
+    ]
+    try:
+        yield
+    finally:
+        for container, contents in [*before, *inner]:
+            if not _same(container, contents):  # a read-only one has not changed
+                _restore(container, contents)
+
+
+def _same(container: Any, contents: Any) -> bool:
+    """Whether a list or dict holds the very same objects in the same order."""
+    if len(container) != len(contents):
+        return False
+    if isinstance(container, dict):
+        pairs = zip(container.items(), contents.items(), strict=True)
+        return all(k == other and v is value for (k, v), (other, value) in pairs)
+    return all(one is other for one, other in zip(container, contents, strict=True))
+
+
+def _restore(container: Any, contents: Any) -> None:
+    container.clear()
+    if isinstance(container, dict):
+        container.update(contents)
+    else:
+        container.extend(contents)

@@ -1,0 +1,113 @@
+"""Growth that is called proven holds: by any number, at any place, alone and with others."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fedma_flwr.structure import derive_spec, resize
+from fedma_flwr.structure.proving.growability import without_sizes
+from tests.structure.networks import LSTM, Net, ResNet, tokens
+
+VECTOR = torch.zeros(4, 6)
+SERIES = torch.zeros(3, 5, 6)
+
+
+def gated(net, x):
+    value, gate = net.b(net.a(x).relu()).chunk(2, -1)
+    return net.c(net.m(value).relu() * gate.sigmoid())
+
+
+def sliced(net, x):
+    h = net.a(x)
+    half = h.shape[1] // 2
+    return net.c(torch.cat([h[:, :half].sigmoid(), h[:, half:].tanh()], 1))
+
+
+def centred_in_training(net, x):
+    h = net.a(x)
+    return net.c((h - h.mean(-1, keepdim=True) if net.training else h).relu())
+
+
+def over_tokens(net, x):
+    """Statistics over units, one pair for each token, in training."""
+    return net.c(net.norm(net.a(x)))
+
+
+def two_heads(net, x):
+    q, k, v = (layer(x).unflatten(-1, (2, -1)).transpose(1, 2) for layer in (net.q, net.k, net.v))
+    weights = (q @ k.mT * net.scale).softmax(-1)
+    return net.c((weights @ v).transpose(1, 2).flatten(2))
+
+
+def linear(inputs, outputs):
+    return nn.Linear(inputs, outputs)
+
+
+# name: network, inputs, the groups that grow
+CASES = {
+    "gated": (
+        Net(gated, a=linear(6, 7), b=linear(7, 16), m=linear(8, 8), c=linear(8, 3)),
+        VECTOR, {"a"},
+    ),
+    "sliced": (Net(sliced, a=linear(6, 8), c=linear(8, 3)), VECTOR, set()),
+    "centred_in_training": (
+        Net(centred_in_training, a=linear(6, 8), c=linear(8, 3)), VECTOR, set(),
+    ),
+    "over_tokens": (
+        Net(over_tokens, a=linear(6, 8), norm=nn.BatchNorm1d(5), c=linear(8, 3)), SERIES, set(),
+    ),
+    "two_heads": (
+        Net(two_heads, q=linear(6, 8), k=linear(6, 8), v=linear(6, 8), c=linear(8, 3), scale=0.5),
+        SERIES, {"q.units2", "v"},
+    ),
+    "residual": (ResNet(1, widths=(4, 4, 6)), torch.zeros(2, 1, 8, 8), None),
+    "recurrent": (LSTM(), tokens(80, 2, 5), {"encoder", "lstm"}),
+}  # fmt: skip
+
+
+def grown(model, spec, generator):
+    """The model with every group that can grow at a random larger width."""
+    names = [name for name, group in spec.groups.items() if group.growable]
+    widths = {
+        name: spec.sizes[name] + int(torch.randint(1, 6, (), generator=generator)) for name in names
+    }
+    places = {
+        name: torch.randperm(width, generator=generator)[: spec.sizes[name]]
+        for name, width in widths.items()
+    }
+    state = spec.expand(model.state_dict(), places, widths)
+    wide = resize(copy.deepcopy(model), state)
+    wide.load_state_dict(state)
+    return wide
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_grows_may_grow_at_random(name):
+    model, inputs, wanted = CASES[name]
+    spec = derive_spec(model, (inputs,))
+    growing = {name for name, group in spec.groups.items() if group.growable}
+    assert growing == (set(spec.groups) if wanted is None else wanted)
+    model = copy.deepcopy(model).double()
+    inputs = torch.randn_like(inputs.double()) if inputs.is_floating_point() else inputs
+    generator = torch.Generator().manual_seed(0)
+    for training in (False, True):
+        for _ in range(3):
+            wide = grown(model, spec, generator).train(training)
+            torch.testing.assert_close(wide(inputs), copy.deepcopy(model).train(training)(inputs))
+
+
+def test_a_group_that_cannot_grow_takes_growth_from_no_other_and_says_why():
+    model, inputs, _ = CASES["gated"]
+    spec = derive_spec(model, (inputs,))
+    assert {"b", "b.units2"} <= {n for n, g in spec.groups.items() if not g.growable}
+    reasons = {group.reason for group in spec.groups.values() if not group.growable}
+    assert all("together with others" not in reason for reason in reasons)
+    assert reasons == {without_sizes(reason) for reason in reasons}
+
+
+def test_sizes_are_no_part_of_a_reason():
+    assert without_sizes("shapes (4x9 and 10x3), conv2d, [2, -1]") == (
+        "shapes (N and N), conv2d, [N, -N]"
+    )
