@@ -75,10 +75,8 @@ class SeededCohort(OverridableStrategy):
         on_exchange: OnExchange | None = None,
         **fedavg: Any,
     ) -> None:
-        times = {"node_timeout": node_timeout, "stage_timeout": stage_timeout}
-        times |= {"quorum": quorum, "hello_timeout": hello_timeout}
-        others = {"on_exchange": on_exchange, "registered_nodes": registered_nodes}
-        check_arguments({"seed": seed, **others, **times, **fedavg})
+        given = {k: v for k, v in locals().items() if k not in ("self", "__class__", "fedavg")}
+        check_arguments({**given, **fedavg})
         super().__init__(**fedavg)
         self.seed = seed
         self.node_timeout = node_timeout
