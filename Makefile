@@ -11,13 +11,17 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
+# Tests in several processes; what is left goes to whoever is done.
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo deploy-demo test test-deploy docs clean
+.PHONY: help setup demo deploy-demo test test-long test-deploy docs clean
 
 help:
 	@echo "make demo         FedMA, FedAvg and FedProx on handwritten digits; writes outputs/demo"
 	@echo "make deploy-demo  FedMA on a SuperLink and SuperNodes with TLS and keys; writes outputs/deploy"
-	@echo "make test         lint, format check, type check and all tests but the next line's"
+	@echo "make test         lint, format check, type check and all tests but the next two lines'"
+	@echo "make test-long    tests that train the examples, and 10,000 hostile replies (minutes)"
 	@echo "make test-deploy  tests with real SuperNodes that are killed and come back (minutes)"
 	@echo "make docs         the documentation, in site/; a warning is an error"
 	@echo "make setup        install everything in $(VENV) (the other commands do it when needed)"
@@ -55,7 +59,10 @@ test: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" $(PARALLEL) $(ARGS)
+
+test-long: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long $(PARALLEL) $(ARGS)
 
 test-deploy: $(STAMP)
 	$(BIN)/python -m pytest tests_deploy $(ARGS)

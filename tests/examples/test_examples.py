@@ -34,6 +34,7 @@ def test_few_lines_change(folder):
     assert max(map(sum, zip(*counts, strict=True))) <= MOST_CHANGED_LINES
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("folder", CASES)
 def test_fedma_is_at_least_as_accurate_after_as_many_client_epochs(folder, tmp_path):
     package, needs, clients, stages = CASES[folder]

@@ -5,6 +5,7 @@ import resource
 import sys
 
 import numpy as np
+import pytest
 from flwr.app import Array, ArrayRecord
 
 from fedma_flwr import fedma_mod
@@ -60,6 +61,7 @@ class FaultyGrid(InProcessGrid):
         return super().get_node_ids()
 
 
+@pytest.mark.long
 def test_two_hundred_rounds_with_random_faults():
     sizes, seen = {}, {"rounds": set(), "dropped": 0}
 

@@ -1,6 +1,7 @@
 """Ten thousand malformed, faulty or poisonous replies, drawn by hypothesis."""
 
 import numpy as np
+import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -114,6 +115,7 @@ def plans(draw, kinds, stages):
     return draw(st.lists(attacks, min_size=HOSTILE, max_size=HOSTILE))
 
 
+@pytest.mark.long
 def test_ten_thousand_hostile_replies_do_no_harm():
     """None of them ends a run, is averaged in if it is malformed, or drops an honest client."""
     done = []

@@ -69,6 +69,7 @@ def test_the_committed_notebook_is_small_and_names_no_machine(committed):
     assert re.findall(r"(?:/[\w.-]+){2,}|[A-Z]:\\", "\n".join(texts(committed))) == []
 
 
+@pytest.mark.long
 def test_the_notebook_runs(committed, tmp_path, monkeypatch):
     monkeypatch.setenv("INTERPRETABILITY_EXAMPLES", "600")
     monkeypatch.setenv("INTERPRETABILITY_EPOCHS", "4")

@@ -56,6 +56,7 @@ def test_few_lines_change(name):
     assert max(added, removed) <= MOST_CHANGED_LINES
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_fedma_is_at_least_as_good_after_as_many_client_epochs(name):
     for package in CASES[name][1]:
