@@ -84,6 +84,9 @@ class FedMA(StagedCohort):
         FedPer, FedRep). Clients begin with those of ``initial_arrays``, and the result has them.
     max_growth : float (default: 2.0)
         A group may have at most this times its initial number of units. 1: no growth.
+    own_growth : float (default: 1.0)
+        A client's own first weights (``initialisation="own"``) may have at most this times the
+        initial units, and at most `max_growth` times. Wide clients make matching slow.
     weighted_units : bool (default: False)
         Weigh clients by `weighted_by_key` when matched units are averaged, instead of equally.
     server_learning_rate : float (default: 1.0)
@@ -149,6 +152,7 @@ class FedMA(StagedCohort):
         initialisation: str = COMMON,
         personal: Sequence[str] = (),
         max_growth: float = 2.0,
+        own_growth: float = 1.0,
         weighted_units: bool = False,
         server_learning_rate: float = 1.0,
         averaging: str = MEAN,

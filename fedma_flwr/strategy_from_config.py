@@ -119,7 +119,7 @@ def _fedma_options(config: RunConfig) -> dict[str, Any]:
     if not stages["one_shot"]:
         stages |= {"retrain_config": retrain_config(config), "head_config": head_config(config)}
     averaging = arguments(config, "averaging", "trimmed_share", "weighted_units")
-    limits = arguments(config, "max_growth", "max_norm_ratio", "max_weight_ratio")
+    limits = arguments(config, "max_growth", "own_growth", "max_norm_ratio", "max_weight_ratio")
     others = arguments(config, "server_learning_rate", "wire_dtype")
     head = arguments(config, "head", "head_start", "head_fraction")
     return {

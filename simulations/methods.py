@@ -92,6 +92,7 @@ NOT_LOCAL = {
     "head-start",
     "head-fraction",
     "max-growth",
+    "own-growth",
     "weighted-units",
     "averaging",
     "trimmed-share",

@@ -51,6 +51,7 @@ NOT_ALLOWED = {
     "stage-timeout": -1.0,
     "hello-timeout": 0.0,
     "quorum": 0.0,
+    "own-growth": 0.5,
     "gamma": 0.0,
     "local-variance": -1.0,
     "prior-variance": 0.0,

@@ -84,6 +84,7 @@ _RULES: dict[str, _Rule] = {
         lambda value: value in (AUTO, AVERAGED, SOLVED),
         f"it must be {AUTO!r}, {AVERAGED!r} or {SOLVED!r}",
     ),
+    "own_growth": (lambda value: 1.0 <= value < float("inf"), "it must be 1 or more"),
     "max_growth": (lambda value: 1.0 <= value < float("inf"), "it must be 1 or more"),
     "server_learning_rate": (lambda value: 0.0 < value <= 1.0, "it must be above 0, at most 1"),
     "averaging": (lambda value: value in AVERAGES, f"it must be one of {AVERAGES}"),

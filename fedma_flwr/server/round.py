@@ -146,12 +146,13 @@ class CommunicationRound(RoundState):
 
     def expected(self, member: Member, stage: int) -> Expected:
         """What a client's reply to a stage must look like."""
+        settings = self.settings
         return Expected(
             spec=self.settings.spec,
             uploads=self.settings.plan[stage].uploads,
             dtypes={name: tensor.dtype for name, tensor in self.model.tensors.items()},
             widths={**member.widths, **self.settled.widths},
-            max_widths=self.settings.max_widths,
+            max_widths=settings.own_widths if self._begins_anew else settings.max_widths,
             token=self.token(stage),
             weighted_by_key=self.settings.weighted_by_key,
             wire_dtype=self.settings.wire_dtype,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from logging import INFO
@@ -20,6 +18,7 @@ from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.server.head_choice import Subject, make_solver
 from fedma_flwr.server.personal_tensors import Participation
 from fedma_flwr.server.round_cost import cost_in_words
+from fedma_flwr.server.setting_texts import matcher_text, spec_text
 from fedma_flwr.structure import (
     PermutationSpec,
     SpecError,
@@ -31,8 +30,6 @@ from fedma_flwr.structure import (
 from fedma_flwr.structure.model_copies import Inputs
 from fedma_flwr.structure.not_reached import not_reached
 from fedma_flwr.structure.stages import HEAD, RETRAIN
-
-_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,7 @@ class RoundSettings:
     seed: int
     config_overrides: Mapping[str, Mapping[str, Any]]  # by name of the stage
     solver: HeadSolver | None = None  # None: the head is trained
+    own_growth: float = 1.0
     start_may_change: bool = False  # local training goes on from another head if features fall
     several_heads: bool = False  # then class counts must name theirs
     taking_part: Participation | None = None  # None: all tensors, in all clients alike
@@ -64,6 +62,15 @@ class RoundSettings:
         """The most units that each group may have."""
         return {
             name: max_width(group.size, group.growable, self.max_growth)
+            for name, group in self.spec.groups.items()
+        }
+
+    @property
+    def own_widths(self) -> dict[str, int]:
+        """The most units that a group may have in the first weights of a client's own."""
+        most = min(self.own_growth, self.max_growth)
+        return {
+            name: max_width(group.size, group.growable, most)
             for name, group in self.spec.groups.items()
         }
 
@@ -114,6 +121,8 @@ class RoundSettings:
         texts = {f.name: str(getattr(self, f.name)) for f in fields(self)}
         del texts["several_heads"]  # the model says it
         del texts["start_may_change"]  # it changes nothing in runs that go well
+        if self.own_growth == 1.0:
+            del texts["own_growth"]
         if self.solver is None:  # as in the checkpoints of runs that knew no other
             del texts["solver"]
         if self.taking_part is None:
@@ -123,8 +132,8 @@ class RoundSettings:
         return {
             **texts,
             "plan": repr(self.plan),
-            "matcher": _as_text(self.matcher),
-            "spec": _shape_of(self.spec),
+            "matcher": matcher_text(self.matcher),
+            "spec": spec_text(self.spec),
         }
 
 
@@ -133,6 +142,7 @@ _AS_GIVEN = (
     "matcher",
     "initialisation",
     "max_growth",
+    "own_growth",
     "weighted_units",
     "server_learning_rate",
     "wire_dtype",
@@ -278,20 +288,3 @@ def log_settings(settings: RoundSettings) -> None:
     log(INFO, "\t│\t├── Averaging: %s", settings.averaging)
     log(INFO, "\t│\t├── Limits: %s", settings.limits)
     log(INFO, "\t│\t└── Precision on the wire: %s", settings.wire_dtype)
-
-
-def _shape_of(spec: PermutationSpec) -> str:
-    """A spec as text, as checkpoints have it: which variance is whose follows from the model."""
-    parts = json.loads(spec.to_json())
-    parts.pop("variances", None)
-    return json.dumps(parts, separators=(",", ":"))
-
-
-def _as_text(matcher: Matcher) -> str:
-    """A matcher as text that is the same in another process: no address of an object."""
-    kind = type(matcher)
-    if kind.__repr__ is object.__repr__:
-        text = f"{kind.__qualname__}({getattr(matcher, '__dict__', '')})"
-    else:
-        text = str(matcher)
-    return _ADDRESS.sub("", text)  # of what the matcher has

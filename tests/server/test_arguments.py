@@ -55,6 +55,7 @@ LIMITS = {
     "head": (["trained", "solved"], ["Solved", "", "abc", None, 0]),
     "head_start": (["auto", "averaged", "solved"], ["Solved", "", "abc", None, 0]),
     "personal": ([(), ("a.*",), ["c.bias"]], ["a.*", (3,), ("",), None, 3]),
+    "own_growth": ([1, 1.0, ABOVE_1, 1e300], [BELOW_1, 0, INFINITE, NAN, "abc", None]),
     "max_growth": ([1, 1.0, ABOVE_1, 1e300], [BELOW_1, 0, INFINITE, NAN, "abc", None]),
     "server_learning_rate": ([TINY, 0.5, 1, 1.0], [0, 0.0, -TINY, ABOVE_1, NAN, "abc", None]),
     "averaging": (["mean", "median", "trimmed_mean"], ["Mean", "", "abc", None, 0]),

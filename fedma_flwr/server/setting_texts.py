@@ -1,0 +1,28 @@
+"""Settings as text that is the same in another process: what a checkpoint's fingerprint holds."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from fedma_flwr.matching import Matcher
+from fedma_flwr.structure import PermutationSpec
+
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
+
+
+def spec_text(spec: PermutationSpec) -> str:
+    """A spec as text, as checkpoints have it: which variance is whose follows from the model."""
+    parts = json.loads(spec.to_json())
+    parts.pop("variances", None)
+    return json.dumps(parts, separators=(",", ":"))
+
+
+def matcher_text(matcher: Matcher) -> str:
+    """A matcher as text that is the same in another process: no address of an object."""
+    kind = type(matcher)
+    if kind.__repr__ is object.__repr__:
+        text = f"{kind.__qualname__}({getattr(matcher, '__dict__', '')})"
+    else:
+        text = str(matcher)
+    return _ADDRESS.sub("", text)  # of what the matcher has
