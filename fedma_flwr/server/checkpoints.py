@@ -26,6 +26,7 @@ from torch import Tensor
 from fedma_flwr.averaging.head import FIRST_SHARE
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.history import ExchangeRecord
+from fedma_flwr.server.setting_texts import without_reasons
 from fedma_flwr.server.whole_files import written_whole
 
 FORMAT = 1
@@ -173,11 +174,15 @@ class CheckpointFolder:
             )
         theirs, ours = content["fingerprint"], self.fingerprint
         for name in sorted(theirs.keys() | ours.keys()):
-            if theirs.get(name) != ours.get(name):
+            if _comparable(name, theirs.get(name)) != _comparable(name, ours.get(name)):
                 raise CheckpointError(
                     f"it is of another run: its {name} is {_short(theirs.get(name))}, this run's "
                     f"is {_short(ours.get(name))}."
                 )
+
+
+def _comparable(name: str, value: str | None) -> str | None:
+    return without_reasons(value) if name == "spec" and value else value
 
 
 def describe(tensors: Mapping[str, Tensor]) -> str:

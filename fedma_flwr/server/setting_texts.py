@@ -18,6 +18,16 @@ def spec_text(spec: PermutationSpec) -> str:
     return json.dumps(parts, separators=(",", ":"))
 
 
+def without_reasons(text: str) -> str:
+    """A spec's text without why units are pinned or cannot grow, which other versions word anew."""
+    try:
+        parts = json.loads(text)
+        groups = {n: g if isinstance(g, int) else g[:1] for n, g in parts["groups"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError):  # somebody has edited it
+        return text
+    return json.dumps({**parts, "groups": groups, "pinned": None}, sort_keys=True)
+
+
 def matcher_text(matcher: Matcher) -> str:
     """A matcher as text that is the same in another process: no address of an object."""
     kind = type(matcher)
