@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 2**21  # numbers that are sorted at a time: sorting needs several copies
+_IN_CACHE = 2**15  # numbers that stay near the processor
 _FAR = 2.0  # times the median of the clients' distances from the median
 #: What is smaller is no unusual size: biases that begin at 0 have no scale to be compared with.
 SMALL = 0.1
@@ -76,8 +77,9 @@ def row_sizes(tensor: Tensor) -> Tensor:
     """Root mean square of each slice along the first axis, (L,): of each unit, bias or class."""
     if not tensor.numel():
         return torch.zeros(1, dtype=torch.float64)
-    rows = tensor.to(torch.float64).reshape(tensor.shape[0] if tensor.dim() else 1, -1)
-    return rows.square().mean(1).sqrt()
+    rows = tensor.reshape(tensor.shape[0] if tensor.dim() else 1, -1)
+    few = max(_IN_CACHE // rows.shape[1], 1)  # no second copy of the tensor in float64
+    return torch.cat([part.to(torch.float64).square().mean(1) for part in rows.split(few)]).sqrt()
 
 
 def lower_median(values: Sequence[float]) -> float:

@@ -195,6 +195,8 @@ def _take(spec: PermutationSpec, group: str, matching: Matching, found: _Matched
         units = torch.as_tensor(assignment, dtype=torch.int64)
         found.assignments[client][group] = units
         tensors = found.wide[client]
+        if len(units) == found.widths[group] and torch.equal(units, torch.arange(len(units))):
+            continue  # they are there already
         touched = {name: t for name, t in tensors.items() if group in spec.tensor_groups(name)}
         tensors.update(spec.expand(touched, {group: units}, found.widths))
 
@@ -214,13 +216,14 @@ def _average_units(
         like = found.wide[0][name]
         # One tensor need not tell the widths of two groups that share an axis (heads x units).
         widths = {**spec.sizes, **spec.widths({name: like}), **found.widths}
-        held = [
+        masks = (
             holding_mask(spec, name, units, widths) * weight
             for units, weight in zip(found.assignments, weights, strict=True)
-        ]
-        mean = averaging.combine([tensors[name] for tensors in found.wide], held, sum(weights))
+        )
+        values = [tensors[name] for tensors in found.wide]
+        mean, held = averaging.of_holders(values, masks, sum(weights))
         # Where nobody holds a pair of units, there is nothing to average.
-        mean = torch.where(torch.stack(held).sum(0) > 0, mean, spec.padding(name))
+        mean = torch.where(held, mean, spec.padding(name))
         settled[name] = _as_dtype(mean, like.dtype)
     return settled
 

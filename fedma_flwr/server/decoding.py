@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import torch
 from flwr.app import Array
@@ -61,11 +59,6 @@ def decode(
 
 def _check_header(data: bytes, shape: tuple[int, ...], dtype: str) -> None:
     """Refuse data whose own header claims another size: numpy would allocate what it claims."""
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-    if read is None:
-        raise ValueError(f"unknown npy version {version}")
-    claimed, _, kind = read(stream)
-    if tuple(claimed) != shape or kind != np.dtype(dtype):
-        raise ValueError(f"its data is {kind} of shape {claimed}")
+    header = wire.npy_header(data)
+    if header.shape != shape or header.dtype != np.dtype(dtype):
+        raise ValueError(f"its data is {header.dtype} of shape {header.shape}")

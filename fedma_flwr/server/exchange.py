@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedma_flwr import protocol
+from fedma_flwr import protocol, wire
 from fedma_flwr.averaging import judge
 from fedma_flwr.server.history import ExchangeRecord, mean_epochs
 from fedma_flwr.server.ignored_config import IgnoredConfig
@@ -40,7 +40,14 @@ class Exchange:
         The state token that each node is believed to hold; kept up to date here, nowhere else.
     enough : int (default: 0)
         With fewer answers in a later stage the others are asked once more, for as long again.
+
+    Attributes
+    ----------
+    lets_go : bool
+        Whether replies lose their arrays once they are decoded: nobody else looks at them.
     """
+
+    lets_go = True
 
     def __init__(
         self,
@@ -87,7 +94,8 @@ class Exchange:
     def _make(
         self, nodes: Sequence[int], held: Mapping[int, str], *, lost: bool = False
     ) -> list[Message]:
-        return [self._message(node, held.get(node, ""), lost) for node in nodes]
+        made: wire.Made = {}  # tensors that go to many clients are converted once
+        return [self._message(node, held.get(node, ""), lost, made) for node in nodes]
 
     def sending(self, messages: Sequence[Message]) -> None:
         """Take note of the messages that are going out: to the clients whom they go to."""
@@ -111,13 +119,14 @@ class Exchange:
         self._asked = {node: m for node, m in self._asked.items() if node not in nodes}
         self._sent = [m for m in self._sent if m.metadata.dst_node_id not in nodes]
 
-    def _message(self, node: int, held: str, lost: bool) -> Message:
+    def _message(self, node: int, held: str, lost: bool, made: wire.Made) -> Message:
         out = self.current.outgoing(self._asked[node], self.stage, held, lost=lost)
         content = stage_content(
             out.instruction,
             out.config,
             out.tensors,
             configrecord_key=self.current.settings.configrecord_key,
+            made=made,
         )
         changes = self._asked[node].changes
         for name, record in changes.records.items():
@@ -233,6 +242,9 @@ class Exchange:
             except ReplyError as error:
                 self._fail(member, str(error), again=reply.has_error())
                 continue
+            finally:
+                if self.lets_go and not reply.has_error():
+                    wire.let_go(reply.content)
             if received[node].update is not None:
                 self._ignored.note(reply)
                 # A guest does not hold its own units, so that it is sent everything next time.

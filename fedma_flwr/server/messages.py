@@ -99,11 +99,15 @@ def stage_content(
     tensors: Mapping[str, Tensor],
     *,
     configrecord_key: str,
+    made: wire.Made | None = None,
 ) -> RecordDict:
-    """The content of a stage's message: FedAvg's records first, the ArrayRecord may be empty."""
+    """The content of a stage's message: FedAvg's records first, the ArrayRecord may be empty.
+
+    What is `made` of tensors is made once for all messages that are given the same dict.
+    """
     return RecordDict(
         {
-            instruction.arrays_key: protocol.to_arrays(tensors, instruction.wire_dtype),
+            instruction.arrays_key: protocol.to_arrays(tensors, instruction.wire_dtype, made),
             configrecord_key: ConfigRecord(dict(config)),
             protocol.FEDMA_KEY: instruction.to_record(),
         }

@@ -51,6 +51,11 @@ class OverridableStrategy(FlowerFedAvg):
         """Finish a round that an override has not handed on to our `aggregate_train`."""
         return outcome
 
+    def _has_own(self, name: str) -> bool:
+        """Whether a method is a subclass's, or was put in its place."""
+        definer = next(cls for cls in type(self).__mro__ if name in vars(cls))
+        return name in vars(self) or not definer.__module__.startswith("fedma_flwr.")
+
     def _overridden(self, name: str) -> str:
         """A method as errors name it: the subclass's if there is one."""
         return f"{type(self).__name__}.{name}"

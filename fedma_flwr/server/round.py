@@ -131,7 +131,7 @@ class CommunicationRound(RoundState):
             head = {n: self.model.tensors[n].new_zeros(shapes[n]) for n in spec.head}
             return {**head, **self._reference(stage), **self.settled.tensors}
         shared = {n: tensor for n, tensor in self.model.to_train.items() if n in spec.axes}
-        local = spec.select(shared, self._selection(member))
+        local = spec.select(shared, self._moved(member))
         own = {name: tensor for name, tensor in local.items() if name not in self.settled.tensors}
         wide = spec.expand(own, member.assignments, self.settled.widths)
         return {**wide, **self._reference(stage), **self.settled.tensors}

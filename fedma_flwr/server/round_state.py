@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedma_flwr.server.arguments import OWN
@@ -93,6 +94,19 @@ class RoundState:
         return {
             name: self.model.selection(member.key, name, member.widths.get(name, group.size))
             for name, group in self.settings.spec.groups.items()
+        }
+
+    def _moved(self, member: Member) -> dict[str, Tensor]:
+        """The same, without groups of which it has all units in their order.
+
+        Their tensors need no copy, and are the same for all such clients.
+        """
+        grown = {name: len(held) for name, held in self.model.popularity.items()}
+        widths = {**self.settings.spec.sizes, **grown}
+        return {
+            name: units
+            for name, units in self._selection(member).items()
+            if not torch.equal(units, torch.arange(widths[name]))
         }
 
     def asked(self, stage: int) -> dict[int, Member]:

@@ -44,6 +44,8 @@ class RunningRound:
         Where saved matchings are.
     sender, receiver : str
         The methods that messages and replies pass through, for errors.
+    replies_are_seen : bool (default: True)
+        Whether a subclass may look at the first stage's replies after they were read.
     """
 
     current: CommunicationRound
@@ -55,6 +57,7 @@ class RunningRound:
     matchings: MatchingsFolder | None
     sender: str
     receiver: str
+    replies_are_seen: bool = True
     told: list[dict[int, Told]] = field(default_factory=list)  # by stage: what clients report
 
     told_keys: dict[int, str] = field(default_factory=dict)  # what clients call themselves
@@ -66,7 +69,9 @@ class RunningRound:
 
     def _stage(self, stage: int) -> Exchange:
         enough = max(self.min_train_nodes, 1)
-        return Exchange(self.current, stage, self.timeout, self.tokens, enough=enough)
+        exchange = Exchange(self.current, stage, self.timeout, self.tokens, enough=enough)
+        exchange.lets_go = stage > 0 or not self.replies_are_seen
+        return exchange
 
     # ------------------------------------------------------------------ the first stage
 

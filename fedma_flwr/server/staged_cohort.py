@@ -85,6 +85,7 @@ class StagedCohort(SettingsHolder):
             matchings=self._matchings,
             sender=self._overridden("configure_train"),
             receiver=self._overridden("aggregate_train"),
+            replies_are_seen=self._has_own("aggregate_train") or self._has_own("start"),
         )
 
     def _hello_like(self, config: ConfigRecord) -> HelloLike:

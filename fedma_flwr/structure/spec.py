@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
 from torch import Tensor
@@ -21,6 +22,7 @@ from fedma_flwr.structure.unit_selection import check_units, place_units, take_u
 from fedma_flwr.structure.widths import solve_widths
 
 StateDict = Mapping[str, Tensor]
+_LONGEST_KEPT = 2**20  # characters: whoever sends longer texts does not fill the memory with them
 
 
 @dataclass(frozen=True, init=False)
@@ -231,17 +233,25 @@ class PermutationSpec(SpecParts):
 
     def to_json(self) -> str:
         """The spec as compact JSON."""
-        return spec_text.to_json(self)
+        if "_json" not in vars(self):  # nothing in a spec changes
+            object.__setattr__(self, "_json", spec_text.to_json(self))
+        return str(vars(self)["_json"])
 
     @classmethod
     def from_json(cls, text: str) -> PermutationSpec:
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote; the same text is parsed once per process.
 
         Raises
         ------
         SpecError
             If the text is no spec.
         """
+        if cls is PermutationSpec and isinstance(text, str) and len(text) <= _LONGEST_KEPT:
+            return _parsed(text)
+        return cls._parse(text)
+
+    @classmethod
+    def _parse(cls, text: str) -> PermutationSpec:
         parts = spec_text.parse_json(text)
         try:
             groups = {name: UnitGroup(**group) for name, group in parts.pop("groups").items()}
@@ -255,3 +265,9 @@ class PermutationSpec(SpecParts):
 
     def __str__(self) -> str:
         return spec_text.table(self)
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> PermutationSpec:
+    """A spec that all who have its text may share: nothing in it changes."""
+    return PermutationSpec._parse(text)
