@@ -218,7 +218,8 @@ def _average_units(
             holding_mask(spec, name, units, widths) * weight
             for units, weight in zip(found.assignments, weights, strict=True)
         ]
-        mean = averaging.combine([tensors[name] for tensors in found.wide], held, sum(weights))
+        rule = averaging.of_statistics if name in spec.statistics else averaging
+        mean = rule.combine([tensors[name] for tensors in found.wide], held, sum(weights))
         # Where nobody holds a pair of units, there is nothing to average.
         mean = torch.where(torch.stack(held).sum(0) > 0, mean, spec.padding(name))
         settled[name] = _as_dtype(mean, like.dtype)
@@ -246,7 +247,8 @@ def _average_rest(
         counts = None
         if name in spec.head:
             counts = class_weights(spec, name, updates, capped=averaging.robust)
-        settled[name] = _average_over_all(name, updates, wide, averaging, counts)
+        rule = averaging.of_statistics if name in spec.statistics else averaging
+        settled[name] = _average_over_all(name, updates, wide, rule, counts)
         by_class = by_class or counts is not None
     return by_class
 
