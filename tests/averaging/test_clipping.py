@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedma_flwr.averaging import Averaging, ClientUpdate, clipping, settle_stage
-from fedma_flwr.matching import IdentityMatching
+from fedma_flwr.matching import BBPMAP, IdentityMatching
 from fedma_flwr.structure import PermutationSpec, StagePlan
 
 CLIPPING = Averaging("centred_clipping")
@@ -195,3 +195,26 @@ def test_running_variances_are_those_of_the_median():
     for name in statistics:
         assert torch.equal(clipped_[name], median[name])
     assert bool((clipped_["n.running_var"] > 0).all())
+
+
+def test_units_are_matched_before_they_are_clipped():
+    """Clients with the same units in other orders; one of five sends them ten times as large."""
+    spec = PermutationSpec(groups={"h": 3}, axes={"a.weight": "h, 3", "b.weight": "2, h"})
+    incoming, outgoing = 3 * torch.eye(3), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    updates = []
+    for number in range(5):
+        order, times = torch.arange(3).roll(number), 10.0 if number == 4 else 1.0
+        tensors = {"a.weight": times * incoming[order], "b.weight": outgoing[:, order]}
+        updates.append(ClientUpdate(tensors, 1.0))
+    outcome = settle_stage(
+        spec,
+        StagePlan.build(spec)[0],
+        updates,
+        matched=frozenset(),
+        matcher=BBPMAP(),
+        max_widths={"h": 6},
+        averaging=CLIPPING,
+    )
+    assert outcome.widths == {"h": 3}
+    found = outcome.tensors["a.weight"]
+    torch.testing.assert_close(found[found.argmax(1).argsort()], incoming)
