@@ -93,8 +93,8 @@ class FedMA(StagedCohort):
         How far each stage goes from the last global model towards the clients' mean, above 0 and
         at most 1, as in Flower's FedAvgM. Less than 1 damps what a sampled cohort does to the
         model. The last global model is carried over into the new units by the assignments.
-    averaging : {"mean", "median", "trimmed_mean"} (default: "mean")
-        How the clients' values of a matched unit, and of the head, become one. The other two are
+    averaging : {"mean", "median", "trimmed_mean", "centred_clipping"} (default: "mean")
+        How the clients' values of a matched unit, and of the head, become one. The others are
         for cohorts in which some clients may be hostile.
     trimmed_share : float (default: 0.2)
         Share of the cohort that ``"trimmed_mean"`` cuts off at either end.

@@ -1,6 +1,13 @@
 """Uploads in, settled tensors and head out: pure functions that know no Flower and no network."""
 
-from fedma_flwr.averaging.averages import AVERAGES, MEAN, MEDIAN, TRIMMED_MEAN, Averaging
+from fedma_flwr.averaging.averages import (
+    AVERAGES,
+    CENTRED_CLIPPING,
+    MEAN,
+    MEDIAN,
+    TRIMMED_MEAN,
+    Averaging,
+)
 from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.contradictions import contrary_moments
 from fedma_flwr.averaging.head import HeadSolver
@@ -20,6 +27,7 @@ from fedma_flwr.averaging.settle import settle_stage, solve_stage
 
 __all__ = [
     "AVERAGES",
+    "CENTRED_CLIPPING",
     "LARGEST",
     "LARGEST_INTEGER",
     "MEAN",

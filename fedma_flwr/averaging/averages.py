@@ -1,18 +1,20 @@
-"""How the clients' values of one entry become one: mean, median or trimmed mean."""
+"""How the clients' values of one entry become one: a mean, or something more robust."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from fedma_flwr.averaging.clipping import clipped_mean
 from fedma_flwr.averaging.robust import near_the_median, trimmed_means
 
 MEAN, MEDIAN, TRIMMED_MEAN = "mean", "median", "trimmed_mean"
-AVERAGES = (MEAN, MEDIAN, TRIMMED_MEAN)
+CENTRED_CLIPPING = "centred_clipping"
+AVERAGES = (MEAN, MEDIAN, TRIMMED_MEAN, CENTRED_CLIPPING)
 _TINY = torch.finfo(torch.float64).tiny
 _BLOCK = 2**20  # numbers that are added at a time
 _WHOLE = 32  # columns that torch adds at a time, at most
@@ -24,8 +26,9 @@ class Averaging:
 
     Parameters
     ----------
-    kind : {"mean", "median", "trimmed_mean"} (default: "mean")
-        The (weighted) mean, median, or mean of what is left between the two tails.
+    kind : {"mean", "median", "trimmed_mean", "centred_clipping"} (default: "mean")
+        The (weighted) mean, median, or mean of what is left between the two tails; or the mean
+        with deviations from it shortened, see `clipped_mean`.
     trimmed_share : float (default: 0.2)
         ``trimmed_mean``: the share of the cohort's weight that is cut off at either end, from 0
         to below 0.5; where few clients hold an entry, at most all but its median.
@@ -38,6 +41,11 @@ class Averaging:
     def robust(self) -> bool:
         """Whether this is more than a mean."""
         return self.kind != MEAN
+
+    @property
+    def of_statistics(self) -> Averaging:
+        """The rule for running statistics: shortened means and squares need not go together."""
+        return replace(self, kind=MEDIAN) if self.kind == CENTRED_CLIPPING else self
 
     def combine(
         self,
@@ -69,6 +77,14 @@ class Averaging:
         shape = values[0].shape or torch.Size([1])
         tensors = [value.reshape(shape) for value in values]
         wide = [weight.to(torch.float64).expand(shape) for weight in weights]
+        if self.kind == CENTRED_CLIPPING:
+            return clipped_mean(tensors, wide).reshape(values[0].shape)
+        return self._without_tails(tensors, wide, cohort_weight).reshape(values[0].shape)
+
+    def _without_tails(
+        self, tensors: Sequence[Tensor], wide: Sequence[Tensor], cohort_weight: float | None
+    ) -> Tensor:
+        """The median or trimmed mean of J tensors, with weights of their shape."""
         total = _sum(wide)
         near = near_the_median(tensors, wide)
         alone = _sum([w * is_near for w, is_near in zip(wide, near, strict=True)]) == 0
@@ -79,7 +95,7 @@ class Averaging:
             cohort = total if cohort_weight is None else torch.full_like(total, cohort_weight)
             silent = total - _sum(say)
             cut = (self.trimmed_share * cohort - silent).clamp_min(0.0)
-        return trimmed_means(tensors, say, cut).reshape(values[0].shape)
+        return trimmed_means(tensors, say, cut)
 
     def of_holders(
         self, values: Sequence[Tensor], weights: Iterable[Tensor], cohort_weight: float

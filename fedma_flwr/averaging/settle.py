@@ -221,7 +221,8 @@ def _average_units(
             for units, weight in zip(found.assignments, weights, strict=True)
         )
         values = [tensors[name] for tensors in found.wide]
-        mean, held = averaging.of_holders(values, masks, sum(weights))
+        rule = averaging.of_statistics if name in spec.statistics else averaging
+        mean, held = rule.of_holders(values, masks, sum(weights))
         # Where nobody holds a pair of units, there is nothing to average.
         mean = torch.where(held, mean, spec.padding(name))
         settled[name] = _as_dtype(mean, like.dtype)
@@ -249,7 +250,8 @@ def _average_rest(
         counts = None
         if name in spec.head:
             counts = class_weights(spec, name, updates, capped=averaging.robust)
-        settled[name] = _average_over_all(name, updates, wide, averaging, counts)
+        rule = averaging.of_statistics if name in spec.statistics else averaging
+        settled[name] = _average_over_all(name, updates, wide, rule, counts)
         by_class = by_class or counts is not None
     return by_class
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedma_flwr.averaging import Averaging, ClientUpdate, head, robust, settle_stage
+from fedma_flwr.averaging import AVERAGES, Averaging, ClientUpdate, head, robust, settle_stage
 from fedma_flwr.matching import BBPMAP, IdentityMatching
 from fedma_flwr.structure import PermutationSpec, StagePlan
 from tests.toy import SPEC as TOY
@@ -203,7 +203,7 @@ def test_blocks_do_not_matter(monkeypatch):
     torch.testing.assert_close(found, whole, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("kind", ["mean", "median", "trimmed_mean"])
+@pytest.mark.parametrize("kind", AVERAGES)
 @pytest.mark.parametrize("shape", [(0,), (0, 2), (2, 0), ()])
 def test_tensors_without_numbers_and_single_numbers_have_an_average(kind, shape):
     found = Averaging(kind).combine([torch.ones(shape)] * 3, [torch.ones(())] * 3, 3.0)
@@ -287,6 +287,7 @@ def test_variances_of_robust_statistics_are_not_negative():
         ({"trimmed_share": -0.1}, "trimmed_share was -0.1"),
         ({"trimmed_share": float("nan")}, "trimmed_share was nan"),
         ({"averaging": "median", "matcher": BBPMAP.reference()}, "output='mean'"),
+        ({"averaging": "centred_clipping", "matcher": BBPMAP.reference()}, "output='mean'"),
     ],
 )
 def test_bad_options_are_refused(options, said):

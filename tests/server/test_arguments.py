@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedma_flwr import FedAvg, FedMA, FedProx
-from fedma_flwr.averaging import Averaging, Limits
+from fedma_flwr.averaging import AVERAGES, Averaging, Limits
 from fedma_flwr.matching import BBPMAP
 from fedma_flwr.server import arguments
 from fedma_flwr.server.arguments import check_arguments, check_output
@@ -58,7 +58,7 @@ LIMITS = {
     "own_growth": ([1, 1.0, ABOVE_1, 1e300], [BELOW_1, 0, INFINITE, NAN, "abc", None]),
     "max_growth": ([1, 1.0, ABOVE_1, 1e300], [BELOW_1, 0, INFINITE, NAN, "abc", None]),
     "server_learning_rate": ([TINY, 0.5, 1, 1.0], [0, 0.0, -TINY, ABOVE_1, NAN, "abc", None]),
-    "averaging": (["mean", "median", "trimmed_mean"], ["Mean", "", "abc", None, 0]),
+    "averaging": ([*AVERAGES], ["Mean", "", "abc", None, 0]),
     "trimmed_share": ([0, 0.0, TINY, BELOW_HALF], [0.5, -TINY, 1, NAN, "abc", None]),
     "max_norm_ratio": (ONE_OR_MORE[0], [*ONE_OR_MORE[1], None]),
     "max_weight_ratio": ([*ONE_OR_MORE[0], None], ONE_OR_MORE[1]),
@@ -250,6 +250,7 @@ def test_one_shot_has_no_later_stages_to_configure(later, named):
         ("mean", None, 10.0),
         ("median", None, 1.0),
         ("trimmed_mean", None, 1.0),
+        ("centred_clipping", None, 1.0),
         ("mean", 3.0, 3.0),
         ("median", 3.0, 3.0),
     ],
