@@ -38,6 +38,16 @@ assert set(fedma_flwr.__all__) >= {{"FedMA", "FedAvg", "FedProx", "fedma_mod", "
     assert result.returncode == 0, result.stderr
 
 
+def test_what_a_client_imports_loads_no_solver_and_no_strategy():
+    """Flower starts a process for every message, so that each import is paid each time."""
+    result = run_python(
+        "import sys; from fedma_flwr import fedma_mod, load_model, head_moments\n"
+        "loaded = {'scipy', 'flwr_datasets', 'fedma_flwr.strategy'} & sys.modules.keys()\n"
+        "assert not loaded, loaded"
+    )
+    assert result.returncode == 0, result.stderr
+
+
 def test_matching_and_structure_know_no_flower():
     result = run_python(
         "import sys; sys.modules['flwr'] = None; import fedma_flwr.matching, fedma_flwr.structure"

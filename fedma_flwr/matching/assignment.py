@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 
 from .arrays import Floats, Integers
 from .assignment_problem import NEW, Problem
@@ -198,6 +197,9 @@ def check_backend(backend: str) -> str:
 
 
 def _scipy(cost: Floats) -> Integers:
+    # Here: clients import this package with the rest, and never match.
+    from scipy.optimize import linear_sum_assignment
+
     # With n <= m every row is assigned and the row indices come back sorted.
     columns: Integers = linear_sum_assignment(cost)[1]
     return columns

@@ -131,6 +131,7 @@ class SeededCohort(OverridableStrategy):
         grid = guarded(grid)
         grid.waiting = self._waiting
         nodes = self._wait_for_nodes(grid, max(self.min_available_nodes, minimum), server_round)
+        self._waiting.keep(nodes)
         self._greet(grid, nodes, server_round, like)
         size = max(int(len(nodes) * fraction), minimum)
         if size > len(nodes):

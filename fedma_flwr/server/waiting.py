@@ -59,6 +59,11 @@ class Waiting:
         self.late.update(waiting)
         self.silent |= nodes
 
+    def keep(self, nodes: Collection[int]) -> None:
+        """Forget all nodes but these: the others are gone."""
+        self.silent &= set(nodes)
+        self.late = {key: node for key, node in self.late.items() if node in self.silent}
+
     def forget(self, message_ids: Iterable[str]) -> None:
         """Await these late replies no more."""
         for key in list(message_ids):

@@ -167,4 +167,7 @@ def test_of_a_node_the_newest_late_message_is_kept():
     assert waiting.late == {"b": 2, "c": 1}
     waiting.heard("c", 1)
     assert waiting.silent == {2}
+    waiting.keep([1, 3])
+    assert not waiting.silent
+    assert not waiting.late
     assert GuardedGrid(InProcessGrid(make_app(), 1)).waiting.quorum == 1.0

@@ -4,9 +4,10 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedma_flwr import Stage, class_counts, fedma_mod, load_model
+from tiny.hostile import lie
 from tiny.task import CLASSES, client_data, make_net, train
 
-app = ClientApp(mods=[fedma_mod])
+app = ClientApp(mods=[lie, fedma_mod])
 
 
 @app.train()
