@@ -51,10 +51,11 @@ LAYERS = {
 }
 
 
-def compare(layer: Layer, backend: Backend) -> dict[str, Any]:
+def compare(layer: Layer, backend: Backend, threads: int) -> dict[str, Any]:
     """Match one layer with both; the engine goes first, so that its peak memory is its own."""
     units = plant(layer.clients, layer.width, layer.size)
-    matching, costs = measure(BBPMAP.reference(gamma=layer.gamma, backend=backend), units, 3)
+    matcher = BBPMAP.reference(gamma=layer.gamma, backend=backend, threads=threads)
+    matching, costs = measure(matcher, units, 3)
     start = clock()
     objective, width = RowLoop(layer.gamma).match(units)
     baseline = clock() - start
@@ -140,7 +141,7 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in results["machine"].items()))
     print(COLUMNS, "|" + "---|" * (COLUMNS.count("|") - 1), sep="\n")
     for name in options.layers:
-        results["layers"][name] = compare(LAYERS[name], options.backend)
+        results["layers"][name] = compare(LAYERS[name], options.backend, options.threads)
         print(row(name, results["layers"][name]), flush=True)
     results["growth"] = growth()
     for axis, curve in results["growth"].items():

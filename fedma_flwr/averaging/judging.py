@@ -13,9 +13,11 @@ from fedma_flwr.averaging.integer_limits import bound_integers
 from fedma_flwr.averaging.limits import Limits, bound_weights, oversized, scaled_to_bounds
 from fedma_flwr.averaging.moment_limits import at_most_usual, oversized_moments
 from fedma_flwr.averaging.unit_growth import bound_units
+from fedma_flwr.matching.threads import using_threads
 from fedma_flwr.structure import PermutationSpec
 
 
+@using_threads(1)
 def judge(
     spec: PermutationSpec,
     updates: Mapping[int, ClientUpdate],

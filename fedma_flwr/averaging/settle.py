@@ -17,6 +17,7 @@ from fedma_flwr.averaging.pooled_statistics import from_pooled, to_poolable
 from fedma_flwr.averaging.robust import scale_down
 from fedma_flwr.averaging.server_step import RoundStart, take_step
 from fedma_flwr.matching import Matcher, Matching, check_matching
+from fedma_flwr.matching.threads import threads_for, using_threads
 from fedma_flwr.structure import (
     PermutationSpec,
     PlannedStage,
@@ -112,11 +113,12 @@ def settle_stage(
         )
         check_matching(matching, [len(rows) for rows in units], max_widths[group])
         _take(spec, group, matching, found)
-    settled = _average_units(spec, stage, found, weights, averaging)
-    by_class = _average_rest(spec, stage, updates, found.wide, settled, averaging=averaging)
-    # A head that is going to be solved is averaged too: local training goes on from it.
-    unsettled = [n for n in spec.head if n in stage.uploads and n not in settled]
-    local_head = {n: _average_over_all(n, updates, found.wide, averaging) for n in unsettled}
+    with using_threads(1):  # sums wait for the memory, and threads for one another
+        settled = _average_units(spec, stage, found, weights, averaging)
+        by_class = _average_rest(spec, stage, updates, found.wide, settled, averaging=averaging)
+        # A head that is going to be solved is averaged too: local training goes on from it.
+        unsettled = [n for n in spec.head if n in stage.uploads and n not in settled]
+        local_head = {n: _average_over_all(n, updates, found.wide, averaging) for n in unsettled}
     settled = from_pooled(spec, settled, like)
     if matcher.output == "posterior":
         _set_posterior_means(spec, found, settled)
@@ -159,7 +161,9 @@ def solve_stage(
     reference : mapping of str to Tensor, optional
         The head that clients were sent, and whose expectations their moments include.
     """
-    solved = solver.solve(spec, updates, widths, reference or {})
+    inputs = max((update.moments.inputs for update in updates if update.moments), default=0)
+    with using_threads(threads_for(inputs**3)):
+        solved = solver.solve(spec, updates, widths, reference or {})
     head, local_head = (
         {name: tensor.to(dtype) for name, tensor in tensors.items()}
         for tensors in (solved.tensors, solved.local_head)

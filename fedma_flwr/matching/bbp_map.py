@@ -1,7 +1,5 @@
 """BBP-MAP: match the units of several clients, one client at a time.
 
-References
-----------
 Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019
 (PFNM: the model and its inference, section 3).
 Yurochkin et al., "Statistical Model Aggregation via Parameter Matching", NeurIPS 2019 (SPAHM:
@@ -12,7 +10,7 @@ Wang et al., "Federated Learning with Matched Averaging", ICLR 2020 (FedMA, sect
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -24,6 +22,7 @@ from .calibration import calibrate
 from .matcher import Matching, Output
 from .pricing import Pricing
 from .search import Search
+from .threads import threads_to_match, using_threads
 from .unit_model import UnitModel
 
 
@@ -89,6 +88,8 @@ class BBPMAP:
         client's width). None: as many as it has units.
     default_prior_mean : {"zero", "rows"} (default: "rows")
         The prior mean where ``match`` is given none: 0, or the mean of all rows.
+    threads : int or None (default: None)
+        Torch's, while units are matched. None: by their size; most layers are worth one.
 
     Raises
     ------
@@ -122,21 +123,15 @@ class BBPMAP:
     popularity_cap: int = 10
     soft_width: int | Literal["double"] | None = None
     default_prior_mean: Literal["zero", "rows"] = "rows"
+    threads: int | None = field(default=None, repr=False)  # the text names a run's settings
 
     def __post_init__(self) -> None:
         check_backend(self.backend)
         for name in ("gamma", "local_variance", "prior_variance", "popularity_cap"):
             validate.check_positive(name, getattr(self, name))
-        if (self.local_variance is None) != (self.prior_variance is None):
-            raise ValueError(
-                f"local_variance, prior_variance: {self.local_variance}, {self.prior_variance}, "
-                "expected both or none"
-            )
-        if self.fit and self.local_variance is None:
-            raise ValueError("fit: needs local_variance and prior_variance to start from")
+        validate.check_variances(self.local_variance, self.prior_variance, fit=self.fit)
         validate.check_choice("default_prior_mean", self.default_prior_mean, ("zero", "rows"))
-        if self.sweeps < 0:
-            raise ValueError(f"sweeps: {self.sweeps}, expected >= 0")
+        validate.check_effort(self.sweeps, self.threads)
         validate.check_choice("output", self.output, get_args(Output))
 
     @classmethod
@@ -150,6 +145,7 @@ class BBPMAP:
         max_width: int | None = None,
         output: Output = "posterior",
         backend: Backend = "auto",
+        threads: int | None = None,
     ) -> BBPMAP:
         """Return the matcher of the FedMA authors' code, constants and all.
 
@@ -176,6 +172,7 @@ class BBPMAP:
             max_width=max_width,
             output=output,
             backend=backend,
+            threads=threads,
             log_determinant=False,
             popularity_weight=1.0,
             soft_width=700,
@@ -194,6 +191,7 @@ class BBPMAP:
         max_width: int | None = None,
         output: Output = "posterior",
         backend: Backend = "auto",
+        threads: int | None = None,
     ) -> BBPMAP:
         """Return SPAHM's matcher: the marginal gain, mean and variances learned.
 
@@ -221,6 +219,7 @@ class BBPMAP:
             max_width=max_width,
             output=output,
             backend=backend,
+            threads=threads,
             fit=fit,
             soft_width="double",
         )
@@ -273,9 +272,9 @@ class BBPMAP:
         visits = validate.check_orders(orders, self.sweeps, len(arrays), seed)
         mean = self._prior_mean(arrays, prior_mean)
         model, pricing = self._model_and_pricing(arrays, mean, limit)
-        search = Search(arrays, model, pricing, backend=self.backend, fit=self.fit)
-        sweeps = search.run(visits)
-        return search.result(arrays, sweeps, mass, self.output == "posterior")
+        with using_threads(self.threads or threads_to_match(arrays)):
+            search = Search(arrays, model, pricing, backend=self.backend, fit=self.fit)
+            return search.result(arrays, search.run(visits), mass, self.output == "posterior")
 
     def _prior_mean(self, units: Sequence[Floats], prior_mean: float | Floats | None) -> Floats:
         size = units[0].shape[1]

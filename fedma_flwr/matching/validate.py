@@ -141,3 +141,32 @@ def check_max_width(units: Sequence[Floats], own: int | None, given: int | None)
             f"{units[widest].shape}"
         )
     return max_width
+
+
+def check_variances(local: float | None, prior: float | None, *, fit: bool) -> None:
+    """Refuse one variance without the other, and a fit that has none to start from.
+
+    Raises
+    ------
+    ValueError
+        It names the arguments.
+    """
+    if (local is None) != (prior is None):
+        raise ValueError(f"local_variance, prior_variance: {local}, {prior}, expected both or none")
+    if fit and local is None:
+        raise ValueError("fit: needs local_variance and prior_variance to start from")
+
+
+def check_effort(sweeps: int, threads: Any) -> None:
+    """Refuse a negative number of sweeps, and what is no number of threads.
+
+    Raises
+    ------
+    ValueError
+        It names the argument.
+    """
+    if sweeps < 0:
+        raise ValueError(f"sweeps: {sweeps}, expected >= 0")
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and threads >= 1):
+        raise ValueError(f"threads: {threads!r}, expected None or a whole number >= 1")
