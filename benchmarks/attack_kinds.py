@@ -118,6 +118,14 @@ def drift(scene: Scene) -> State:
     return found
 
 
+def mimic(scene: Scene) -> State:
+    """What the first honest client sends (Karimireddy et al., 2022): the others count for less."""
+    return {
+        n: scene.honest[0][n] if v.shape == scene.honest[0][n].shape else v
+        for n, v in scene.own.items()
+    }
+
+
 def flip(scene: Scene) -> State:
     """All signs are turned round."""
     return {name: -values for name, values in scene.own.items()}
@@ -146,6 +154,7 @@ ATTACKS: dict[str, Attack] = {
     **{f"ALIE, z = {z:g}": Attack(alie(z)) for z in (0.5, 1.0, 1.5, 2.0)},
     **{f"inner product, {t:g} times": Attack(inner_product(t)) for t in (0.5, 2.0)},
     "drift": Attack(drift),
+    "mimicry": Attack(mimic),
     "signs flipped": Attack(flip),
     "noise": Attack(noise),
     "stolen head": Attack(steal, swapped=True),

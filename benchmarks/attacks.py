@@ -233,7 +233,8 @@ def _cell(final: dict[tuple[str, str, int], float], attack: str, average: str) -
         return ""
     accuracies, before = np.array(pairs).T
     change = accuracies - before
-    return f"{accuracies.mean():.3f} ({change.mean():+.3f}; worst {change.min():+.3f})"
+    worst = f"; worst of {len(pairs)} {change.min():+.3f}" if len(pairs) > 1 else ""
+    return f"{accuracies.mean():.3f} ({change.mean():+.3f}{worst})"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

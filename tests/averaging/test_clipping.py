@@ -26,9 +26,8 @@ def clipped(values, weights=None, cohort_weight=None):
     ("values", "weights", "steps", "expected"),
     [
         # Median 2, distances 2, 1, 0, 4, 8, of which the median is 2: -2 - 1 + 0 + 2 + 2 = 1.
-        ([0, 1, 2, 6, 10], None, 1, 2.2),
-        # Then 2.2, 1.2, 0.2, 3.8, 7.8 with radius 2.2: -2.2 - 1.2 - 0.2 + 2.2 + 2.2 = 0.8.
-        ([0, 1, 2, 6, 10], None, 2, 2.36),
+        # From 2.2 on 2.2, 1.2, 0.2, 3.8, 7.8, radius 2.2: -2.2 - 1.2 - 0.2 + 2.2 + 2.2 = 0.8.
+        ([0, 1, 2, 6, 10], None, 1, 2.36),
         # At 3 the deviations cancel: -3 - 2 - 1 + 3 + 3 = 0.
         ([0, 1, 2, 6, 10], None, 200, 3.0),
         # However far the last one is, it is as far as the median client.
@@ -36,8 +35,8 @@ def clipped(values, weights=None, cohort_weight=None):
         ([1, 2, 3, 4, 100], None, 8, 3.0),
         # Weights count in the mean, not in the radius: median 1, distances 1, 0, 3, radius 1.
         ([0, 1, 4], [1, 3, 1], 8, 1.0),
-        # (-1 + 2 * 1) / 5 after one step from the median, 1.
-        ([0, 1, 4], [1, 2, 2], 1, 1.2),
+        # From the median, 1, by (-1 + 2 * 1) / 5, then by (-1.2 - 2 * 0.2 + 2 * 1.2) / 5.
+        ([0, 1, 4], [1, 2, 2], 1, 1.36),
         # Nobody can tell which of two is right; a sole holder has its way.
         ([1, 9], None, 8, 5.0),
         ([7], None, 8, 7.0),
@@ -80,15 +79,35 @@ def middle(pairs):
     return float(np.median([value for value, weight in pairs for _ in range(weight)]))
 
 
+def slow_shares(values, weights, centre):
+    """Cosines by loops; those below three times what chance makes of them are no likeness."""
+    entries, clients = range(len(centre)), range(len(values))
+    chance = 9 / len(centre)
+    if chance >= 1:
+        return [1.0 for _ in clients]
+    away = [[weights[j][i] ** 0.5 * (values[j][i] - centre[i]) for i in entries] for j in clients]
+    size = [sum(x * x for x in row) ** 0.5 or 1.0 for row in away]
+    shares = []
+    for j in clients:
+        together = 1.0
+        for k in clients:
+            cosine = sum(a * b for a, b in zip(away[j], away[k], strict=True)) / size[j] / size[k]
+            if k != j and cosine > 0:
+                together += max(0.0, (cosine**2 - chance) / (1 - chance))
+        shares.append(1 / together)
+    return shares
+
+
 def slow(values, weights, steps):
     """Entry by entry and client by client; each client holds an entry with a whole weight."""
     entries = range(len(values[0]))
     clients = [j for j in range(len(values)) if sum(weights[j])]
-    if not clients:
-        return [0.0 for _ in entries]
     held = [[(values[j][i], weights[j][i]) for j in clients] for i in entries]
     centre = [middle(pairs) if any(w for _, w in pairs) else 0.0 for pairs in held]
-    for _ in range(steps):
+    shares = [1.0] * len(values)
+    for step in range(2 * steps if clients else 0):
+        if step == steps:
+            shares = slow_shares(values, weights, centre)
         far = {}
         for j in clients:
             squares = sum(weights[j][i] * (values[j][i] - centre[i]) ** 2 for i in entries)
@@ -96,27 +115,67 @@ def slow(values, weights, steps):
         radius = sorted(far.values())[(len(clients) - 1) // 2]
         moved = list(centre)
         for i in entries:
-            total = sum(weights[j][i] for j in clients)
+            total = sum(shares[j] * weights[j][i] for j in clients)
             for j in clients:
-                share = 1.0 if far[j] <= radius else radius / far[j]
+                shorter = 1.0 if far[j] <= radius else radius / far[j]
                 if weights[j][i]:
-                    moved[i] += share * weights[j][i] / total * (values[j][i] - centre[i])
+                    say = shares[j] * weights[j][i] / total
+                    moved[i] += shorter * say * (values[j][i] - centre[i])
         centre = moved
     return centre
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=st.data(), clients=st.integers(1, 6), entries=st.integers(1, 4))
-def test_it_agrees_with_the_definition(data, clients, entries):
-    def table(numbers):
-        row = st.lists(numbers, min_size=entries, max_size=entries)
-        return data.draw(st.lists(row, min_size=clients, max_size=clients))
+@given(
+    seed=st.integers(0, 10**6),
+    clients=st.integers(1, 6),
+    entries=st.sampled_from([1, 2, 4, 9, 10, 15, 30]),
+    copies=st.integers(0, 3),
+)
+def test_it_agrees_with_the_definition(seed, clients, entries, copies):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-20, 21, (clients, entries))
+    values = np.concatenate([values, np.repeat(values[:1] + 1, copies, axis=0)])
+    weights = rng.integers(0, 4, values.shape)
+    found = CLIPPING.combine([*torch.tensor(values)], [*torch.tensor(weights)], 1.0).tolist()
+    assert found == pytest.approx(slow(values.tolist(), weights.tolist(), clipping.STEPS), abs=1e-5)
 
-    values, weights = table(st.integers(-20, 20)), table(st.integers(0, 3))
-    tensors = [torch.tensor(own).double() for own in values]
-    masses = [torch.tensor(own).double() for own in weights]
-    found = CLIPPING.combine(tensors, masses, 1.0).tolist()
-    assert found == pytest.approx(slow(values, weights, clipping.STEPS), abs=1e-5)
+
+def test_clients_that_deviate_alike_count_as_one():
+    """Around 0 three clients go one way, one goes the opposite way, two go ways of their own."""
+    ways = torch.eye(20, dtype=torch.float64)
+    values = [ways[0], 5 * ways[0], ways[0], -ways[0], ways[1], ways[2]]
+    ones = [torch.ones(20, dtype=torch.float64)] * 6
+    shares = clipping.distinct_shares(values, ones, torch.zeros(20).double())
+    assert shares == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1, 1, 1])
+
+
+def test_what_chance_makes_is_no_likeness():
+    """A cosine of 0.8: 0.64, of which 9 / 36 may be chance, is (0.64 - 0.25) / 0.75 = 0.52."""
+    first, second = torch.zeros(36).double(), torch.zeros(36).double()
+    first[0], second[0], second[1] = 2.0, 0.8, 0.6
+    ones = [torch.ones(36, dtype=torch.float64)] * 2
+    shares = clipping.distinct_shares([first, second], ones, torch.zeros(36).double())
+    assert shares == pytest.approx([1 / 1.52] * 2)
+
+
+def test_few_numbers_have_few_directions():
+    values = [torch.full((9,), float(number)).double() for number in (1, 2, 3)]
+    ones = [torch.ones(9, dtype=torch.float64)] * 3
+    assert clipping.distinct_shares(values, ones, torch.zeros(9).double()) == [1.0] * 3
+
+
+def test_copies_of_a_client_do_not_take_its_say_away():
+    """Mimicry: who copies the one client that knows something does not change the average."""
+    rng = np.random.default_rng(1)
+    honest = [*torch.tensor(rng.normal(size=(8, 200)))]
+    plain, copied = (
+        CLIPPING.combine(clients, [torch.ones(())] * len(clients), 1.0)
+        for clients in (honest, [*honest, honest[0], honest[0]])
+    )
+    mean = torch.stack([*honest, honest[0], honest[0]]).mean(0)
+    middle_ = torch.stack(honest).mean(0)
+    assert float((copied - plain).norm()) < 0.5 * float((mean - middle_).norm())
 
 
 @settings(max_examples=50, deadline=None)
