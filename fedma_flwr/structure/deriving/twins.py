@@ -7,11 +7,11 @@ of both must then keep one order, or the update would mix units that have nothin
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedma_flwr.structure.deriving.atoms import unify
 from fedma_flwr.structure.deriving.gradient_reach import without_gradient
@@ -134,10 +134,11 @@ class _Twins:
     def _under(self, twin: str, own: str) -> Iterator[Pair]:
         """Tensors of the same name and shape below two paths, which end with a dot or are empty."""
         for name, tensor in self.state.items():
-            other = own + name[len(twin) :]
-            if name.startswith(twin) and name != other and other in self.state:
-                if tensor.shape == self.state[other].shape:
-                    yield name, other
+            other = self.state.get(own + name[len(twin) :])
+            if not name.startswith(twin) or other is None or other is tensor:
+                continue
+            if tensor.shape == other.shape:
+                yield name, own + name[len(twin) :]
 
     def _flattened(self, twin: str, own: str) -> Iterator[Pair]:
         """Copies under other names: all that are named alike but for the dots, or just these."""
