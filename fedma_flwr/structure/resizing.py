@@ -118,7 +118,7 @@ def _replace(
 
 def _follow(module: nn.Module, shapes: _Shapes) -> None:
     """Update the attributes of a module that state its widths."""
-    if is_parametrized(module):
+    if is_parametrized(module) or "weight_v" in shapes or "weight_orig" in shapes:
         return  # its weight is computed; no forward pass reads the attributes
     for kinds, rule in _RULES:
         if isinstance(module, kinds):

@@ -41,6 +41,7 @@ def with_tensors(spec: PermutationSpec, names: Collection[str]) -> PermutationSp
         variances={
             name: mean for name, mean in spec.variances.items() if {name, mean} <= {*statistics}
         },
+        directions={name: axis for name, axis in spec.directions.items() if name in axes},
     )
     return without_groups(kept, _unmade(kept), _UNMADE)
 

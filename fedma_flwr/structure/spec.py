@@ -50,6 +50,9 @@ class PermutationSpec(SpecParts):
     variances : mapping of str to str, optional
         For every running variance among `statistics` the running mean that belongs to it.
         Default: those that are named as in torch's own layers (`state_dict_names`).
+    directions : mapping of str to int, optional
+        Tensors of which only the direction counts, as in weight normalisation, and the axis along
+        which each has one. A unit that a client lacks has 1 there: zeros have no direction.
 
     Raises
     ------
@@ -78,6 +81,7 @@ class PermutationSpec(SpecParts):
         *,
         pinned: Mapping[str, str] | None = None,
         variances: Mapping[str, str] | None = None,
+        directions: Mapping[str, int] | None = None,
     ) -> None:
         parts = {
             "groups": MappingProxyType({name: as_group(size) for name, size in groups.items()}),
@@ -86,6 +90,7 @@ class PermutationSpec(SpecParts):
             "statistics": tuple(statistics),
             "head": tuple(head or ()),
             "pinned": MappingProxyType(dict(pinned or {})),
+            "directions": MappingProxyType(dict(directions or {})),
         }
         for name, value in parts.items():
             object.__setattr__(self, name, value)
@@ -211,7 +216,7 @@ class PermutationSpec(SpecParts):
         Returns
         -------
         dict of str to Tensor
-            New tensors at the global widths. Running variances are padded with 1.
+            New tensors at the global widths. Running variances and directions are padded with 1.
         """
         local = {**self.sizes, **self.widths(state_dict)}
         wide = {**local, **{group: widths[group] for group in assignments}}
@@ -223,13 +228,19 @@ class PermutationSpec(SpecParts):
                     f"{local[group]}."
                 )
         return {
-            name: place_units(tensor, self.axes[name], units, wide, self.padding(name))
+            name: place_units(tensor, self.axes[name], units, wide, self._paddings(name))
             for name, tensor in state_dict.items()
         }
 
     def padding(self, tensor: str) -> float:
         """Value of a tensor at units that a client lacks: 1 for running variances, else 0."""
         return 1.0 if tensor in self.variances else 0.0
+
+    def _paddings(self, tensor: str) -> list[float]:
+        """What stands along each axis of a tensor at units that a client lacks."""
+        along = self.directions.get(tensor)
+        usual = self.padding(tensor)
+        return [1.0 if dim == along else usual for dim in range(len(self.axes[tensor]))]
 
     def to_json(self) -> str:
         """The spec as compact JSON."""

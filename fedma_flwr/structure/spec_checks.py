@@ -16,12 +16,14 @@ def check_parts(spec: SpecParts) -> None:
     """
     _check_groups(spec)
     lists = {"outputs": spec.outputs, "statistics": spec.statistics, "head": spec.head}
+    lists["directions"] = spec.directions
     for label, names in lists.items():
         if missing := [name for name in names if name not in spec.axes]:
             raise SpecError(f"`{label}` names tensors that `axes` does not list: {missing}.")
-    for name, axis in spec.outputs.items():
-        if not 0 <= axis < len(spec.axes[name]):
-            raise SpecError(f"outputs[{name!r}] is {axis}, but the tensor has no such axis.")
+    for label, places in {"outputs": spec.outputs, "directions": spec.directions}.items():
+        for name, axis in places.items():
+            if not 0 <= axis < len(spec.axes[name]):
+                raise SpecError(f"{label}[{name!r}] is {axis}, but the tensor has no such axis.")
     _check_variances(spec)
 
 

@@ -22,6 +22,7 @@ class SpecParts:
     head: tuple[str, ...]
     pinned: Mapping[str, str]
     variances: Mapping[str, str]
+    directions: Mapping[str, int]
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -19,6 +19,7 @@ def to_json(spec: SpecParts) -> str:
         "statistics": list(spec.statistics),
         "head": [] if spec.head == spec.default_head() else list(spec.head),
         "pinned": dict(spec.pinned),
+        "directions": dict(spec.directions),
     }
     told = {name: part for name, part in parts.items() if part or name == "groups"}
     if not spec.head and spec.default_head():

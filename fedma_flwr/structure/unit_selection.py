@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ def place_units(
     axes: tuple[AxisExpression, ...],
     units: Mapping[str, Tensor],
     widths: Mapping[str, int],
-    padding: float,
+    paddings: Sequence[float],
 ) -> Tensor:
     """The units of one tensor at the given places of a wider one.
 
@@ -97,8 +97,8 @@ def place_units(
         For each group (n,) the number that each unit gets; groups left out stay as they are.
     widths : mapping of str to int
         The width of every group on the tensor afterwards.
-    padding : float
-        What stands where no unit is put.
+    paddings : sequence of float
+        For each axis what stands where no unit is put.
 
     Returns
     -------
@@ -109,5 +109,5 @@ def place_units(
         if axis.groups & units.keys():
             shape = (*tensor.shape[:dim], axis.size(widths), *tensor.shape[dim + 1 :])
             places = axis.positions(units, widths).to(tensor.device)
-            tensor = tensor.new_full(shape, padding).index_copy(dim, places, tensor)
+            tensor = tensor.new_full(shape, paddings[dim]).index_copy(dim, places, tensor)
     return tensor

@@ -137,6 +137,7 @@ class Propagation:
             where=f"{location(node)}, {str(node.target).removeprefix('aten.').partition('.')[0]}",
             contracted=self.trace.contracted,
             variances=self.trace.variances,
+            directions=self.trace.directions,
         )
 
     def _wrapped(self, node: fx.Node) -> list[Any]:

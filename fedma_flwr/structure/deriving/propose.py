@@ -18,6 +18,7 @@ from fedma_flwr.structure.deriving.capturing_runs import capture_run, looks_at_v
 from fedma_flwr.structure.deriving.propagation import Propagation
 from fedma_flwr.structure.deriving.spec_building import build_spec
 from fedma_flwr.structure.deriving.trace import Trace
+from fedma_flwr.structure.deriving.twins import unite_twins
 from fedma_flwr.structure.model_copies import Inputs, cpu_inputs, private_copy, tensors_of
 from fedma_flwr.structure.not_reached import FROZEN, NOT_REACHED
 from fedma_flwr.structure.spec import PermutationSpec
@@ -44,7 +45,8 @@ def propose_spec(model: nn.Module, example_inputs: Inputs) -> PermutationSpec:
     _follow(twin.eval(), inputs, trace)
     with suppress(UnsupportedModelError):  # a batch of one in a batch norm, for example
         _follow(twin.train(), inputs, trace)
-    _pin_constants(trace, statistics_of(twin, inputs), tensors_of(twin))
+    twins = unite_twins(twin, inputs, trace)
+    _pin_constants(trace, twins | statistics_of(twin, inputs), tensors_of(twin))
     for name, parameter in twin.named_parameters():
         if not trace.is_used(name):  # it is unknown how they follow their units
             for axis in trace.axes_of(name):

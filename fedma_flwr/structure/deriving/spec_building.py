@@ -42,6 +42,7 @@ def build_spec(trace: Trace) -> PermutationSpec:
         head=[name for name, own in trace.names.items() if own in head],
         pinned=_reasons(trace),
         variances=_variances(trace, axes_of, statistics),
+        directions=_directions(trace),
     )
 
 
@@ -57,6 +58,16 @@ def _head(
         and not named[name][outputs[name]].groups
         and at_outputs.intersection(leaves(axes[outputs[name]]))
     ]
+
+
+def _directions(trace: Trace) -> dict[str, int]:
+    """The tensors of the state dict that are divided by their norms."""
+    dims = {id(axes): dim for axes, dim in trace.directions}
+    return {
+        name: dims[id(trace.state[own])]
+        for name, own in trace.names.items()
+        if id(trace.state[own]) in dims
+    }
 
 
 def _variances(

@@ -30,6 +30,8 @@ class Trace:
         Axes of weights that are summed over or looked up, in that order.
     variances : list of (Axes, Axes)
         Tensors that an operator reads as a running variance, and the running mean beside each.
+    directions : list of (Axes, int)
+        Tensors that an operator divides by their norm, and the axis along which each has one.
     outputs : list of Axis
         The axes of the model's outputs.
     """
@@ -41,6 +43,7 @@ class Trace:
     used: dict[str, None] = field(default_factory=dict)
     contracted: list[Axis] = field(default_factory=list)
     variances: list[tuple[Axes, Axes]] = field(default_factory=list)
+    directions: list[tuple[Axes, int]] = field(default_factory=list)
     outputs: list[Axis] = field(default_factory=list)
 
     def axes_of(self, name: str) -> Axes:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fedma_flwr.structure.proving.invariance import is_chaotic, is_repeatable
 from fedma_flwr.structure.proving.model_in_proof import ModelInProof, relative_change
+from fedma_flwr.structure.proving.spec_changes import with_growth
 from fedma_flwr.structure.refusals import first_line
 from fedma_flwr.structure.resizing import resize
 from fedma_flwr.structure.restoring import restored
+from fedma_flwr.structure.spec import PermutationSpec
 
 #: How many units are added; None doubles the group.
 _AMOUNTS = (1, 2, None, 3)
@@ -20,6 +23,49 @@ _AMOUNTS = (1, 2, None, 3)
 _PLACES = ("first", "middle", "last")
 
 Growth = Mapping[str, Tensor]  # for each group that grows (width,) whether a unit is an old one
+
+
+#: Why a group cannot grow whose zero-padded units are divided by their norm.
+_NOT_FINITE = "zero-padded units make the output infinite or undefined"
+
+
+def with_proven_growth(
+    model: ModelInProof, tolerance: float, generator: torch.Generator
+) -> PermutationSpec:
+    """The spec of a model in proof with what was found about the growth of its groups.
+
+    Parameters
+    ----------
+    model : ModelInProof
+        The model in proof, at weights on which its output depends.
+    tolerance : float
+        Relative change that counts as none.
+    generator : torch.Generator
+        Where rounding errors come from that tell whether training mode can be compared.
+
+    Notes
+    -----
+    Where zeros make the output infinite or undefined, the rows that make a unit may be divided by
+    their norm: they are padded with ones then, and kept as `directions` if that helps.
+    """
+    spec = model.spec
+    reasons = why_not_growable(model, tolerance, generator)
+    undefined = {group for group, why in reasons.items() if _NOT_FINITE in why}
+    made = {
+        name: spec.output_axis(name)
+        for name, axes in spec.axes.items()
+        if len(axes) > 1 and spec.output_groups(name) & undefined
+    }
+    if not made:
+        return with_growth(spec, reasons)
+    model.spec = replace(spec, directions={**spec.directions, **made})
+    found = why_not_growable(model, tolerance, generator)
+    better = {
+        name: dim for name, dim in made.items() if not spec.output_groups(name) & found.keys()
+    }
+    if not better or found.keys() - reasons.keys():
+        return with_growth(spec, reasons)
+    return with_growth(replace(spec, directions={**spec.directions, **better}), found)
 
 
 def why_not_growable(
@@ -145,10 +191,17 @@ class _Trial:
     def _change(self) -> str:
         for training, reference in self.references.items():
             self.model.training = training
-            if not relative_change(self.model.run(), reference) < self.tolerance:
+            outputs = self.model.run()
+            if not relative_change(outputs, reference) < self.tolerance:
                 where = " in training mode" if training else ""
+                if not all(_as_finite(*pair) for pair in zip(outputs, reference, strict=False)):
+                    return _NOT_FINITE + where
                 return f"zero-padded units change the output{where}"
         return ""
+
+
+def _as_finite(output: Tensor, reference: Tensor) -> bool:
+    return bool(output.isfinite().all()) or not bool(reference.isfinite().all())
 
 
 def without_sizes(text: str) -> str:

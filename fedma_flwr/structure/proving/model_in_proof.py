@@ -23,6 +23,7 @@ from fedma_flwr.structure.model_copies import (
 )
 from fedma_flwr.structure.output_tensors import tensors_in
 from fedma_flwr.structure.proving.double_precision import InDouble
+from fedma_flwr.structure.proving.progress import Progress
 from fedma_flwr.structure.proving.training_mode_runs import training_mode
 from fedma_flwr.structure.proving.without_chance import WithoutChance
 from fedma_flwr.structure.refusals import first_line
@@ -59,6 +60,7 @@ class ModelInProof:
         self.training = False  # whether to run in training mode
         self.random: dict[bool, bool] = {}  # by mode, whether the model draws random numbers
         self.spec = spec
+        self.progress = Progress(type(model).__name__)
         # References: writing to them writes to the model.
         self.tensors: dict[str, Tensor] = {
             name: tensor.detach() for name, tensor in tensors_of(self.module).items()
@@ -100,6 +102,7 @@ class ModelInProof:
                 f"The model does not run in float64 on these inputs ({type(error).__name__}: "
                 f"{first_line(error)})."
             ) from error
+        self.progress.step()
         return tensors_in(outputs)
 
     @contextmanager

@@ -17,7 +17,7 @@ from fedma_flwr.structure.model_copies import (
     with_lazy_layers_built,
 )
 from fedma_flwr.structure.proving.drawing import ATTEMPTS, redraw
-from fedma_flwr.structure.proving.growability import why_not_growable
+from fedma_flwr.structure.proving.growability import with_proven_growth
 from fedma_flwr.structure.proving.invariance import (
     TOLERANCE,
     check_another_batch,
@@ -27,7 +27,7 @@ from fedma_flwr.structure.proving.invariance import (
 )
 from fedma_flwr.structure.proving.model_in_proof import ModelInProof
 from fedma_flwr.structure.proving.sensitivity import Pair, all_pairs, sensitive_pairs
-from fedma_flwr.structure.proving.spec_changes import with_growth, without_groups
+from fedma_flwr.structure.proving.spec_changes import without_groups
 from fedma_flwr.structure.spec import PermutationSpec
 
 # Memory that a proof takes for a parameter, measured: weights and their derivatives in float64,
@@ -120,9 +120,7 @@ def prove_spec(
     spec = without_groups(spec, unused, "the output does not depend on it")
     in_proof.spec = spec
     inert = tuple(sorted(pair for pair in pending if pair[0] not in unused))
-    return SpecProof(
-        with_growth(spec, why_not_growable(in_proof, TOLERANCE, generator)), worst, inert
-    )
+    return SpecProof(with_proven_growth(in_proof, TOLERANCE, generator), worst, inert)
 
 
 def _check_memory(model: nn.Module) -> None:

@@ -41,6 +41,7 @@ def without_groups(spec: PermutationSpec, groups: Iterable[str], reason: str) ->
         head=spec.head or None,
         pinned={**spec.pinned, **pinned},
         variances={n: mean for n, mean in spec.variances.items() if n in statistics},
+        directions=spec.directions,
     )
 
 

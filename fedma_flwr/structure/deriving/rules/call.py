@@ -53,6 +53,8 @@ class Call:
         makes.
     variances : list of (Axes, Axes)
         Tensors that some call reads as a running variance, each with the running mean beside it.
+    directions : list of (Axes, int)
+        Tensors that some call divides by their norms, each with the axis along which it has one.
     """
 
     node: fx.Node
@@ -61,6 +63,7 @@ class Call:
     where: str
     contracted: list[Axis]
     variances: list[tuple[Axes, Axes]]
+    directions: list[tuple[Axes, int]]
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]

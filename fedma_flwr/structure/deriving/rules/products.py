@@ -99,4 +99,6 @@ def _is_weight(node: fx.Node) -> bool:
 def weight_norm(call: Call) -> Axes:
     """``v * g / norm(v)``: the norm over all axes but one is the same in any order."""
     v, g = call.axes("v"), call.axes("g")
+    if call["dim"] != -1:  # else one norm for all, to which zeros add nothing
+        call.directions.append((v, call.dim("dim", len(v))))
     return broadcast(v, g)
