@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 _FEWER_BITS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
 _FEWER_COMPLEX = frozenset({torch.complex64, torch.complex32})
 _COMPLEX_CASTS = frozenset({getattr(Tensor, name) for name in ("cfloat", "chalf")})
+
+_GROUPED = frozenset({torch._grouped_mm, getattr(functional, "grouped_mm", torch._grouped_mm)})
+_EXPERTS = 3  # axes of the experts' matrices
 
 
 class InDouble(TorchFunctionMode):
@@ -32,11 +36,31 @@ class InDouble(TorchFunctionMode):
             return args[0].double()
         if func in _COMPLEX_CASTS:
             return args[0].to(torch.complex128)
+        options = dict(kwargs or {})
+        if func in _GROUPED and args[1].dim() == _EXPERTS and options.get("bias") is None:
+            return _grouped(*args, **options)
         options = {name: _widened(value) for name, value in (kwargs or {}).items()}
         result = func(*map(_widened, args), **options)
         if isinstance(result, Tensor) and result.dtype in _FEWER_BITS:
             return result if _reads_fewer_bits((*args, *options.values())) else result.double()
         return result
+
+
+def _grouped(rows: Tensor, experts: Tensor, offs: Tensor, **_: object) -> Tensor:
+    """Each expert's rows times its matrix; torch's own knows no float64.
+
+    Parameters
+    ----------
+    rows : Tensor
+        (rows, inputs), those of one expert after those of another.
+    experts : Tensor
+        (experts, inputs, outputs).
+    offs : Tensor
+        (experts,) the end of each expert's rows.
+    """
+    ends = [0, *offs.tolist()]
+    parts = [rows[a:b] @ own for a, b, own in zip(ends, ends[1:], experts, strict=False)]
+    return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], experts.shape[-1])])
 
 
 def _reads_fewer_bits(values: Sequence[Any]) -> bool:

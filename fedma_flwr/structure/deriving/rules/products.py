@@ -95,6 +95,17 @@ def _is_weight(node: fx.Node) -> bool:
     return node.op in ("placeholder", "get_attr")
 
 
+@rule("_grouped_mm")
+def grouped_mm(call: Call) -> Axes:
+    """Rows times the matrix of their expert; offsets number both."""
+    rows, experts = call.axes("self"), call.axes("mat2")
+    inputs, outputs = experts[1:]  # other forms are not covered
+    for axis in (rows[0], experts[0]):
+        call.pin(axis, "offsets number its positions")
+    call.contract(inputs, rows[1])
+    return (rows[0], outputs)
+
+
 @rule("_weight_norm")
 def weight_norm(call: Call) -> Axes:
     """``v * g / norm(v)``: the norm over all axes but one is the same in any order."""
