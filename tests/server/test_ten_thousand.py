@@ -43,7 +43,7 @@ POISON = {
     "other metrics": metric("epochs", [*COUNTS, -1e300]),
 }
 KINDS = {
-    "refused at once": [*REFUSED, *FAULTS],
+    "refused at once": list(REFUSED),  # after a fault a client is asked again, and takes part
     "refused in any stage": [*REFUSED, *FAULTS],
     "poison": [*REFUSED, *FAULTS, *POISON],
 }
