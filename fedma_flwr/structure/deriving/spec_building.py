@@ -55,6 +55,7 @@ def _head(
         name
         for name, axes in trace.state.items()
         if axes
+        and name not in trace.by_twin  # a saved original makes no output
         and not named[name][outputs[name]].groups
         and at_outputs.intersection(leaves(axes[outputs[name]]))
     ]

@@ -41,6 +41,7 @@ class Trace:
     buffers: frozenset[str]
     placeholders: dict[str, str] = field(default_factory=dict)
     used: dict[str, None] = field(default_factory=dict)
+    by_twin: set[str] = field(default_factory=set)  # used as their twins are, not by `forward`
     contracted: list[Axis] = field(default_factory=list)
     variances: list[tuple[Axes, Axes]] = field(default_factory=list)
     directions: list[tuple[Axes, int]] = field(default_factory=list)

@@ -61,6 +61,7 @@ def unite_twins(model: nn.Module, inputs: Any, trace: Trace) -> set[str]:
 def _use_alike(trace: Trace, reached: str, name: str) -> None:
     """Take a tensor that `forward` does not reach to be used as its twin is."""
     trace.used.setdefault(trace.names[name])
+    trace.by_twin.add(trace.names[name])
     own = {
         id(axis): twin
         for axis, twin in zip(trace.axes_of(reached), trace.axes_of(name), strict=True)
