@@ -34,11 +34,12 @@ def bound_units(
     """Updates whose units are not far larger than the median over all units and clients.
 
     A client's unit may have the square root of `max_norm_ratio` times the usual size (running
-    statistics, which differ more: `max_norm_ratio` times), or 1.5 times what the median client's
-    unit of its rank has, if that is larger: the largest of a client's units is compared with the
-    others' largest. What is larger is made as large as that; nobody is refused. As many units as
-    the initial model has say what is usual, the smallest ones: growth adds none that do. All units
-    of a tensor together may have 1.5 times the root mean square of the median client's.
+    statistics, which differ more: `max_norm_ratio` times), or what is not out of all proportion to
+    the other clients' units of its rank: the largest of a client's units is compared with the
+    others' largest. That is 1.5 times the median client's, or five times the clients' median
+    distance from it beyond it. The same holds for the root mean square of a tensor's units. What
+    is larger is made as large as that; nobody is refused. As many units as the initial model has
+    say what is usual, the smallest ones: growth adds none that do.
 
     Parameters
     ----------
@@ -50,6 +51,11 @@ def bound_units(
         The last global model.
     max_norm_ratio : float
         See `Limits`.
+
+    Returns
+    -------
+    dict of int to ClientUpdate
+        By node; the same objects where nothing was out of bounds.
     """
     if not updates or math.isinf(max_norm_ratio):
         return dict(updates)

@@ -62,6 +62,7 @@ class SeededCohort(OverridableStrategy):
 
     #: Whether clients must answer the hello, that is whether they must have `fedma_mod`.
     needs_mod = False
+    _made_do_with: int | None = None  # nodes, after waiting for more in vain
 
     def __init__(
         self,
@@ -90,6 +91,7 @@ class SeededCohort(OverridableStrategy):
         self._online: list[int] = []  # nodes at the last sampling, in the order of the client keys
         self._timeout = stage_timeout or _TIMEOUT
         self._waiting = Waiting(quorum)
+        self._asked_in_vain: set[int] = set()  # nodes that have not answered a hello
         self._evaluated: list[Message] = []
         self._last_round: int | None = None  # None: no run has begun
 
@@ -105,8 +107,8 @@ class SeededCohort(OverridableStrategy):
         self.history = History(self.on_exchange)
         self._keys = ClientKeys(registered=self.registered_nodes)
         self._waiting = Waiting(self.quorum)
-        self._asked_in_vain: set[int] = set()  # nodes that have not answered a hello
-        self._made_do_with: int | None = None  # nodes, after waiting for more in vain
+        self._asked_in_vain = set()
+        self._made_do_with = None
         self._timeout = self.stage_timeout or timeout
 
     def client_key(self, node_id: int) -> str:

@@ -59,12 +59,12 @@ class GlobalModel:
         """The share of the round after this one, within its bounds."""
         return min(max(self.reference_share * factor, LEAST_SHARE), MOST_SHARE)
 
-    def has_fallen(self, unexplained: float | None) -> bool:
+    def has_fallen(self, unexplained: float) -> bool:
         """Whether a round's features are much worse than the best so far, now or before.
 
         Then the solved head, from which local training goes on, is too much for the learning rate.
         """
-        return self.fell or (unexplained is not None and unexplained > self.unexplained + FALL)
+        return self.fell or unexplained > self.unexplained + FALL
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> GlobalModel:
         """The model with other values; no client holds them, so that all are sent everything.

@@ -279,6 +279,6 @@ class CommunicationRound(RoundState):
             popularity={group: found.popularity for group, found in self.settled.matchings.items()},
             local_head=self.settled.local_head,
             reference_share=self.model.next_share(self.settled.share_factor),
-            unexplained=min(self.model.unexplained, self.settled.unexplained or 1.0),
+            unexplained=min(self.model.unexplained, self.settled.unexplained),
             fell=self.model.has_fallen(self.settled.unexplained),
         )

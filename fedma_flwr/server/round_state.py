@@ -119,6 +119,7 @@ class RoundState:
         """Ask a client no more in this round."""
         self.members.pop(node, None)
         self.away.pop(node, None)
+        self.guests.pop(node, None)
 
     def keep(self, changes: Mapping[int, Changes]) -> None:
         """Go on with these clients of the cohort alone, and what is changed in their messages.

@@ -28,8 +28,8 @@ class SettledSoFar:
         The head that local training goes on from; see `StageOutcome`.
     share_factor : float
         See `SolvedHead`; 1 as long as nothing was solved.
-    unexplained : float or None
-        The same; None as long as nothing was solved.
+    unexplained : float
+        The same; 1 as long as nothing was solved.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class SettledSoFar:
     matchings: dict[str, GroupMatching] = field(default_factory=dict)
     local_head: dict[str, Tensor] = field(default_factory=dict)
     share_factor: float = 1.0
-    unexplained: float | None = None
+    unexplained: float = 1.0
 
     def add(self, outcome: StageOutcome, clients: Sequence[str], wire_dtype: str) -> None:
         """Take over what a stage has given.

@@ -48,7 +48,7 @@ def test_features_have_fallen_once_they_are_much_worse_than_the_best():
     model = GlobalModel({}, unexplained=0.4)
     assert not model.has_fallen(0.4 + FALL - 0.01)
     assert model.has_fallen(0.4 + FALL + 0.01)
-    assert not model.has_fallen(None)
+    assert not GlobalModel({}).has_fallen(1.0)  # where no head is solved
     assert GlobalModel({}, unexplained=0.4, fell=True).has_fallen(0.3)
 
 
