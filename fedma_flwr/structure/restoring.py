@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -33,6 +34,24 @@ def restored(model: nn.Module) -> Iterator[None]:
         for container, contents in [*before, *inner]:
             if not _same(container, contents):  # a read-only one has not changed
                 _restore(container, contents)
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """A model's buffers have their values afterwards, also those that a run gives another shape.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model. Quantisation's observers are empty until their first run.
+    """
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values in before:
+                buffer.resize_(values.shape).copy_(values)
 
 
 def _same(container: Any, contents: Any) -> bool:

@@ -205,3 +205,23 @@ def test_what_is_matched_is_told(caplog):
     derive_spec(mlp(lambda n, x: x.relu()), (VECTOR,))
     assert "Net: 1 groups of units, 0 of them at fixed width; 96 % of its" in caplog.text
     assert "can be matched" not in caplog.text
+
+
+def test_observers_that_are_empty_until_their_first_run():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        quantization.QuantStub(),
+        nn.Conv2d(1, 4, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+        quantization.DeQuantStub(),
+    )
+    model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    model = quantization.prepare_qat(model.train())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    spec = derive_spec(model, (torch.randn(2, 1, 6, 6),))
+    assert spec.describe("4.weight") == "3, 1. x 16"
+    assert {name: value.shape for name, value in model.state_dict().items()} == {
+        name: value.shape for name, value in before.items()
+    }

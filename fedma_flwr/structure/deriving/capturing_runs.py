@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fedma_flwr.structure.deriving.captured import Captured, state_names
 from fedma_flwr.structure.model_copies import call, plain_attention, quiet
 from fedma_flwr.structure.output_tensors import tensors_in
-from fedma_flwr.structure.restoring import restored
+from fedma_flwr.structure.restoring import buffers_kept, restored
 
 #: Operators whose results are numbers or shapes, so that the code may take another way.
 _LOOKS = ("aten.item", "aten.is_nonzero", "aten.nonzero", "aten._local_scalar_dense")
@@ -68,7 +68,7 @@ def _record(
     options: dict[str, Any] = {"pre_dispatch": composite, "_allow_non_fake_inputs": True}
     if "record_stack_traces" in inspect.signature(make_fx).parameters:
         options["record_stack_traces"] = True
-    kept = (restored(model), _buffers_kept(model), _modules_noted(model), plain_attention())
+    kept = (restored(model), buffers_kept(model), _modules_noted(model), plain_attention())
     with quiet(), ExitStack() as stack:
         for context in kept:
             stack.enter_context(context)
@@ -91,18 +91,6 @@ def _described(module: fx.GraphModule, model: nn.Module) -> Captured:
         else:
             reasons[node.name] = "meets a constant of the code"
     return Captured(module, states, reasons)
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Buffers have the values from before the run afterwards."""
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, values in before:
-                buffer.resize_(values.shape).copy_(values)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedma_flwr.structure.model_copies import call, cpu_inputs, quiet
 from fedma_flwr.structure.output_tensors import tensors_in
-from fedma_flwr.structure.restoring import restored
+from fedma_flwr.structure.restoring import buffers_kept, restored
 
 
 def without_gradient(model: nn.Module, inputs: Any) -> set[str]:
@@ -30,26 +30,25 @@ def without_gradient(model: nn.Module, inputs: Any) -> set[str]:
     """
     own = {n: p for n, p in model.named_parameters() if p.is_floating_point() and p.is_leaf}
     asked = {name: parameter.requires_grad for name, parameter in own.items()}
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     mode = model.training
     try:
         for parameter in own.values():
             parameter.requires_grad_(True)
         for training in (True, False):  # a batch of one in a batch norm runs in evaluation only
-            with suppress(Exception), quiet(), restored(model), torch.enable_grad():
-                outputs = tensors_in(call(model.train(training), cpu_inputs(inputs)))
-                gradients = torch.autograd.grad(
-                    _total(outputs), list(own.values()), allow_unused=True
-                )
+            with suppress(Exception), restored(model), buffers_kept(model):
+                gradients = _gradients(model.train(training), inputs, list(own.values()))
                 return {n for n, g in zip(own, gradients, strict=True) if g is None}
         return set()
     finally:
         model.train(mode)
         for name, parameter in own.items():
             parameter.requires_grad_(asked[name])
-        with torch.no_grad():
-            for buffer, values in before:
-                buffer.copy_(values)
+
+
+def _gradients(model: nn.Module, inputs: Any, own: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
+    with quiet(), torch.enable_grad():
+        outputs = tensors_in(call(model, cpu_inputs(inputs)))
+        return torch.autograd.grad(_total(outputs), own, allow_unused=True)
 
 
 def _total(outputs: list[Tensor]) -> Tensor:
