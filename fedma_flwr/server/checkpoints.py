@@ -193,7 +193,9 @@ def describe(tensors: Mapping[str, Tensor]) -> str:
 def _encode(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
     model = checkpoint.model
     tensors = {f"model.{name}": tensor for name, tensor in model.tensors.items()}
-    tensors.update({f"local_head.{name}": tensor for name, tensor in model.local_head.items()})
+    heads = {"local_head": model.local_head, "trained_head": model.trained_head}
+    for kind, head in heads.items():
+        tensors.update({f"{kind}.{name}": tensor for name, tensor in head.items()})
     # Client keys may be any text, so that tensors are named by the clients' numbers.
     for number, assignments in enumerate(model.assignments.values()):
         tensors.update({f"assignments.{number}.{g}": units for g, units in assignments.items()})
@@ -204,7 +206,7 @@ def _encode(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "tensors": list(model.tensors),
         "clients": {key: list(groups) for key, groups in model.assignments.items()},
         "popularity": list(model.popularity),
-        **({"local_head": list(model.local_head)} if model.local_head else {}),
+        **{kind: list(head) for kind, head in heads.items() if head},
         "reference_share": model.reference_share,
         "unexplained": model.unexplained,
         "fell": model.fell,
@@ -226,6 +228,7 @@ def _decode(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkp
         },
         popularity={group: tensors[f"popularity.{group}"] for group in content["popularity"]},
         local_head={n: tensors[f"local_head.{n}"] for n in content.get("local_head", [])},
+        trained_head={n: tensors[f"trained_head.{n}"] for n in content.get("trained_head", [])},
         reference_share=content.get("reference_share", FIRST_SHARE),
         unexplained=content.get("unexplained", 1.0),
         fell=content.get("fell", False),

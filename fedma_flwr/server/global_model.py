@@ -33,6 +33,8 @@ class GlobalModel:
     local_head : dict of str to Tensor
         The head that local training goes on from, where that is not the model's own; see
         `StageOutcome`.
+    trained_head : dict of str to Tensor
+        The average of the trained heads, kept for a round that has to be undone.
     reference_share : float
         How much of the averaged trained head the next solved head is a step from.
     unexplained : float
@@ -46,6 +48,7 @@ class GlobalModel:
     assignments: dict[str, Assignments] = field(default_factory=dict)
     popularity: dict[str, Tensor] = field(default_factory=dict)
     local_head: dict[str, Tensor] = field(default_factory=dict)
+    trained_head: dict[str, Tensor] = field(default_factory=dict)
     reference_share: float = FIRST_SHARE
     unexplained: float = 1.0
     fell: bool = False
@@ -66,6 +69,14 @@ class GlobalModel:
         """
         return self.fell or unexplained > self.unexplained + FALL
 
+    def falls_now(self, unexplained: float) -> bool:
+        """Whether a round's features are the first to be much worse."""
+        return self.has_fallen(unexplained) and not self.fell
+
+    def before_fall(self) -> GlobalModel:
+        """The same model, after a round that was undone: training goes on from another head."""
+        return replace(self, local_head=self.trained_head, fell=True)
+
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> GlobalModel:
         """The model with other values; no client holds them, so that all are sent everything.
 
@@ -84,7 +95,7 @@ class GlobalModel:
                 )
         values = {name: tensors[name].to(tensor.dtype) for name, tensor in self.tensors.items()}
         token = f"{self.token}.changed" if self.token else ""
-        return replace(self, tensors=values, token=token, local_head={})
+        return replace(self, tensors=values, token=token, local_head={}, trained_head={})
 
     def selection(self, client_key: str, group: str, size: int) -> Tensor:
         """The global units that make up a client's local model.

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from logging import WARNING
 from typing import Any
 
-from flwr.supercore import log
 from torch import Tensor
 
 from fedma_flwr import protocol, wire
@@ -189,17 +187,25 @@ class CommunicationRound(RoundState):
         """Whether local training had better go on from the average of the trained heads."""
         if unexplained is None or not self.settings.start_may_change:
             return False
-        if self.model.has_fallen(unexplained) and not self.model.fell:
-            log(
-                WARNING,
-                "Round %s: the last hidden layer tells the classes apart much worse than before "
-                "(it leaves %.2f of their variance, at best %.2f). Local training goes on from "
-                "the average of the trained heads now. A lower learning rate is likely to help.",
-                self.number,
-                unexplained,
-                self.model.unexplained,
-            )
         return self.model.has_fallen(unexplained)
+
+    def fall(self) -> str:
+        """Why local training goes on from another head than before; empty if it does not."""
+        now = self.settled.unexplained
+        if not self.settings.start_may_change or not self.model.falls_now(now):
+            return ""
+        return (
+            "the last hidden layer tells the classes apart much worse than before (it leaves "
+            f"{now:.2f} of their variance, at best {self.model.unexplained:.2f}), so that local "
+            "training goes on from the average of the trained heads now; a lower learning rate "
+            "is likely to help"
+        )
+
+    def is_undone(self) -> bool:
+        """Whether the round before had the better model, so that it is taken up again."""
+        # Personal tensors have gone on with this round's units, and nobody can call them back.
+        can_be = bool(self.model.trained_head) and not self.settings.personal
+        return can_be and self.fall() != ""
 
     def _place(self, member: Member) -> None:
         """Choose units for a client that has missed the stage that matched its own."""
@@ -264,6 +270,8 @@ class CommunicationRound(RoundState):
 
     def committed(self) -> GlobalModel:
         """The global model after the last stage."""
+        if self.is_undone():
+            return self.model.before_fall()
         last = self.settings.plan[len(self.settings.plan) - 1]
         # Clients that do not know their assignments (one-shot) are sent everything next time.
         unknown = ".matched" if last.groups else ""
@@ -278,6 +286,7 @@ class CommunicationRound(RoundState):
             assignments=assignments,
             popularity={group: found.popularity for group, found in self.settled.matchings.items()},
             local_head=self.settled.local_head,
+            trained_head=self.settled.trained_head if self.settings.start_may_change else {},
             reference_share=self.model.next_share(self.settled.share_factor),
             unexplained=min(self.model.unexplained, self.settled.unexplained),
             fell=self.model.has_fallen(self.settled.unexplained),

@@ -26,6 +26,8 @@ class SettledSoFar:
         How each of these groups was matched.
     local_head : dict of str to Tensor
         The head that local training goes on from; see `StageOutcome`.
+    trained_head : dict of str to Tensor
+        The average of the trained heads beside a solved one.
     share_factor : float
         See `SolvedHead`; 1 as long as nothing was solved.
     unexplained : float
@@ -36,6 +38,7 @@ class SettledSoFar:
     widths: dict[str, int] = field(default_factory=dict)
     matchings: dict[str, GroupMatching] = field(default_factory=dict)
     local_head: dict[str, Tensor] = field(default_factory=dict)
+    trained_head: dict[str, Tensor] = field(default_factory=dict)
     share_factor: float = 1.0
     unexplained: float = 1.0
 
@@ -54,6 +57,8 @@ class SettledSoFar:
         """
         self.tensors.update(wire.rounded(outcome.tensors, wire_dtype))
         self.widths.update(outcome.widths)
+        if outcome.head_solved:
+            self.trained_head = dict(self.local_head)
         self.local_head.update(wire.rounded(outcome.local_head, wire_dtype))
         if outcome.share_factor is not None:
             self.share_factor = outcome.share_factor

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from logging import WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
+from flwr.supercore import log
 
 from fedma_flwr import protocol
 from fedma_flwr.server.cohort import TRAIN_STREAM
@@ -121,6 +123,10 @@ class StagedCohort(SettingsHolder):
         metrics = aggregate(contents, self.weighted_by_key, self.train_metrics_aggr_fn)
         current = running.current
         current.saved.save(current.settled.matchings)
+        if current.is_undone():
+            self.history.give_up(server_round, current.fall())
+        elif current.fall():
+            log(WARNING, "Round %s: %s.", server_round, current.fall())
         self._finish(server_round, metrics, current.committed())
         self._given = protocol.to_arrays(self._model.tensors)
         return self._given, metrics

@@ -52,12 +52,14 @@ def test_features_have_fallen_once_they_are_much_worse_than_the_best():
     assert GlobalModel({}, unexplained=0.4, fell=True).has_fallen(0.3)
 
 
-def trained(head_start, *, breaks=2, rounds=2):
-    """A strategy after rounds of which one destroys the features."""
-    heads = []
+def trained(head_start, *, breaks=2, rounds=2, **options):
+    """A strategy after rounds of which one destroys the features; the heads that clients got."""
+    heads, starts = [], []
 
     def train(message, context, client):
         model, stage = load_model(Net(), message), Stage.from_message(message)
+        if stage.index == 0:
+            starts.append(model.c.weight.detach().clone().flatten())
         fit(model, client, steps=30)
         if stage.solves_head:  # what is sent here is a share of the averaged trained head
             sent = message.content["arrays"]["c.weight"].numpy()
@@ -67,27 +69,65 @@ def trained(head_start, *, breaks=2, rounds=2):
                 model.a.weight.zero_()
         return reply(message, model, client)
 
-    strategy = FedMA(spec=SPEC, head_start=head_start, fraction_evaluate=0.0)
-    strategy.start(InProcessGrid(make_app(train), CLIENTS), initial_arrays(), num_rounds=rounds)
-    start = strategy._model.local_head["c.weight"].flatten()
-    return strategy, float(torch.cosine_similarity(start, heads[-1], dim=0))
+    strategy = FedMA(spec=SPEC, head_start=head_start, fraction_evaluate=0.0, **options)
+    grid = InProcessGrid(make_app(train), CLIENTS)
+    strategy.start(grid, initial_arrays(), num_rounds=rounds)
+    return strategy, heads[::CLIENTS], starts[::CLIENTS]
 
 
-@pytest.mark.parametrize(("head_start", "averaged"), [("auto", True), ("solved", False)])
-def test_after_a_fall_local_training_goes_on_from_the_averaged_head(head_start, averaged):
-    strategy, likeness = trained(head_start)
+def likeness(one, other):
+    return float(torch.cosine_similarity(one, other, dim=0))
+
+
+def test_a_round_whose_features_fall_is_undone():
+    strategy, heads, _ = trained("auto")
+    once, _, _ = trained("auto", rounds=1)
+    for name, tensor in once._model.tensors.items():
+        assert torch.equal(strategy._model.tensors[name], tensor)
     assert strategy._model.fell
-    assert (likeness == pytest.approx(1, abs=1e-6)) is averaged
+    assert "much worse" in strategy.history.given_up[2]
+    start = strategy._model.local_head["c.weight"].flatten()
+    assert likeness(start, heads[0]) == pytest.approx(1, abs=1e-6)
+
+
+def test_after_it_local_training_begins_with_the_average_of_the_trained_heads():
+    strategy, heads, starts = trained("auto", rounds=4)
+    assert likeness(starts[1], heads[0]) < 0.999  # a step from it
+    assert likeness(starts[2], heads[0]) == pytest.approx(1, abs=1e-6)
+    assert likeness(starts[3], heads[2]) == pytest.approx(1, abs=1e-6)  # for good
+    assert list(strategy.history.given_up) == [2]
+    assert strategy._model.fell
+
+
+def test_where_tensors_are_personal_the_round_stays(caplog):
+    strategy, heads, _ = trained("auto", personal=("a.bias",))
+    assert strategy._model.fell
+    assert not strategy.history.given_up
+    assert "much worse" in caplog.text
+    start = strategy._model.local_head["c.weight"].flatten()
+    assert likeness(start, heads[-1]) == pytest.approx(1, abs=1e-6)
+
+
+def test_who_asks_for_the_solved_head_keeps_it():
+    strategy, heads, _ = trained("solved")
+    start = strategy._model.local_head["c.weight"].flatten()
+    assert not strategy.history.given_up
+    assert likeness(start, heads[-1]) < 0.999
 
 
 def test_without_a_fall_it_goes_on_from_the_solved_head():
-    strategy, likeness = trained("auto", breaks=0)
+    strategy, heads, _ = trained("auto", breaks=0)
     assert not strategy._model.fell
+    assert not strategy.history.given_up
     assert 0 < strategy._model.unexplained < 1
-    assert likeness < 0.999
+    start = strategy._model.local_head["c.weight"].flatten()
+    assert likeness(start, heads[-1]) < 0.999
 
 
-def test_a_fall_is_for_good():
-    strategy, likeness = trained("auto", rounds=3)
-    assert strategy._model.fell
-    assert likeness == pytest.approx(1, abs=1e-6)
+def test_a_run_that_is_resumed_after_the_round_before_undoes_it_too(tmp_path):
+    whole, _, _ = trained("auto", rounds=3)
+    trained("auto", rounds=1, checkpoint_dir=tmp_path)
+    resumed, _, _ = trained("auto", rounds=3, checkpoint_dir=tmp_path, resume=True)
+    assert list(resumed.history.given_up) == [2]
+    for name, tensor in whole._model.tensors.items():
+        assert torch.equal(resumed._model.tensors[name], tensor)
