@@ -72,7 +72,7 @@ class Task:
     models: Mapping[str, Callable[[RunConfig], nn.Module]]
     example_inputs: Callable[[], tuple[Tensor, ...]]
     load: Callable[..., Data]
-    partitions: tuple[str, ...] = ("dirichlet", "homogeneous")
+    partitions: tuple[str, ...] = ("dirichlet", "homogeneous", "shards")
     options: Callable[[RunConfig], Options] = lambda run_config: {}
     augmentations: Mapping[str, Augment] = field(default_factory=dict)
 

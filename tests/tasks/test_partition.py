@@ -33,7 +33,7 @@ CONFIG = {
 }
 
 
-@pytest.mark.parametrize("kind", ["dirichlet", "homogeneous"])
+@pytest.mark.parametrize("kind", ["dirichlet", "homogeneous", "shards"])
 def test_partitions_are_disjoint_and_complete(kind):
     parts = split(LABELS, kind, num_partitions=5, alpha=0.5, self_balancing=True, seed=3)
 
@@ -42,7 +42,7 @@ def test_partitions_are_disjoint_and_complete(kind):
     assert min(map(len, parts)) >= 10
 
 
-@pytest.mark.parametrize("kind", ["dirichlet", "homogeneous"])
+@pytest.mark.parametrize("kind", ["dirichlet", "homogeneous", "shards"])
 def test_partitions_depend_on_the_seed_alone(kind):
     first, again, other = (
         split(LABELS, kind, num_partitions=4, alpha=0.5, self_balancing=True, seed=seed)
@@ -58,6 +58,13 @@ def test_homogeneous_partitions_are_even_and_mixed():
 
     assert [len(part) for part in parts] == [134, 133, 133]
     assert all(len(set(LABELS[part])) == 10 for part in parts)
+
+
+def test_shards_hold_one_class_each_where_the_numbers_fit():
+    labels = np.tile(np.arange(10), 40)
+    parts = split(labels, "shards", num_partitions=10, alpha=1.0, self_balancing=True, seed=0)
+
+    assert [set(labels[part]) for part in parts] == [{number} for number in range(10)]
 
 
 def test_small_alpha_gives_clients_few_classes():
