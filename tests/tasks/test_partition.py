@@ -125,7 +125,7 @@ def test_good_config_is_accepted():
         ("alpha", "0.1", "a finite number"),
         ("dataset", "emnist", "one of embedded, full"),
         ("data-dir", 3, "a string"),
-        ("partition", "pathological", "one of dirichlet, homogeneous"),
+        ("partition", "pathological", "one of dirichlet, homogeneous, shards"),
         ("augment", "yes", "true or false"),
         ("model", 9, "a string"),
         ("seed", -1, "at least 0"),
