@@ -75,6 +75,9 @@ class FedMA(StagedCohort):
     head_fraction : float (default: 1.0)
         Share of the clients that are there, cohort included, which a solved head asks for moments.
         Clients outside the cohort are sent the settled model for it.
+    head_memory : int (default: 0)
+        Rounds for which the last moments of a client stand in for it where it sends none. The
+        server keeps them, a square matrix of the head's inputs a client.
     initialisation : {"common", "own"} (default: "common")
         What clients start from in the first round: the initial arrays, or whatever their train
         function's model is (its own random weights, a saved local model, or weights drawn from a
@@ -149,6 +152,7 @@ class FedMA(StagedCohort):
         head: str = AUTO,
         head_start: str = AUTO,
         head_fraction: float = 1.0,
+        head_memory: int = 0,
         initialisation: str = COMMON,
         personal: Sequence[str] = (),
         max_growth: float = 2.0,

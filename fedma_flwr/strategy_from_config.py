@@ -121,7 +121,7 @@ def _fedma_options(config: RunConfig) -> dict[str, Any]:
     averaging = arguments(config, "averaging", "trimmed_share", "weighted_units")
     limits = arguments(config, "max_growth", "own_growth", "max_norm_ratio", "max_weight_ratio")
     others = arguments(config, "server_learning_rate", "wire_dtype")
-    head = arguments(config, "head", "head_start", "head_fraction")
+    head = arguments(config, "head", "head_start", "head_fraction", "head_memory")
     return {
         **(stages | averaging | limits | others | head),
         "averaging": averaging["averaging"].replace("-", "_"),

@@ -14,6 +14,7 @@ from fedma_flwr.averaging.head_moments import HeadMoments, sum_moments
 from fedma_flwr.averaging.ridge_regression import (
     best_scale,
     choose_regularisation,
+    left_by,
     newton_step,
     solve_head,
     unexplained_share,
@@ -23,6 +24,8 @@ from fedma_flwr.structure import LinearHead, PermutationSpec
 
 #: How much of the averaged trained head the solved one is a step from: at first, and the bounds.
 FIRST_SHARE, LEAST_SHARE, MOST_SHARE = 0.25, 0.1, 0.6
+#: So much more of the targets than regression a step may leave: otherwise regression is taken.
+STRAYED = 0.1
 #: The same, of what would be best if the trained head were not corrected.
 SHARE_OF_BEST = 0.4
 
@@ -117,14 +120,14 @@ class HeadSolver:
         shape = spec.shapes(widths)[self.head.weight]
         regression = solve_head(total, bias=bias, regularisation=strength)
         plain = self._named(regression, shape)
-        step = plain
+        solved = {name: self.scale * tensor for name, tensor in plain.items()}
         if total.expected is None:  # of a client, or because nobody was asked
             reference = {}
         if reference:
             step = self._named(newton_step(total, bias=bias, regularisation=strength), shape)
-        solved = {name: self.scale * tensor for name, tensor in step.items()}
-        for name, tensor in reference.items():
-            solved[name] += tensor
+            stepped = {name: self.scale * step[name] + reference[name] for name in step}
+            if self._left(total, stepped) < self._left(total, plain) + STRAYED:
+                solved = stepped
         start = self._start_scale(plain[self.head.weight]) if self.start_norm else 0.0
         local_head = {name: start * tensor for name, tensor in plain.items()} if start else {}
         factor = self._share_factor(total, reference) if reference else None
@@ -137,6 +140,10 @@ class HeadSolver:
             parts.append(reference[self.head.bias][:, None])
         head = torch.cat(parts, 1).to(torch.float64)
         return SHARE_OF_BEST * best_scale(total, head)
+
+    def _left(self, total: HeadMoments, head: Mapping[str, Tensor]) -> float:
+        bias = None if self.head.bias is None else head[self.head.bias]
+        return left_by(total, head[self.head.weight].flatten(1), bias)
 
     def _named(self, head: tuple[Tensor, Tensor | None], shape: Sequence[int]) -> dict[str, Tensor]:
         """A weight and a bias by their names in the model."""

@@ -7,7 +7,7 @@ sum to 1, the sums of `phi` are those of the rows of `cross`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,16 @@ class HeadMoments:
     def examples(self) -> float:
         """The rows that were summed, of all examples or of an average one."""
         return float(self.cross[:, -1].sum())
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors by name, for a file."""
+        return dict(zip(("gram", "cross", "expected"), _tensors(self), strict=False))
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], prefix: str) -> HeadMoments:
+        """What `named` has given, of names with a prefix."""
+        expected = tensors.get(f"{prefix}expected")
+        return cls(tensors[f"{prefix}gram"], tensors[f"{prefix}cross"], expected)
 
     def square(self) -> Tensor:
         """``sum [phi, 1] [phi, 1]^T``, (d + 1, d + 1), float64."""

@@ -135,6 +135,28 @@ def unexplained_share(moments: HeadMoments, weight: Tensor, bias: Tensor | None)
     return min(max(left / total, 0.0), 1.0) if total > 0 else 1.0
 
 
+def left_by(moments: HeadMoments, weight: Tensor, bias: Tensor | None) -> float:
+    """The share of the targets' squares that a head's outputs leave, on the scale that suits them.
+
+    Outputs and targets are taken less their mean over the classes, which decides nothing. A head
+    may be of any size, so that one that was solved and one that was trained can be compared.
+
+    Parameters
+    ----------
+    moments : HeadMoments
+        Of all clients.
+    weight, bias : Tensor and Tensor or None
+        (C, d) and (C,), of any head.
+    """
+    square, cross = _system(moments, bias is not None)
+    head = weight if bias is None else torch.cat([weight, bias[:, None]], 1)
+    head = (head - head.mean(0)).to(torch.float64)
+    fits = float(((cross - cross.mean(0)) * head).sum())
+    size = float(((head @ square) * head).sum())
+    total = moments.examples * (1 - 1 / len(cross))
+    return 1 - max(fits, 0.0) ** 2 / (size * total) if size * total > 0 else 1.0
+
+
 def whitened(moments: HeadMoments, rows: Tensor, regularisation: float = 0.01) -> Tensor:
     """Rows of head inputs, so that distances are those of the metric in which heads are solved.
 

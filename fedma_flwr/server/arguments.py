@@ -59,6 +59,10 @@ _RULES: dict[str, _Rule] = {
     "fraction_train": _SHARE,
     "fraction_evaluate": _SHARE,
     "head_fraction": _SHARE,
+    "head_memory": (
+        lambda value: isinstance(value, Integral) and int(value) >= 0,
+        "it must be a whole number of rounds, 0 or more",
+    ),
     "min_train_nodes": _CLIENTS,
     "min_evaluate_nodes": _CLIENTS,
     "min_available_nodes": _CLIENTS,

@@ -24,8 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedma_flwr.averaging.head import FIRST_SHARE
+from fedma_flwr.averaging.head_moments import HeadMoments
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.history import ExchangeRecord
+from fedma_flwr.server.remembered import RememberedMoments
 from fedma_flwr.server.setting_texts import without_reasons
 from fedma_flwr.server.whole_files import written_whole
 
@@ -199,6 +201,8 @@ def _encode(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
     # Client keys may be any text, so that tensors are named by the clients' numbers.
     for number, assignments in enumerate(model.assignments.values()):
         tensors.update({f"assignments.{number}.{g}": units for g, units in assignments.items()})
+    for number, own in enumerate(model.remembered.values()):
+        tensors.update({f"moments.{number}.{n}": t for n, t in own.moments.named().items()})
     tensors.update({f"popularity.{group}": held for group, held in model.popularity.items()})
     content = {
         "round": checkpoint.round,
@@ -207,6 +211,7 @@ def _encode(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "clients": {key: list(groups) for key, groups in model.assignments.items()},
         "popularity": list(model.popularity),
         **{kind: list(head) for kind, head in heads.items() if head},
+        **({"remembered": _numbers(model.remembered)} if model.remembered else {}),
         "reference_share": model.reference_share,
         "unexplained": model.unexplained,
         "fell": model.fell,
@@ -216,6 +221,10 @@ def _encode(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
     # Clients with equal assignments share memory, which the format does not allow.
     return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, content
+
+
+def _numbers(remembered: Mapping[str, RememberedMoments]) -> dict[str, dict[str, float]]:
+    return {key: {"round": own.round, "examples": own.examples} for key, own in remembered.items()}
 
 
 def _decode(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkpoint:
@@ -229,6 +238,10 @@ def _decode(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkp
         popularity={group: tensors[f"popularity.{group}"] for group in content["popularity"]},
         local_head={n: tensors[f"local_head.{n}"] for n in content.get("local_head", [])},
         trained_head={n: tensors[f"trained_head.{n}"] for n in content.get("trained_head", [])},
+        remembered={
+            key: RememberedMoments(**own, moments=HeadMoments.of(tensors, f"moments.{number}."))
+            for number, (key, own) in enumerate(content.get("remembered", {}).items())
+        },
         reference_share=content.get("reference_share", FIRST_SHARE),
         unexplained=content.get("unexplained", 1.0),
         fell=content.get("fell", False),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedma_flwr.averaging.head import FIRST_SHARE, LEAST_SHARE, MOST_SHARE
 from fedma_flwr.protocol import Assignments
+from fedma_flwr.server.remembered import RememberedMoments
 
 #: Of the classes' variance: in runs that go well the unexplained share falls in nearly each round.
 FALL = 0.1
@@ -35,6 +36,8 @@ class GlobalModel:
         `StageOutcome`.
     trained_head : dict of str to Tensor
         The average of the trained heads, kept for a round that has to be undone.
+    remembered : dict of str to RememberedMoments
+        What clients sent in the last head stages, by client key; see `FedMA`'s `head_memory`.
     reference_share : float
         How much of the averaged trained head the next solved head is a step from.
     unexplained : float
@@ -49,6 +52,7 @@ class GlobalModel:
     popularity: dict[str, Tensor] = field(default_factory=dict)
     local_head: dict[str, Tensor] = field(default_factory=dict)
     trained_head: dict[str, Tensor] = field(default_factory=dict)
+    remembered: dict[str, RememberedMoments] = field(default_factory=dict)
     reference_share: float = FIRST_SHARE
     unexplained: float = 1.0
     fell: bool = False

@@ -5,14 +5,21 @@ No Flower messages here: `exchange` makes and reads them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from fedma_flwr import protocol, wire
-from fedma_flwr.averaging import ClientUpdate, RoundStart, StageOutcome, settle_stage, solve_stage
+from fedma_flwr.averaging import (
+    ClientUpdate,
+    HeadSolver,
+    RoundStart,
+    StageOutcome,
+    settle_stage,
+    solve_stage,
+)
 from fedma_flwr.averaging.spectral_vectors import with_spectral_vectors
 from fedma_flwr.protocol import Assignments, Instruction
 from fedma_flwr.server.carried_units import UnitCarrier
@@ -20,6 +27,7 @@ from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.members import Member, Outgoing
 from fedma_flwr.server.messages import counters
 from fedma_flwr.server.personal_tensors import initial_personal
+from fedma_flwr.server.remembered import remember, stand_ins
 from fedma_flwr.server.replies import Expected
 from fedma_flwr.server.round_state import RoundState
 
@@ -168,7 +176,8 @@ class CommunicationRound(RoundState):
         cohort = {node: member for node, member in asked.items() if not member.guest}
         self.members = {node: member for node, member in cohort.items() if node in updates}
         self.away = {node: member for node, member in cohort.items() if node not in updates}
-        outcome = self._averaged(stage, [updates[node] for node in nodes])
+        sent = {asked[node].key: updates[node] for node in nodes}
+        outcome = self._averaged(stage, sent)
         if self._goes_on_from_averaged(outcome.unexplained):
             outcome = replace(outcome, local_head={})
         known = self.settled.tensors
@@ -182,30 +191,6 @@ class CommunicationRound(RoundState):
             for member in list(self.away.values()):
                 self._place(member)
         return outcome
-
-    def _goes_on_from_averaged(self, unexplained: float | None) -> bool:
-        """Whether local training had better go on from the average of the trained heads."""
-        if unexplained is None or not self.settings.start_may_change:
-            return False
-        return self.model.has_fallen(unexplained)
-
-    def fall(self) -> str:
-        """Why local training goes on from another head than before; empty if it does not."""
-        now = self.settled.unexplained
-        if not self.settings.start_may_change or not self.model.falls_now(now):
-            return ""
-        return (
-            "the last hidden layer tells the classes apart much worse than before (it leaves "
-            f"{now:.2f} of their variance, at best {self.model.unexplained:.2f}), so that local "
-            "training goes on from the average of the trained heads now; a lower learning rate "
-            "is likely to help"
-        )
-
-    def is_undone(self) -> bool:
-        """Whether the round before had the better model, so that it is taken up again."""
-        # Personal tensors have gone on with this round's units, and nobody can call them back.
-        can_be = bool(self.model.trained_head) and not self.settings.personal
-        return can_be and self.fall() != ""
 
     def _place(self, member: Member) -> None:
         """Choose units for a client that has missed the stage that matched its own."""
@@ -221,23 +206,15 @@ class CommunicationRound(RoundState):
         member.assignments.update(units)
         member.placed = True
 
-    def _averaged(self, stage: int, updates: Sequence[ClientUpdate]) -> StageOutcome:
+    def _averaged(self, stage: int, sent: Mapping[str, ClientUpdate]) -> StageOutcome:
         settings, planned = self.settings, self.settings.plan[stage]
         if settings.solver is not None and planned.solves_head:
-            dtype = self.model.tensors[settings.solver.head.weight].dtype
-            return solve_stage(
-                settings.spec,
-                updates,
-                self.settled.widths,
-                settings.solver,
-                dtype,
-                reference=self._reference(stage),
-            )
+            return self._solved(stage, sent, settings.solver)
         members = list(self.members.values())
         return settle_stage(
             settings.spec,
             planned,
-            updates,
+            list(sent.values()),
             matched=frozenset(self.settled.widths),
             matcher=settings.matcher,
             max_widths=settings.max_widths,
@@ -249,6 +226,20 @@ class CommunicationRound(RoundState):
             ),
             start=self._start(),
             server_learning_rate=settings.server_learning_rate,
+        )
+
+    def _solved(
+        self, stage: int, sent: Mapping[str, ClientUpdate], solver: HeadSolver
+    ) -> StageOutcome:
+        self.moments = sent
+        size = self.settings.moments(stage, self.settled.widths)
+        return solve_stage(
+            self.settings.spec,
+            [*sent.values(), *stand_ins(self.model.remembered, sent, size)],
+            self.settled.widths,
+            solver,
+            self.model.tensors[solver.head.weight].dtype,
+            reference=self._reference(stage),
         )
 
     def _start(self) -> RoundStart | None:
@@ -287,6 +278,12 @@ class CommunicationRound(RoundState):
             popularity={group: found.popularity for group, found in self.settled.matchings.items()},
             local_head=self.settled.local_head,
             trained_head=self.settled.trained_head if self.settings.start_may_change else {},
+            remembered=remember(
+                self.model.remembered,
+                self.moments.items(),
+                server_round=self.number,
+                memory=self.settings.head_memory,
+            ),
             reference_share=self.model.next_share(self.settled.share_factor),
             unexplained=min(self.model.unexplained, self.settled.unexplained),
             fell=self.model.has_fallen(self.settled.unexplained),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedma_flwr.averaging import ClientUpdate
 from fedma_flwr.server.arguments import OWN
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.matchings_folder import SavedRound
@@ -63,6 +64,7 @@ class RoundState:
         self.config = dict(config)
         self.nonce = nonce
         self.settled = SettledSoFar()
+        self.moments: Mapping[str, ClientUpdate] = {}  # by client key, of the head stage
         self.saved = saved or SavedRound(None, number, [])
 
     # ------------------------------------------------------------------ what a client holds
@@ -136,3 +138,29 @@ class RoundState:
         for node, member in self.members.items():
             member.changes = changes[node]
         self.size = len(self.members)
+
+    # ---------------------------------------------------------------- what has become of it
+
+    def _goes_on_from_averaged(self, unexplained: float | None) -> bool:
+        """Whether local training had better go on from the average of the trained heads."""
+        if unexplained is None or not self.settings.start_may_change:
+            return False
+        return self.model.has_fallen(unexplained)
+
+    def fall(self) -> str:
+        """Why local training goes on from another head than before; empty if it does not."""
+        now = self.settled.unexplained
+        if not self.settings.start_may_change or not self.model.falls_now(now):
+            return ""
+        return (
+            "the last hidden layer tells the classes apart much worse than before (it leaves "
+            f"{now:.2f} of their variance, at best {self.model.unexplained:.2f}), so that local "
+            "training goes on from the average of the trained heads now; a lower learning rate "
+            "is likely to help"
+        )
+
+    def is_undone(self) -> bool:
+        """Whether the round before had the better model, so that it is taken up again."""
+        # Personal tensors have gone on with this round's units, and nobody can call them back.
+        can_be = bool(self.model.trained_head) and not self.settings.personal
+        return can_be and self.fall() != ""

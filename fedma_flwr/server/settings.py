@@ -54,6 +54,7 @@ class RoundSettings:
     solver: HeadSolver | None = None  # None: the head is trained
     own_growth: float = 1.0
     start_may_change: bool = False  # local training goes on from another head if features fall
+    head_memory: int = 0  # rounds that a client's moments stand in for it
     several_heads: bool = False  # then class counts must name theirs
     taking_part: Participation | None = None  # None: all tensors, in all clients alike
 
@@ -121,8 +122,9 @@ class RoundSettings:
         texts = {f.name: str(getattr(self, f.name)) for f in fields(self)}
         del texts["several_heads"]  # the model says it
         del texts["start_may_change"]  # it changes nothing in runs that go well
-        if self.own_growth == 1.0:
-            del texts["own_growth"]
+        for name in ("own_growth", "head_memory"):
+            if getattr(self, name) == _PLAIN[name]:
+                del texts[name]
         if self.solver is None:  # as in the checkpoints of runs that knew no other
             del texts["solver"]
         if self.taking_part is None:
@@ -137,12 +139,15 @@ class RoundSettings:
         }
 
 
+#: Settings that no checkpoint names where they are these.
+_PLAIN = {"own_growth": 1.0, "head_memory": 0}
 #: Arguments of `FedMA` that are settings as they are.
 _AS_GIVEN = (
     "matcher",
     "initialisation",
     "max_growth",
     "own_growth",
+    "head_memory",
     "weighted_units",
     "server_learning_rate",
     "wire_dtype",

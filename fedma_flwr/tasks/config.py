@@ -75,7 +75,7 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(("output-dir", "checkpoint-dir", "data-dir", "local-models"), text),
     **dict.fromkeys(("matchings", "initialisation", "averaging", "wire-dtype", "output"), text),
     **dict.fromkeys(("head", "head-start", "preset", "personal"), text),
-    **dict.fromkeys(("num-server-rounds", "seed", "num-partitions"), integer),
+    **dict.fromkeys(("num-server-rounds", "seed", "num-partitions", "head-memory"), integer),
     **dict.fromkeys(("num-roles", "min-characters", "stride", "hidden-size"), integer),
     **dict.fromkeys(("local-epochs", "retrain-epochs", "batch-size", "sweeps"), integer),
     **dict.fromkeys(("min-train-nodes", "min-evaluate-nodes", "min-available-nodes"), integer),

@@ -41,6 +41,7 @@ LIMITS = {
     "fraction_train": SHARE,
     "fraction_evaluate": SHARE,
     "head_fraction": SHARE,
+    "head_memory": ([0, 1, 10**6], [-1, 1.5, NAN, "abc", None]),
     "min_train_nodes": CLIENTS,
     "min_evaluate_nodes": CLIENTS,
     "min_available_nodes": CLIENTS,
