@@ -91,7 +91,7 @@ class BBPMAP:
     effort : float (default: 16.0)
         What bounds the work where very many units want the same places, as hostile clients' may:
         so many places that it would rather have a unit may be denied, on average over such
-        updates, before later ones get an approximate assignment (``Matching.settled``). Trained
+        updates, before later ones get an approximate assignment (``Matching.settled``). Unrelated
         units stay below 3. Infinity: always the best.
 
     Raises
