@@ -3,7 +3,8 @@
 A solver adds one row after the other, and looks at as many rows as it has to move to make room.
 Where every row likes another unit best, it looks at each once. Where all like the same units, it
 looks at all of them, time and again: n rows take n times as long. Units with
-counterparts are not like that, but a hostile client can send such rows. Three things bound the work, none of them by the clock.
+counterparts are not like that, but a hostile client can send such rows. Three
+things bound the work, none of them by the clock.
 
 - Rows that have their favourite are added first. Only the *surplus*, rows whose favourite is
   another's, can then move anyone.
