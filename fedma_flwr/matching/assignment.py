@@ -11,6 +11,7 @@ import torch
 
 from .arrays import Floats, Integers
 from .assignment_problem import NEW, Problem
+from .contested import Solver
 
 Backend = Literal["auto", "scipy", "lapx", "lapsolver"]
 
@@ -18,7 +19,7 @@ _PRICE_TRIALS = 3
 _TIE = 1e-12  # totals that differ by less than this part are equal
 
 
-def assign(problem: Problem, backend: Backend = "auto", expected: int = 0) -> Integers:
+def assign(problem: Problem, backend: Backend | Solver = "auto", expected: int = 0) -> Integers:
     """Give every row an existing unit or a new one, at the largest total gain.
 
     New units differ only by their price, so all can be offered at one price ``p``: solve the
@@ -30,8 +31,8 @@ def assign(problem: Problem, backend: Backend = "auto", expected: int = 0) -> In
     Parameters
     ----------
     problem : Problem
-    backend : {"auto", "scipy", "lapx", "lapsolver"} (default: "auto")
-        The solver; all are exact.
+    backend : {"auto", "scipy", "lapx", "lapsolver"} or Solver (default: "auto")
+        The solver; all are exact, but for a Solver that settles for less.
     expected : int (default: 0)
         A guess of how many units will be opened. The result does not depend on it (but where
         optima tie).
@@ -64,7 +65,7 @@ def assign(problem: Problem, backend: Backend = "auto", expected: int = 0) -> In
     return _assign_in_full(new[:, None] - existing, prices, backend)
 
 
-def guess(problem: Problem, backend: Backend = "auto", expected: int = 0) -> Integers:
+def guess(problem: Problem, backend: Backend | Solver = "auto", expected: int = 0) -> Integers:
     """Give rows what they like best where nobody else does, and assign only the others.
 
     Not always the best assignment, but where units are clearly one another's, it is, and most
@@ -80,7 +81,7 @@ def reassign(
     problem: Problem,
     columns: Integers,
     rows: Integers,
-    backend: Backend = "auto",
+    backend: Backend | Solver = "auto",
     expected: int | None = None,
 ) -> Integers:
     """Assign some rows anew, at the largest total gain while all others stay where they are.
@@ -116,7 +117,7 @@ def reassign(
 
 
 def improve(
-    problem: Problem, columns: Integers, rows: Integers, backend: Backend = "auto"
+    problem: Problem, columns: Integers, rows: Integers, backend: Backend | Solver = "auto"
 ) -> Integers:
     """Assign some rows anew if that gains anything; parameters and result as for :func:`reassign`.
 
@@ -136,7 +137,7 @@ def _total(problem: Problem, columns: Integers, rows: Integers) -> float:
     return float(gains.sum() - problem.prices[: (columns == NEW).sum()].sum())
 
 
-def _assign_at(existing: Floats, outside: Floats, backend: Backend) -> Integers:
+def _assign_at(existing: Floats, outside: Floats, backend: Backend | Solver) -> Integers:
     """Assign where every row may stay outside instead, for what that gains it."""
     rows, width = existing.shape
     # One outside column a row would be exact; columns of zeros are as good, and where there are
@@ -144,7 +145,7 @@ def _assign_at(existing: Floats, outside: Floats, backend: Backend) -> Integers:
     cost = np.zeros((rows, max(rows, width)))
     joined = np.subtract(outside[:, None], existing, out=cost[:, :width])
     torch.from_numpy(joined).clamp_(max=0.0)  # numpy's minimum takes as long as the solver
-    columns = solve(cost, backend)
+    columns = solve(cost, backend, outside=0.0)
     return np.where(cost[np.arange(rows), columns] < 0, columns, NEW)
 
 
@@ -155,21 +156,23 @@ def _is_certified(price: float, opened: int, prices: Floats) -> bool:
     return bool(below and (opened == len(prices) or price <= prices[opened]))
 
 
-def _assign_in_full(extra: Floats, prices: Floats, backend: Backend) -> Integers:
+def _assign_in_full(extra: Floats, prices: Floats, backend: Backend | Solver) -> Integers:
     rows, width = extra.shape
     cost = np.hstack([extra, np.broadcast_to(prices, (rows, len(prices)))])
-    columns = solve(cost, backend)
+    columns = solve(cost, backend, outside=float(prices[0]))
     return np.where(columns < width, columns, NEW)
 
 
-def solve(cost: Floats, backend: Backend = "auto") -> Integers:
+def solve(cost: Floats, backend: Backend | Solver = "auto", outside: float = np.inf) -> Integers:
     """Return the column of every row at the least total cost.
 
     Parameters
     ----------
     cost : float array, shape (n, m), n <= m
-    backend : {"auto", "scipy", "lapx", "lapsolver"}
+    backend : {"auto", "scipy", "lapx", "lapsolver"} or Solver
         ``"auto"`` is scipy's solver.
+    outside : float (default: infinity)
+        Rows without a smaller cost than this want no column of their own.
 
     Returns
     -------
@@ -180,7 +183,13 @@ def solve(cost: Floats, backend: Backend = "auto") -> Integers:
     ValueError
         The backend is unknown or not installed.
     """
-    return _SOLVERS[check_backend(backend)](np.ascontiguousarray(cost, dtype=np.float64))
+    solver = backend if isinstance(backend, Solver) else solver_of(backend)
+    return solver(np.ascontiguousarray(cost, dtype=np.float64), outside)
+
+
+def solver_of(backend: Backend, effort: float = np.inf) -> Solver:
+    """Return a backend's solver, with an account of the work: see :class:`Solver`."""
+    return Solver(_SOLVERS[check_backend(backend)], effort)
 
 
 def check_backend(backend: str) -> str:

@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-import numpy as np
-
 from . import validate
-from .arrays import Floats, Integers, mean_row
+from .arrays import Floats, Integers
 from .assignment import Backend, check_backend
 from .calibration import calibrate
 from .matcher import Matching, Output
@@ -90,6 +88,11 @@ class BBPMAP:
         The prior mean where ``match`` is given none: 0, or the mean of all rows.
     threads : int or None (default: None)
         Torch's, while units are matched. None: by their size; most layers are worth one.
+    effort : float (default: 16.0)
+        What bounds the work where very many units want the same places, as hostile clients' may:
+        so many places that it would rather have a unit may be denied, on average over such
+        updates, before later ones get an approximate assignment (``Matching.settled``). Unrelated
+        units stay below 3. Infinity: always the best.
 
     Raises
     ------
@@ -123,7 +126,9 @@ class BBPMAP:
     popularity_cap: int = 10
     soft_width: int | Literal["double"] | None = None
     default_prior_mean: Literal["zero", "rows"] = "rows"
-    threads: int | None = field(default=None, repr=False)  # the text names a run's settings
+    # The text names a run's settings: none of these two.
+    threads: int | None = field(default=None, repr=False)
+    effort: float = field(default=16.0, repr=False)
 
     def __post_init__(self) -> None:
         check_backend(self.backend)
@@ -131,7 +136,7 @@ class BBPMAP:
             validate.check_positive(name, getattr(self, name))
         validate.check_variances(self.local_variance, self.prior_variance, fit=self.fit)
         validate.check_choice("default_prior_mean", self.default_prior_mean, ("zero", "rows"))
-        validate.check_effort(self.sweeps, self.threads)
+        validate.check_effort(self.sweeps, self.threads, self.effort)
         validate.check_choice("output", self.output, get_args(Output))
 
     @classmethod
@@ -270,19 +275,13 @@ class BBPMAP:
         if mass is not None and self.output == "posterior":
             raise ValueError('weights: only output="mean" is weighted, output is "posterior"')
         visits = validate.check_orders(orders, self.sweeps, len(arrays), seed)
-        mean = self._prior_mean(arrays, prior_mean)
+        mean = validate.check_prior_mean(prior_mean, arrays, self.default_prior_mean)
         model, pricing = self._model_and_pricing(arrays, mean, limit)
         with using_threads(self.threads or threads_to_match(arrays)):
-            search = Search(arrays, model, pricing, backend=self.backend, fit=self.fit)
+            search = Search(
+                arrays, model, pricing, backend=self.backend, fit=self.fit, effort=self.effort
+            )
             return search.result(arrays, search.run(visits), mass, self.output == "posterior")
-
-    def _prior_mean(self, units: Sequence[Floats], prior_mean: float | Floats | None) -> Floats:
-        size = units[0].shape[1]
-        if prior_mean is not None:
-            return validate.check_prior_mean(prior_mean, size)
-        if self.default_prior_mean == "zero":
-            return np.zeros(size)
-        return mean_row(units)
 
     def _model_and_pricing(
         self, units: Sequence[Floats], mean: Floats, max_width: int | None

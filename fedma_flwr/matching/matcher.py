@@ -31,6 +31,9 @@ class Matching:
         S_i: the global unit's natural parameters, section 1 of the PFNM paper's method).
     sweeps : int
         Sweeps really done after the first pass (the last one may have changed nothing).
+    settled : int (default: 0)
+        For how many updates of a client the matcher has settled for less than the best, as the
+        work was too much; see :class:`BBPMAP`, ``effort``.
 
     Examples
     --------
@@ -49,6 +52,7 @@ class Matching:
     popularity: Integers
     objective: float
     sweeps: int
+    settled: int = 0
 
     @property
     def width(self) -> int:

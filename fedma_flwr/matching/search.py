@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import Floats, Integers, average_members
-from .assignment import Backend, assign, guess, improve, reassign
+from .assignment import Backend, assign, guess, improve, reassign, solver_of
 from .assignment_problem import NEW, Problem
 from .certificate import best_elsewhere, judge
 from .gain import ScalarGain
@@ -49,6 +49,8 @@ class Search:
         The assignment solver.
     fit : bool (default: False)
         Estimate the model anew after the first pass and after every sweep.
+    effort : float (default: infinity)
+        See :class:`Solver`.
     """
 
     def __init__(
@@ -59,11 +61,12 @@ class Search:
         *,
         backend: Backend = "auto",
         fit: bool = False,
+        effort: float = np.inf,
     ) -> None:
         self._widths = [len(array) for array in units]
         self._centre, square = centre_of(units)
         self.global_units = GlobalUnits(units, self._centre, best_device(), square)
-        self._pricing, self._backend, self._fit = pricing, backend, fit
+        self._pricing, self._solver, self._fit = pricing, solver_of(backend, effort), fit
         # How many units the last visit opened: the next one's first guess.
         self._opened = 0
         self._contested = 0
@@ -113,7 +116,7 @@ class Search:
             objective += float((numerator**2 / precision).sum())
         if weights is not None:
             means = average_members(units, assignments, len(popularity), weights)
-        return Matching(assignments, means, popularity, objective, sweeps)
+        return Matching(assignments, means, popularity, objective, sweeps, self._solver.settled)
 
     def _sweep(self, orders: Integers) -> int:
         for done, order in enumerate(orders, start=1):
@@ -152,7 +155,7 @@ class Search:
     def _choose_exactly(self, client: int) -> Integers:
         existing, new, _ = self._gain(self.global_units, client)
         problem = self._problem(existing + self._popularity_gain(), new)
-        return assign(problem, self._backend, self._opened)
+        return assign(problem, self._solver, self._opened)
 
     def _choose_by_bounds(self, client: int, gain: ScalarGain) -> Integers | None:
         """Return the best columns by bounds on the gains, None where most rows want to move.
@@ -180,7 +183,7 @@ class Search:
                 return self.global_units.numbers(rough.slots, columns)
             if movable.sum() > most:
                 return None
-            moved = reassign(rough.problem, columns, np.flatnonzero(movable), self._backend)
+            moved = reassign(rough.problem, columns, np.flatnonzero(movable), self._solver)
             if (moved == columns).all():
                 units = rough.inexact(columns, doubt)
                 if not len(units):
@@ -208,8 +211,8 @@ class Search:
         held = self.global_units.slots[client]
         if len(held):
             movable = np.flatnonzero(self._movable[client])
-            return improve(rough.problem, rough.columns(held), movable, self._backend)
-        columns = guess(rough.problem, self._backend, self._opened)
+            return improve(rough.problem, rough.columns(held), movable, self._solver)
+        columns = guess(rough.problem, self._solver, self._opened)
         rough.elsewhere = best_elsewhere(rough.problem.existing, columns)
         return columns
 

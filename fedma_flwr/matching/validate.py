@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Floats, Integers
+from .arrays import Floats, Integers, mean_row
 
 #: Products of two sums of squares of such numbers are finite.
 LARGEST = 1e70
@@ -82,8 +82,14 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, allowed))}")
 
 
-def check_prior_mean(prior_mean: Any, size: int) -> Floats:
-    """Return the prior mean as an array of shape (D,); scalars are repeated."""
+def check_prior_mean(prior_mean: Any, units: Sequence[Floats], default: str) -> Floats:
+    """Return the prior mean as an array of shape (D,); scalars are repeated.
+
+    None: zeros by default "zero", the mean of all rows by default "rows".
+    """
+    size = units[0].shape[1]
+    if prior_mean is None:
+        return np.zeros(size) if default == "zero" else mean_row(units)
     mean = np.asarray(prior_mean, dtype=np.float64)
     if mean.shape not in ((), (size,)) or not np.isfinite(mean).all():
         raise ValueError(
@@ -157,8 +163,8 @@ def check_variances(local: float | None, prior: float | None, *, fit: bool) -> N
         raise ValueError("fit: needs local_variance and prior_variance to start from")
 
 
-def check_effort(sweeps: int, threads: Any) -> None:
-    """Refuse a negative number of sweeps, and what is no number of threads.
+def check_effort(sweeps: int, threads: Any, effort: float) -> None:
+    """Refuse a negative number of sweeps, no number of threads, and no or a negative effort.
 
     Raises
     ------
@@ -170,3 +176,5 @@ def check_effort(sweeps: int, threads: Any) -> None:
     whole = isinstance(threads, int) and not isinstance(threads, bool)
     if threads is not None and not (whole and threads >= 1):
         raise ValueError(f"threads: {threads!r}, expected None or a whole number >= 1")
+    if not effort >= 0:
+        raise ValueError(f"effort: {effort!r}, expected >= 0, or infinity for no bound")

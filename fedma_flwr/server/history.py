@@ -54,6 +54,9 @@ class ExchangeRecord:
         For each matched group, how many units 1, 2, ... J clients hold.
     objective : dict of str to float
         The matcher's objective for each matched group.
+    settled : dict of str to int
+        Groups with more work than the matcher's ``effort`` allows: for how many updates it has
+        settled for an assignment that is not proven the best.
     metrics : dict of str to float or list of float
         Means of the metrics that clients sent in this exchange, by examples.
     """
@@ -77,6 +80,7 @@ class ExchangeRecord:
     identity: float | None = None
     popularity: dict[str, list[int]] = field(default_factory=dict)
     objective: dict[str, float] = field(default_factory=dict)
+    settled: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def drop(self, client_key: str, node: int, reason: str, *, again: bool = False) -> None:
@@ -111,6 +115,8 @@ class ExchangeRecord:
             held = torch.as_tensor(matching.popularity)
             self.popularity[group] = torch.bincount(held, minlength=self.cohort + 1)[1:].tolist()
             self.objective[group] = float(matching.objective)
+            if matching.settled:
+                self._settle(group, matching.settled)
             log(
                 INFO,
                 "\tRound %s, stage %s: %s matched, %s -> %s units, identity for %.0f %% of clients",
@@ -126,6 +132,19 @@ class ExchangeRecord:
             if not outcome.head_by_class and not outcome.head_solved:
                 how = f"averaged by {weighted_by_key!r}"
             log(INFO, "\tRound %s: the head was %s", self.round, how)
+
+    def _settle(self, group: str, updates: int) -> None:
+        """Take note of a group whose assignments are not proven the best."""
+        self.settled[group] = updates
+        log(
+            WARNING,
+            "\tRound %s, stage %s: %s took more work than `effort` allows (too many units want "
+            "the same places): %s of its assignments are not proven the best",
+            self.round,
+            self.stage,
+            group,
+            updates,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The record as an object of plain JSON types."""

@@ -9,7 +9,8 @@ from fedma_flwr.averaging import Averaging, ClientUpdate, Limits
 from fedma_flwr.averaging.judging import judge
 from fedma_flwr.averaging.limits import scaled_to_bounds
 from fedma_flwr.structure import PermutationSpec
-from tests.averaging.test_limits import NORMED, run
+from tests.averaging.test_limits import NORMED
+from tests.averaging.test_limits_in_runs import run
 from tests.server.test_adversary import check_sound
 from tests.toy import SPEC
 

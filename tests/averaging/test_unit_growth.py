@@ -12,7 +12,8 @@ from fedma_flwr.averaging.judging import judge
 from fedma_flwr.averaging.unit_growth import bound_units
 from fedma_flwr.structure import PermutationSpec
 from fedma_flwr.testing import InProcessGrid
-from tests.averaging.test_limits import NORMED, run
+from tests.averaging.test_limits import NORMED
+from tests.averaging.test_limits_in_runs import run
 from tests.toy import SPEC, LayerwiseFedMA, Net, data, initial_arrays, make_app, reply
 
 ROOT = math.sqrt(10.0)

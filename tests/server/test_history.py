@@ -46,7 +46,7 @@ def test_a_record_begins_with_nothing():
         "widths": {},
         "popularity": {},
     }
-    named = {"round": 4, "stage": 0, "stages": 2, "name": "local", "objective": {}}
+    named = {"round": 4, "stage": 0, "stages": 2, "name": "local", "objective": {}, "settled": {}}
     assert ExchangeRecord(4, 0, 2, "local").to_json() == {**named, **nothing}
 
 
