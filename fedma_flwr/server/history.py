@@ -13,6 +13,7 @@ from flwr.supercore import log
 
 from fedma_flwr import protocol, reading
 from fedma_flwr.averaging import StageOutcome
+from fedma_flwr.server.progress import Progress
 from fedma_flwr.structure import PermutationSpec
 
 HELLO = protocol.HELLO
@@ -171,16 +172,20 @@ class History:
         Why a round was given up, by round; the global model stayed what it was.
     details : bool (default: False)
         Whether records get what only a report shows: a few filters, and the head's scores.
+    progress : Progress
+        Says how far the run is.
     """
 
     on_exchange: OnExchange | None = None
     exchanges: list[ExchangeRecord] = field(default_factory=list)
     given_up: dict[int, str] = field(default_factory=dict)
     details: bool = False
+    progress: Progress = field(default_factory=Progress, compare=False)
 
     def add(self, record: ExchangeRecord) -> None:
-        """Append a complete record."""
+        """Append a complete record, and say in the log how far the run is."""
         self.exchanges.append(record)
+        self.progress.add(record)
         if self.on_exchange is not None:
             self.on_exchange(record)
 
