@@ -38,6 +38,7 @@ ROOMS = [
     "client_replies",
     "mod",
     "server",
+    "exchange_loggers",
     "strategy",
     "baselines",
     "tasks",
