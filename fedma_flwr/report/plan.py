@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedma_flwr.report.curves import megabytes
+from fedma_flwr.report.curves import MEGABYTE, megabytes
 from fedma_flwr.report.figures import INK, LINES, PAPER, SERIES, drawing
 from fedma_flwr.report.page import panel, plain
 from fedma_flwr.report.records import HEAD, Run
@@ -40,7 +40,7 @@ def plan(run: Run) -> str:
             known = planned[place] if place < len(planned) else {}
             _stage(axes, row, stage, known if isinstance(known, dict) else {})
     more = f" The other {len(stages) - _MOST} stages are like these." if len(stages) > _MOST else ""
-    what = f"Round {number}, as it went. Megabytes are those of one client on average.{more}"
+    what = f"Round {number}, as it went. Sizes are those of one client on average.{more}"
     return f"<h3>The plan of a round</h3>{panel(made.svg, what)}"
 
 
@@ -54,9 +54,9 @@ def last_round(run: Run) -> list[Mapping[str, Any]]:
 def _stage(axes: Axes, row: int, stage: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     asked, answered = max(stage.get("cohort", 1), 1), max(stage.get("answered", 1), 1)
     down, up = stage.get("bytes_down", 0) / asked, stage.get("bytes_up", 0) / answered
-    _arrow(axes, row + 0.08, (_SERVER, _CLIENTS), f"{megabytes(down)} MB")
+    _arrow(axes, row + 0.08, (_SERVER, _CLIENTS), _size(down))
     _box(axes, _CLIENTS, row + 0.33, _what_clients_do(stage, known), SERIES[1])
-    _arrow(axes, row + 0.60, (_CLIENTS, _SERVER), f"{megabytes(up)} MB")
+    _arrow(axes, row + 0.60, (_CLIENTS, _SERVER), _size(up))
     _box(axes, _SERVER, row + 0.80, _what_server_does(stage, known), SERIES[0])
 
 
@@ -64,6 +64,10 @@ def _arrow(axes: Axes, y: float, ends: Sequence[float], label: str) -> None:
     way = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.0}
     axes.annotate("", (ends[1], y), (ends[0], y), arrowprops=way)
     axes.text(0.5, y - 0.03, label, ha="center", va="bottom", fontsize=8)
+
+
+def _size(count: float) -> str:
+    return f"{megabytes(count)} MB" if count >= MEGABYTE / 100 else f"{count / 1000:.2g} kB"
 
 
 def _box(axes: Axes, x: float, y: float, words: str, colour: str) -> None:

@@ -53,9 +53,7 @@ def evaluate(_round, arrays):
     return MetricRecord({"accuracy": float(accuracy), "loss": float(loss)})
 
 
-def run(
-    folder, *, fedavg=False, hostile=False, rounds=2, clients=4, train_function=train, **options
-):
+def run(folder, *, fedavg=False, hostile=False, rounds=2, clients=4, client=train, **options):
     """Run FedMA, or FedAvg, with records; the last client may be a hostile one from round 2 on."""
 
     def intercept(message, context):
@@ -65,9 +63,7 @@ def run(
 
     torch.manual_seed(0)
     model = Pictures()
-    grid = InProcessGrid(
-        make_app(train_function), clients, intercept=intercept if hostile else None
-    )
+    grid = InProcessGrid(make_app(client), clients, intercept=intercept if hostile else None)
     options = {"fraction_evaluate": 0.0, "output_dir": folder, **options}
     if not fedavg:
         given = {"model": model, "example_inputs": (examples(0)[0][:2],)}

@@ -131,3 +131,24 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
         (tmp_path / name / "result.json").write_text('{"rounds": []}')
     found = runs_in([tmp_path / "a", tmp_path / "b"])
     assert [each.name for each in found] == ["a/run", "b/run"]
+
+
+def test_a_resumed_run_goes_on_in_its_folder(tmp_path):
+    """Round 2 is done by the second run; the first one's rounds and exchanges stay."""
+    options = {"checkpoint_dir": tmp_path / "checkpoints", "clients": 2, "fedavg": True}
+    run(tmp_path / "run", rounds=1, **options)
+    first = read_run(tmp_path / "run")
+    run(tmp_path / "run", rounds=2, resume=True, **options)
+    both = read_run(tmp_path / "run")
+    assert [entry["round"] for entry in both.rounds] == [1, 2]
+    assert both.rounds[0]["bytes_up"] == first.rounds[0]["bytes_up"]
+    assert both.rounds[0]["metrics"] == first.rounds[0]["metrics"]
+    assert [entry["round"] for entry in both.stages] == [1, 2]
+    assert "accuracy" in both.rounds[1]["metrics"]["server"]
+
+
+def test_a_run_anew_does_not_keep_the_last_ones_rounds(tmp_path):
+    for rounds in (2, 1):
+        run(tmp_path, rounds=rounds, clients=2, fedavg=True)
+    found = read_run(tmp_path)
+    assert len(found.rounds) == len(found.stages) == 1
