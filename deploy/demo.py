@@ -20,6 +20,7 @@ from rich.console import Console
 from deploy.federation import Federation
 from simulations.commands import Config, plain_text
 from simulations.demo_command import add_set_option, exit_status
+from simulations.html_report import REPORT
 from simulations.progress import EXCHANGES, MEGABYTE, RESULT
 from simulations.report import read_run, table
 
@@ -63,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> None:
         follower.show()
     _tell("Everything is stopped")
     _show_result(result, run)
-    _tell(f"Wrote {folder}")
+    _tell(f"Wrote {folder}; look at {result / REPORT} in a browser")
 
 
 class Follower:

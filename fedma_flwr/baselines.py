@@ -21,19 +21,19 @@ from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.history import ExchangeRecord, all_failed, mean_epochs
 from fedma_flwr.server.messages import count_replies, node_of, sent_to
 from fedma_flwr.server.overriding import Aggregated
+from fedma_flwr.server.recorded_cohort import RecordedCohort
 from fedma_flwr.server.reply_metrics import aggregate
-from fedma_flwr.server.resuming import ResumableCohort
 from fedma_flwr.server.whole_models import usable_models
 from fedma_flwr.structure.stages import LOCAL
 
 
-class FedAvg(ResumableCohort):
+class FedAvg(RecordedCohort):
     """Flower's FedAvg (McMahan et al., 2017), sampled by seed, with one record an exchange.
 
     Parameters
     ----------
     **options : Any
-        Those of `ResumableCohort`, `SeededCohort` and of Flower's FedAvg.
+        Those of `RecordedCohort`, `ResumableCohort`, `SeededCohort` and of Flower's FedAvg.
     """
 
     def _begin(self, initial_arrays: ArrayRecord, timeout: float) -> None:
@@ -124,7 +124,7 @@ class FedAvg(ResumableCohort):
             record.drop(self.client_key(node), node, reason)
 
         usable = usable_models(replies, self._initial, self.weighted_by_key, leave_out)
-        record.answered = len(usable)
+        record.heard(self.client_key(node_of(reply, nodes)) for reply in usable)
         record.bytes_down = protocol.count_bytes(message.content for message in sent)
         record.bytes_up = count_replies(replies)
         record.epochs = mean_epochs(

@@ -8,8 +8,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 from fedma_flwr.client import load_model
-from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.server.output_folder import OutputFolder
+from fedma_flwr.server.recorded_cohort import RecordedCohort
+from fedma_flwr.server.run_settings import run_settings
 from fedma_flwr.strategy_from_config import FEDMA, folder, make_strategy
 from fedma_flwr.structure import PermutationSpec, derive_spec
 from fedma_flwr.tasks import RunConfig, Task, get_task
@@ -67,7 +68,7 @@ def run(grid: Grid, config: RunConfig, spec: PermutationSpec | None = None) -> O
     with naming_keys(config):
         output_folder = make_output_folder(config, spec)
     strategy = make_strategy(config, spec, output_folder)
-    with naming_keys(config), output_folder.claimed():
+    with naming_keys(config), output_folder.claimed(), output_folder.reported():
         result = strategy.start(
             grid,
             ArrayRecord(model.state_dict()),
@@ -91,7 +92,7 @@ def _checked_task(config: RunConfig, num_nodes: int) -> Task:
 
 
 def _evaluation(
-    config: RunConfig, task: Task, strategy: SeededCohort, output_folder: OutputFolder
+    config: RunConfig, task: Task, strategy: RecordedCohort, output_folder: OutputFolder
 ) -> Callable[[int, ArrayRecord], MetricRecord]:
     """Return what measures and records the global model after every round."""
 
@@ -99,8 +100,10 @@ def _evaluation(
         net = load_model(task.build_model(config, 0), arrays)
         loss, accuracy = task.evaluate(net, task.load_test(config))
         output_folder.add_round(
-            server_round, arrays, strategy.history, loss=loss, accuracy=accuracy
+            server_round, arrays, strategy.history, accuracy=accuracy, loss=loss
         )
+        if server_round == 0:
+            output_folder.add_settings(run_settings(strategy, integer(config, "num-server-rounds")))
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
     return evaluate

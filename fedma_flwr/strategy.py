@@ -117,6 +117,8 @@ class FedMA(StagedCohort):
     matchings : str or Path, optional
         Folder of saved matchings: a round's is used if it is there, instead of matching again,
         and saved if not. Not with a matcher whose output is the posterior.
+    output_dir : str or Path, optional
+        Folder that gets the run's records and its report; see `RecordedCohort`.
     checkpoint_dir, resume
         See `ResumableCohort`: a checkpoint after every round, and going on from the last one.
     node_timeout, stage_timeout, hello_timeout, quorum, on_exchange

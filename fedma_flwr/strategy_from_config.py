@@ -8,9 +8,9 @@ from typing import Any
 from fedma_flwr.baselines import FedAvg, FedProx
 from fedma_flwr.matching import BBPMAP, IdentityMatching, Matcher
 from fedma_flwr.server.arguments import COMMON, OWN
-from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.server.folders import as_folder
 from fedma_flwr.server.output_folder import OutputFolder
+from fedma_flwr.server.recorded_cohort import RecordedCohort
 from fedma_flwr.strategy import FedMA
 from fedma_flwr.structure import PermutationSpec
 from fedma_flwr.tasks import RunConfig
@@ -41,7 +41,7 @@ MATCHERS = ("bbpmap", "reference", "learned", "identity")
 
 def make_strategy(
     config: RunConfig, spec: PermutationSpec | None, output_folder: OutputFolder
-) -> SeededCohort:
+) -> RecordedCohort:
     """The strategy that the run config names.
 
     Parameters
@@ -55,7 +55,7 @@ def make_strategy(
 
     Returns
     -------
-    SeededCohort
+    RecordedCohort
         FedMA, FedAvg or FedProx.
 
     Raises
@@ -68,11 +68,16 @@ def make_strategy(
     options = _cohort_options(config)
     options["on_exchange"] = output_folder.add_exchange
     with naming_keys(config):
+        strategy: RecordedCohort
         if config["strategy"] == FEDAVG:
-            return FedAvg(**options)
-        if config["strategy"] == FEDPROX:
-            return FedProx(**arguments(config, "proximal_mu"), **options)
-        return FedMA(spec=spec, matcher=make_matcher(config), **_fedma_options(config), **options)
+            strategy = FedAvg(**options)
+        elif config["strategy"] == FEDPROX:
+            strategy = FedProx(**arguments(config, "proximal_mu"), **options)
+        else:
+            matcher = make_matcher(config)
+            strategy = FedMA(spec=spec, matcher=matcher, **_fedma_options(config), **options)
+    strategy.keeps_details = output_folder.folder is not None
+    return strategy
 
 
 def with_preset(config: RunConfig) -> RunConfig:

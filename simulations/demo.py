@@ -3,7 +3,7 @@
 Also what FedAvg cannot do: clients that begin with weights of their own, matched after one round,
 beside the same without matching.
 
-Prints one table and writes results.json and curves.png.
+Prints one table and writes results.json, curves.png and report.html.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rich.console import Console
 from simulations.commands import Config
 from simulations.demo_command import add_set_option, exit_status
 from simulations.flower import LocalFlower
+from simulations.html_report import REPORT, report_of_folders
 from simulations.progress import EXCHANGES, RESULT, Display
 from simulations.report import plot, read_run, table, write_results
 
@@ -54,14 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compare(arguments: argparse.Namespace, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    for name in ("results.json", "curves.png"):
+    for name in ("results.json", "curves.png", REPORT):
         (output / name).unlink(missing_ok=True)
     runs = _run_all(arguments, output)
     write_results(runs, output / "results.json")
     plot(runs, output / "curves.png")
     console = Console()
     console.print(table(runs))
-    console.print(f"Wrote {output}/results.json and curves.png", highlight=False, soft_wrap=True)
+    folders = [output / name for name in arguments.strategies]
+    lines = [f"Wrote {output}/results.json and curves.png"]
+    if report_of_folders(folders, output / REPORT):
+        lines += [f"Look at {output / REPORT} in a browser: curves, what they cost, who took part"]
+    lines += ["Next: turn an app of your own from FedAvg to FedMA, docs/from_fedavg.md"]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def run_configs(

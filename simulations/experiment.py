@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from simulations import methods
 from simulations.flower import LocalFlower
+from simulations.html_report import REPORT, report_of_rows
 from simulations.methods import APP, LABELS, Config, Entry, InProcess, Run
 from simulations.plan import Plan, Setting, check, read_plan
 from simulations.report import read_run
@@ -216,7 +217,8 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     (out / TABLE).write_text(text, encoding="utf-8")
     experiment.plot(rows, out / PLOT)
     print(text)
-    print(f"Wrote {ROUNDS}, {TABLE} and {PLOT} to {out}")
+    report = f", {REPORT}" if report_of_rows(experiment.about, rows, out / REPORT) else ""
+    print(f"Wrote {ROUNDS}, {TABLE}, {PLOT}{report} to {out}")
     return 0
 
 

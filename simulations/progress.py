@@ -17,6 +17,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 
 EXCHANGES = "exchanges.jsonl"
@@ -65,6 +66,8 @@ class Display:
             MofNCompleteColumn(),
             TextColumn("rounds  {task.fields[state]}"),
             TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
@@ -143,4 +146,7 @@ def _state(done: list[dict[str, Any]], made: list[dict[str, Any]]) -> str:
     if not made:
         return "starting Flower"
     last = made[-1]
-    return f"{accuracy}  after stage {last['stage'] + 1}/{last['stages']} ({last['name']})".strip()
+    stage = f"{accuracy}  after stage {last['stage'] + 1}/{last['stages']} ({last['name']})".strip()
+    moved = sum(entry.get("bytes_up", 0) + entry.get("bytes_down", 0) for entry in made) / MEGABYTE
+    clients = f"{last['answered']} of {last['cohort']} clients, " if last.get("cohort") else ""
+    return f"{stage}  {clients}{moved:.1f} MB" if moved else stage

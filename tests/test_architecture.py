@@ -14,6 +14,7 @@ ROOMS = [
     "matching",
     "structure",
     "averaging",
+    "report",
     "wire",
     "reading",
     "unit_records",
@@ -37,6 +38,7 @@ ROOMS = [
     "client_replies",
     "mod",
     "server",
+    "exchange_loggers",
     "strategy",
     "baselines",
     "tasks",
@@ -45,7 +47,7 @@ ROOMS = [
     "server_app",
     "testing",
 ]
-WITHOUT_FLOWER = ["matching", "structure", "averaging"]
+WITHOUT_FLOWER = ["matching", "structure", "averaging", "report"]
 LONGEST_FILE, LONGEST_FUNCTION = 300, 30
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -35,6 +35,8 @@ class StageOutcome:
         See `SolvedHead`.
     unexplained : float or None
         The same; None if no head was solved.
+    similarity : dict of str to list of float
+        How alike matched units are, by group; see `similarity_of_matched`.
     """
 
     tensors: dict[str, Tensor]
@@ -46,6 +48,7 @@ class StageOutcome:
     local_head: dict[str, Tensor] = field(default_factory=dict)
     share_factor: float | None = None
     unexplained: float | None = None
+    similarity: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def identity_shares(self) -> dict[str, float]:

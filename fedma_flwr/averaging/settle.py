@@ -16,6 +16,7 @@ from fedma_flwr.averaging.outcome import StageOutcome
 from fedma_flwr.averaging.pooled_statistics import from_pooled, to_poolable
 from fedma_flwr.averaging.robust import scale_down
 from fedma_flwr.averaging.server_step import RoundStart, take_step
+from fedma_flwr.averaging.similarity import similarity_of_matched
 from fedma_flwr.matching import Matcher, Matching, check_matching
 from fedma_flwr.matching.threads import threads_for, using_threads
 from fedma_flwr.structure import (
@@ -38,6 +39,7 @@ class _Matched:
     widths: dict[str, int] = field(default_factory=dict)
     matchings: dict[str, Matching] = field(default_factory=dict)
     signatures: dict[str, tuple[str, ...]] = field(default_factory=dict)  # tensors, by group
+    similarity: dict[str, list[float]] = field(default_factory=dict)
 
 
 def settle_stage(
@@ -112,6 +114,7 @@ def settle_stage(
             seed=seed + number,
         )
         check_matching(matching, [len(rows) for rows in units], max_widths[group])
+        found.similarity[group] = similarity_of_matched(units, matching)
         _take(spec, group, matching, found)
     with using_threads(1):  # sums wait for the memory, and threads for one another
         settled = _average_units(spec, stage, found, weights, averaging)
@@ -132,6 +135,7 @@ def settle_stage(
         found.matchings,
         head_by_class=by_class,
         local_head=local_head,
+        similarity=found.similarity,
     )
 
 

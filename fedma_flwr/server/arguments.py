@@ -99,7 +99,7 @@ _RULES: dict[str, _Rule] = {
     "wire_dtype": (lambda value: value in WIRE_DTYPES, f"it must be one of {WIRE_DTYPES}"),
     **dict.fromkeys(("one_shot", "reestimate_statistics", "weighted_units", "resume"), _FLAG),
     "registered_nodes": _FLAG,
-    **dict.fromkeys(("checkpoint_dir", "matchings"), _FOLDER),
+    **dict.fromkeys(("checkpoint_dir", "matchings", "output_dir"), _FOLDER),
     **dict.fromkeys(("retrain_config", "head_config"), _CONFIG),
     **dict.fromkeys(("weighted_by_key", "arrayrecord_key", "configrecord_key"), _KEY),
     **dict.fromkeys(

@@ -156,7 +156,7 @@ class Exchange:
         received = self._bound(received)
         if not self.current.model.token:  # once: all rounds call the same function
             self._ignored.warn()
-        self.record.answered = len(received)
+        self.record.heard(self._asked[node].key for node in received)
         self.record.seconds_waiting = time.monotonic() - self._started
         self.record.epochs = mean_epochs(reply.metrics for reply in received.values())
         return received

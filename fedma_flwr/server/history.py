@@ -13,9 +13,11 @@ from flwr.supercore import log
 
 from fedma_flwr import protocol, reading
 from fedma_flwr.averaging import StageOutcome
+from fedma_flwr.server.progress import Progress
 from fedma_flwr.structure import PermutationSpec
 
 HELLO = protocol.HELLO
+MOST_NAMED = 100  # clients that a record names
 _MOST_EPOCHS = 1e6  # in one stage; sums over clients and rounds stay finite
 
 
@@ -59,6 +61,12 @@ class ExchangeRecord:
         settled for an assignment that is not proven the best.
     metrics : dict of str to float or list of float
         Means of the metrics that clients sent in this exchange, by examples.
+    took_part : tuple of str
+        Keys of clients whose reply was used, at most `MOST_NAMED`.
+    similarity : dict of str to list of float
+        For each matched group the quantiles of `similarity_of_matched`.
+    head_scores, filters : dict
+        What `report_details` adds for a report, if the run keeps records for one.
     """
 
     round: int
@@ -82,6 +90,15 @@ class ExchangeRecord:
     objective: dict[str, float] = field(default_factory=dict)
     settled: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    took_part: tuple[str, ...] = ()
+    similarity: dict[str, list[float]] = field(default_factory=dict)
+    head_scores: dict[str, Any] = field(default_factory=dict)
+    filters: dict[str, Any] = field(default_factory=dict)
+
+    def heard(self, client_keys: Iterable[str]) -> None:
+        """Take note of the clients whose reply is used."""
+        keys = [reading.plain(key) for key in client_keys]
+        self.answered, self.took_part = len(keys), tuple(keys[:MOST_NAMED])
 
     def drop(self, client_key: str, node: int, reason: str, *, again: bool = False) -> None:
         """Take note of a client whose reply cannot be used, and say it in the log.
@@ -110,7 +127,7 @@ class ExchangeRecord:
 
     def describe(self, outcome: StageOutcome, spec: PermutationSpec, weighted_by_key: str) -> None:
         """Take note of what was matched, and say it and how the head was averaged in the log."""
-        self.identity = outcome.identity_share
+        self.identity, self.similarity = outcome.identity_share, outcome.similarity
         for group, matching in outcome.matchings.items():
             held = torch.as_tensor(matching.popularity)
             self.popularity[group] = torch.bincount(held, minlength=self.cohort + 1)[1:].tolist()
@@ -153,7 +170,7 @@ class ExchangeRecord:
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> ExchangeRecord:
         """Read what `to_json` made (JSON knows no tuples)."""
-        lists = {name: tuple(entry[name]) for name in ("groups", "resent")}
+        lists = {name: tuple(entry.get(name, ())) for name in ("groups", "resent", "took_part")}
         return cls(**{**entry, **lists})
 
 
@@ -172,15 +189,22 @@ class History:
         In the order in which they ended.
     given_up : dict of int to str
         Why a round was given up, by round; the global model stayed what it was.
+    details : bool (default: False)
+        Whether records get what only a report shows: a few filters, and the head's scores.
+    progress : Progress
+        Says how far the run is.
     """
 
     on_exchange: OnExchange | None = None
     exchanges: list[ExchangeRecord] = field(default_factory=list)
     given_up: dict[int, str] = field(default_factory=dict)
+    details: bool = False
+    progress: Progress = field(default_factory=Progress, compare=False)
 
     def add(self, record: ExchangeRecord) -> None:
-        """Append a complete record."""
+        """Append a complete record, and say in the log how far the run is."""
         self.exchanges.append(record)
+        self.progress.add(record)
         if self.on_exchange is not None:
             self.on_exchange(record)
 

@@ -6,21 +6,23 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from logging import ERROR, WARNING
+from logging import ERROR, INFO, WARNING
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from flwr.app import ArrayRecord
 from flwr.supercore import log
+from torch import Tensor
 
 from fedma_flwr import protocol
+from fedma_flwr.report.file_names import EXCHANGES, MODEL, REPORT, RESULT, SETTINGS
 from fedma_flwr.server.folders import as_folder, claimed, make_folder
 from fedma_flwr.server.history import ExchangeRecord, History
 from fedma_flwr.server.whole_files import written_whole
 from fedma_flwr.structure import PermutationSpec
 
-EXCHANGES, RESULT, MODEL = "exchanges.jsonl", "result.json", "model.safetensors"
+_FILES = (EXCHANGES, RESULT, SETTINGS, MODEL, REPORT)
 _NOT_WRITTEN = "%s was not written to %s (%s). The run goes on; the next round tries again."
 
 
@@ -31,7 +33,8 @@ class OutputFolder:
     ----------
     folder : Path or None
         Gets ``exchanges.jsonl`` (one JSON object an exchange, appended), ``result.json`` (the run
-        so far, replaced after every round) and ``model.safetensors``. None: nothing is written.
+        so far, replaced after every round), ``settings.json``, ``model.safetensors`` and, from all
+        these, ``report.html``. None: nothing is written.
     spec : PermutationSpec or None
         Of the model, for its widths; None for strategies that know no groups.
     about : mapping
@@ -78,9 +81,7 @@ class OutputFolder:
         if self.folder is None:
             yield
             return
-        stale = tuple(
-            str(Path(name).with_suffix(".partial")) for name in (EXCHANGES, RESULT, MODEL)
-        )
+        stale = tuple(str(Path(name).with_suffix(".partial")) for name in _FILES)
         with claimed("output_dir", self.folder, stale):
             yield
 
@@ -88,7 +89,7 @@ class OutputFolder:
         """Remove what an earlier run has left: it must not pass for this one's."""
         if self.folder is None or self._resumed:
             return
-        for name in (EXCHANGES, RESULT, MODEL):
+        for name in _FILES:
             (self.folder / name).unlink(missing_ok=True)
 
     def _read_rounds(self, file: Path) -> None:
@@ -125,9 +126,7 @@ class OutputFolder:
         server_round: int,
         arrays: ArrayRecord,
         history: History,
-        *,
-        loss: float,
-        accuracy: float,
+        **measured: Any,
     ) -> None:
         """Add the global model's state after a round; round 0 is the initial model.
 
@@ -139,10 +138,15 @@ class OutputFolder:
             The global model.
         history : History
             The exchanges so far.
-        loss, accuracy : float
-            On the test examples.
+        **measured : Any
+            ``loss`` and ``accuracy`` on the test examples, or other figures.
         """
-        tensors = protocol.to_tensors(arrays)
+        self.add_tensors(server_round, protocol.to_tensors(arrays), history, **measured)
+
+    def add_tensors(
+        self, server_round: int, tensors: Mapping[str, Tensor], history: History, **measured: Any
+    ) -> None:
+        """Do what `add_round` does, for tensors by their names."""
         parameters = sum(tensor.numel() for tensor in tensors.values())
         if server_round == 0:
             self._clear()  # now, since a run that is refused before must not lose an earlier one's
@@ -153,15 +157,50 @@ class OutputFolder:
         entry = {
             "round": server_round,
             "given-up": history.given_up.get(server_round),
-            "accuracy": accuracy,
-            "loss": loss,
+            **measured,
             **history.totals(),
             "seconds": round(time.monotonic() - self._started, 3),
             "widths": {} if self.spec is None else self.spec.widths(tensors),
             "growth": parameters / self._initial_parameters,
         }
         self.result["rounds"].append(entry)
+        self._write_result()
+
+    def _write_result(self) -> None:
         self._write(RESULT, json.dumps(self.result, indent=2).encode())
+
+    def add_metrics(self, server_round: int, where: str, metrics: Mapping[str, Any]) -> None:
+        """Add what was measured `where` after a round that is there already."""
+        for entry in self.result["rounds"]:
+            if entry["round"] == server_round:
+                entry.setdefault("metrics", {})[where] = dict(metrics)
+                self._write_result()
+
+    def add_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write what was set, and the versions that it runs on."""
+        self._write(SETTINGS, json.dumps(settings, indent=2).encode())
+
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """Make the report when this context ends, and also where it fails: it says who dropped."""
+        try:
+            yield
+        finally:
+            self.add_report()
+
+    def add_report(self) -> None:
+        """Make ``report.html`` from what was written; what hinders it is said, and no more."""
+        if self.folder is None or not self._initial_parameters:  # nothing has been sent
+            return
+        if not any((self.folder / name).exists() for name in (EXCHANGES, RESULT)):
+            return
+        try:
+            from fedma_flwr.report import write_report
+
+            path = write_report([self.folder], self.folder / REPORT)
+            log(INFO, "The report of the run is %s", path)
+        except Exception as error:  # a picture is not worth a run
+            log(WARNING, "%s was not written to %s: %s", REPORT, self.folder, error)
 
     def add_model(self, arrays: ArrayRecord) -> None:
         """Save the final model; `load_model` takes what ``safetensors.torch.load_file`` reads."""

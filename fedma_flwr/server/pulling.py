@@ -19,6 +19,7 @@ from flwr.supercore import log
 from flwr.supercore.run import Run
 
 from fedma_flwr import reading
+from fedma_flwr.server.progress import WaitingNote
 from fedma_flwr.server.waiting import Waiting
 
 #: A grid whose class has this attribute has all replies there will be as soon as it has pushed.
@@ -139,7 +140,7 @@ class GuardedGrid(Grid):
         failures: dict[str, int] = {}
         nodes = {key: message.metadata.dst_node_id for key, message in sent.items()}
         waiting, started, last = dict(nodes), time.monotonic(), 0.0
-        at_once = hasattr(self.grid, REPLIES_AT_ONCE)
+        at_once, note = hasattr(self.grid, REPLIES_AT_ONCE), WaitingNote(len(sent))
         while at_once or deadline is None or time.monotonic() < deadline:
             for key in list(waiting):
                 if (reply := self._pull(key, sent, failures)) is not None:
@@ -147,6 +148,7 @@ class GuardedGrid(Grid):
                     node, last = waiting.pop(key), time.monotonic() - started
                     if not reply.has_error():
                         self.waiting.heard(key, node)
+            note.see(received)
             self._pull_late()
             answered = sum(not reply.has_error() for reply in received)
             seconds = time.monotonic() - started

@@ -71,6 +71,7 @@ class ResumableCohort(SeededCohort):
 
     def _begin(self, initial_arrays: ArrayRecord, timeout: float) -> None:
         super()._begin(initial_arrays, timeout)
+        self.history.progress.rounds = self._num_rounds
         self._folder = None
         self._progress = Checkpoint(0, GlobalModel(protocol.to_tensors(initial_arrays)))
         self._done = 0

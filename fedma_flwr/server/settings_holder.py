@@ -16,13 +16,13 @@ from fedma_flwr import protocol
 from fedma_flwr.protocol import Instruction
 from fedma_flwr.server.head_choice import Subject
 from fedma_flwr.server.matchings_folder import MatchingsFolder
-from fedma_flwr.server.resuming import ResumableCohort
+from fedma_flwr.server.recorded_cohort import RecordedCohort
 from fedma_flwr.server.settings import RoundSettings, make_settings
 from fedma_flwr.structure import PermutationSpec, SpecError, under_names
 
 
-class SettingsHolder(ResumableCohort):
-    """A resumable cohort whose clients may keep tensors to themselves."""
+class SettingsHolder(RecordedCohort):
+    """A recorded cohort whose clients may keep tensors to themselves."""
 
     settings: RoundSettings
     _matchings: MatchingsFolder | None

@@ -15,6 +15,7 @@ from fedma_flwr.server.head_counts import warn_of_unnamed_counts
 from fedma_flwr.server.history import History, all_failed
 from fedma_flwr.server.replies import StageReply
 from fedma_flwr.server.reply_metrics import mean_metrics
+from fedma_flwr.server.report_details import filters_of, scores_of
 
 
 def end_stage(
@@ -61,7 +62,7 @@ def end_stage(
     is_last = exchange.stage == exchange.record.stages - 1
     if settings.several_heads and is_last and not exchange.current.model.token:
         warn_of_unnamed_counts(settings.spec, [reply.metrics for reply in received.values()])
-    _settle(exchange, received)
+    _settle(exchange, received, details=history.details)
     exchange.record.metrics = dict(
         mean_metrics(
             [reply.metrics for reply in received.values()],
@@ -73,9 +74,11 @@ def end_stage(
     return received
 
 
-def _settle(exchange: Exchange, received: Mapping[int, StageReply]) -> None:
+def _settle(exchange: Exchange, received: Mapping[int, StageReply], *, details: bool) -> None:
     record, current, started = exchange.record, exchange.current, time.monotonic()
     updates = {node: reply.update for node, reply in received.items() if reply.update}
+    keys = [member.key for node, member in current.asked(exchange.stage).items() if node in updates]
+    head = {**current.model.tensors, **current.settled.local_head}
     outcome = current.settle(exchange.stage, updates)
     record.seconds_matching = time.monotonic() - started
     record.widths = dict(current.settled.widths)
@@ -84,6 +87,9 @@ def _settle(exchange: Exchange, received: Mapping[int, StageReply]) -> None:
     parameters = count_parameters(current.settled.tensors if last else shared)
     record.growth = parameters / current.settings.initial_parameters
     record.describe(outcome, current.settings.spec, current.settings.weighted_by_key)
+    if details:
+        record.filters = filters_of(current.settings.spec, updates.values(), outcome, keys)
+        record.head_scores = scores_of(current.settings.solver, updates.values(), outcome, head)
 
 
 def _give_up(exchange: Exchange, answered: int, history: History, min_train_nodes: int) -> None:

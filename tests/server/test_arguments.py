@@ -16,6 +16,7 @@ from fedma_flwr.matching import BBPMAP
 from fedma_flwr.server import arguments
 from fedma_flwr.server.arguments import check_arguments, check_output
 from fedma_flwr.server.cohort import SeededCohort
+from fedma_flwr.server.recorded_cohort import RecordedCohort
 from fedma_flwr.server.resuming import ResumableCohort
 from fedma_flwr.structure import PermutationSpec, UnsupportedModelError
 from tests.toy import SPEC, LayerwiseFedMA, Net
@@ -71,6 +72,7 @@ LIMITS = {
     "registered_nodes": FLAG,
     "checkpoint_dir": FOLDER,
     "matchings": FOLDER,
+    "output_dir": FOLDER,
     "retrain_config": CONFIG,
     "head_config": CONFIG,
     "weighted_by_key": KEY,
@@ -93,7 +95,7 @@ RIGHT = {"example_inputs": [[]], "matcher": [None], "groups_per_stage": [3, "all
 
 def wrong_types():
     """Every argument of `FedMA`, with values of types that it may not have."""
-    classes = (FedMA, ResumableCohort, SeededCohort, FlowerFedAvg)
+    classes = (FedMA, RecordedCohort, ResumableCohort, SeededCohort, FlowerFedAvg)
     given = [p for c in classes for p in inspect.signature(c.__init__).parameters.values()]
     names = {p.name for p in given if p.kind == p.KEYWORD_ONLY or p.default != p.empty}
     assert names > LIMITS.keys() - GIVE.keys()

@@ -1,5 +1,6 @@
 """Records of exchanges, and what becomes of a stage that goes wrong."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -28,11 +29,16 @@ def stages(strategy):
 def test_a_record_survives_json():
     record = ExchangeRecord(
         2, 1, 3, "retrain", ("a", "b"), 4, 3, {"x": "late"}, ("y", "z"), 5, 6, 1.5, 0.25, 0.5,
-        {"a": 7}, 1.25, 0.5, {"a": [1, 2]}, {"a": -3.0},
+        {"a": 7}, 1.25, 0.5, {"a": [1, 2]}, {"a": -3.0}, took_part=("u", "v"),
     )  # fmt: skip
-    entry = record.to_json()
-    entry.update(groups=list(record.groups), resent=list(record.resent))  # as JSON gives them
-    assert ExchangeRecord.from_json(entry) == record
+    assert ExchangeRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+def test_records_of_earlier_versions_named_nobody():
+    entry = ExchangeRecord(2, 1, 3, "retrain", answered=3).to_json()
+    for name in ("took_part", "similarity", "head_scores", "filters"):
+        del entry[name]
+    assert ExchangeRecord.from_json(entry) == ExchangeRecord(2, 1, 3, "retrain", answered=3)
 
 
 def test_a_record_begins_with_nothing():
@@ -45,6 +51,10 @@ def test_a_record_begins_with_nothing():
         "dropped": {},
         "widths": {},
         "popularity": {},
+        "took_part": (),
+        "similarity": {},
+        "head_scores": {},
+        "filters": {},
     }
     named = {"round": 4, "stage": 0, "stages": 2, "name": "local", "objective": {}, "settled": {}}
     assert ExchangeRecord(4, 0, 2, "local").to_json() == {**named, **nothing}

@@ -6,6 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
+from simulations.html_report import report_of_folders, report_of_rows
 from simulations.report import plot, read_run, table, write_results
 
 
@@ -97,3 +98,23 @@ def test_picture_is_a_png(make_run, tmp_path):
     plot(runs, tmp_path / "curves.png")
 
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_of_an_experiment_become_a_page(make_run, tmp_path):
+    """One curve a run, by its setting, method and seed."""
+    rows = [
+        {**entry, "run": f"r{seed}", "setting": "alpha 1", "method": "fedma", "seed": seed}
+        for seed in (0, 1)
+        for entry in make_run("fedma", [0.5, 0.25 + seed / 2])["rounds"]
+    ]
+    assert report_of_rows("Alphas", rows, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "<h1>Alphas</h1>" in page
+    for words in ("alpha 1 FedMA, seed 0", "alpha 1 FedMA, seed 1", "0.750"):
+        assert words in page
+
+
+def test_a_page_that_cannot_be_made_costs_a_line(tmp_path, capsys):
+    assert not report_of_folders([tmp_path / "nothing"], tmp_path / "report.html")
+    assert "report.html was not written: " in capsys.readouterr().err
+    assert not report_of_rows("x", [{}], tmp_path / "report.html")
