@@ -12,7 +12,7 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore import log
 from torch import Tensor
 
-from fedma_flwr import protocol
+from fedma_flwr import protocol, reading
 from fedma_flwr.client_config_reads import never_read, watch
 from fedma_flwr.client_moments import ADVICE, HeadMomentsHook, collecting
 from fedma_flwr.client_replies import check_reply, checked_model, own_records
@@ -101,7 +101,7 @@ def _answer(
     if instruction.kind == protocol.HELLO:
         # Others' mods look for FedAvg's records in a reply.
         records = {protocol.ARRAYS_KEY: ArrayRecord(), protocol.METRICS_KEY: MetricRecord()}
-        return _report(message, Report(protocol.HELLO, client_key=_client_key(context)), records)
+        return _report(message, _as_reported(context, protocol.HELLO), records)
     if instruction.kind == protocol.EVALUATE:
         return _evaluate(message, context, instruction, call_next)
     if instruction.kind not in (protocol.UPDATE, protocol.FULL):
@@ -137,7 +137,7 @@ def _run_stage(
     # Where moments are taken nothing is trained, and the head will be another.
     keep(context, state, merged if instruction.head_module else trained)
     note_copies(context, instruction, trained)
-    report = Report(protocol.DONE, state.token, _client_key(context), never_read(watched))
+    report = _as_reported(context, protocol.DONE, state.token, never_read(watched))
     return _report(message, report, own_records(reply, uploads))
 
 
@@ -195,6 +195,17 @@ def _client_key(context: Context) -> str:
         if key in context.node_config:
             return str(context.node_config[key])
     return str(context.node_id)
+
+
+def _as_reported(
+    context: Context, status: str, token: str = "", unread: tuple[str, ...] = ()
+) -> Report:
+    """What the server is told, with who the client is."""
+    try:
+        width = reading.ratio(context.node_config, protocol.WIDTH_KEY)
+    except ValueError as error:
+        raise ClientError(f"The node's config: {error}") from error
+    return Report(status, token, _client_key(context), unread, width)
 
 
 def _report(message: Message, report: Report, records: Mapping[str, Any] | None = None) -> Message:

@@ -30,6 +30,7 @@ EPOCHS_CONFIG_KEY, LEARNING_RATE_KEY = "local-epochs", "lr"  # what `Stage` read
 CLIENT_KEY, PARTITION_KEY = "client-key", "partition-id"  # of a node's config, the first one wins
 PARTITIONS_KEY = "num-partitions"  # of a node's config, for the shipped app
 LOCAL_MODELS_KEY, MAX_GROWTH_KEY = "local-models", "max-growth"  # of a node's config: its bounds
+WIDTH_KEY = "client-width"  # likewise, and of a report: how wide a narrow client is
 CONFIG_KEY, NUM_EXAMPLES_KEY = "config", "num-examples"  # FedAvg's defaults, the shipped app's
 
 HELLO, UPDATE, FULL, EVALUATE = "hello", "update", "full", "evaluate"  # kinds of instruction
@@ -201,12 +202,15 @@ class Report:
         What identifies the client for longer than a node id does.
     unread : tuple of str
         Entries of the message's config that the train function has never looked at.
+    width : float
+        How wide the client's model is to be, relative to the initial one; above 0, at most 1.
     """
 
     status: str
     holds: str = ""
     client_key: str = ""
     unread: tuple[str, ...] = ()
+    width: float = 1.0
     version: int = VERSION
 
     def to_record(self) -> ConfigRecord:
@@ -217,6 +221,7 @@ class Report:
             "holds": self.holds,
             CLIENT_KEY: self.client_key,
             "unread": list(self.unread),
+            WIDTH_KEY: "" if self.width == 1.0 else self.width,
         }
         return ConfigRecord({key: value for key, value in values.items() if value not in ("", [])})
 
@@ -228,6 +233,7 @@ class Report:
             holds=reading.text(record, "holds"),
             client_key=reading.text(record, CLIENT_KEY),
             unread=reading.names(record, "unread"),
+            width=reading.ratio(record, WIDTH_KEY),
             version=reading.whole(record, "version"),
         )
 

@@ -11,6 +11,25 @@ from fedma_flwr.matching import Matching
 
 
 @dataclass(frozen=True)
+class NarrowHead:
+    """The head of a narrow model.
+
+    Parameters
+    ----------
+    units : dict of str to Tensor
+        (n,) global units of the model, by group.
+    tensors : dict of str to Tensor
+        The head, at the model's widths.
+    local_head : dict of str to Tensor
+        The one that local training goes on from; empty: the whole model's.
+    """
+
+    units: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    local_head: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class StageOutcome:
     """What the server knows after a stage.
 
@@ -35,6 +54,10 @@ class StageOutcome:
         See `SolvedHead`.
     unexplained : float or None
         The same; None if no head was solved.
+    last_units : dict of str to Tensor
+        Where the units of the last global model are, if it took part in the matching.
+    narrow_heads : tuple of NarrowHead
+        Solved heads of the narrow models that clients hold.
     """
 
     tensors: dict[str, Tensor]
@@ -46,6 +69,8 @@ class StageOutcome:
     local_head: dict[str, Tensor] = field(default_factory=dict)
     share_factor: float | None = None
     unexplained: float | None = None
+    last_units: dict[str, Tensor] = field(default_factory=dict)
+    narrow_heads: tuple[NarrowHead, ...] = ()
 
     @property
     def identity_shares(self) -> dict[str, float]:

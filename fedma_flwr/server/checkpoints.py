@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedma_flwr.averaging.head import FIRST_SHARE
+from fedma_flwr.averaging.outcome import NarrowHead
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.history import ExchangeRecord
 from fedma_flwr.server.setting_texts import without_reasons
@@ -69,6 +70,7 @@ class Checkpoint:
     server_metrics: dict[int, MetricRecord] = field(default_factory=dict)
 
 
+_NARROW = ("units", "tensors", "local_head")  # of a `NarrowHead`
 _METRICS = ("train_metrics", "evaluate_metrics", "server_metrics")
 
 
@@ -198,6 +200,8 @@ def _encode(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for number, assignments in enumerate(model.assignments.values()):
         tensors.update({f"assignments.{number}.{g}": units for g, units in assignments.items()})
     tensors.update({f"popularity.{group}": held for group, held in model.popularity.items()})
+    for number, head in enumerate(model.narrow):
+        tensors.update(_named(f"narrow.{number}", head))
     content = {
         "round": checkpoint.round,
         "token": model.token,
@@ -205,6 +209,7 @@ def _encode(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "clients": {key: list(groups) for key, groups in model.assignments.items()},
         "popularity": list(model.popularity),
         **({"local_head": list(model.local_head)} if model.local_head else {}),
+        **({"narrow": len(model.narrow)} if model.narrow else {}),
         "reference_share": model.reference_share,
         "unexplained": model.unexplained,
         "fell": model.fell,
@@ -229,6 +234,7 @@ def _decode(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkp
         reference_share=content.get("reference_share", FIRST_SHARE),
         unexplained=content.get("unexplained", 1.0),
         fell=content.get("fell", False),
+        narrow=tuple(_narrow_head(tensors, n) for n in range(content.get("narrow", 0))),
     )
     metrics = {
         kind: {int(number): MetricRecord(entry) for number, entry in content[kind].items()}
@@ -241,6 +247,24 @@ def _decode(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkp
         given_up={int(number): reason for number, reason in content["given_up"].items()},
         **metrics,
     )
+
+
+def _named(prefix: str, head: NarrowHead) -> dict[str, Tensor]:
+    """A narrow model's units and heads, by name."""
+    return {
+        f"{prefix}.{part}.{name}": tensor
+        for part in _NARROW
+        for name, tensor in getattr(head, part).items()
+    }
+
+
+def _narrow_head(tensors: Mapping[str, Tensor], number: int) -> NarrowHead:
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _NARROW}
+    for part, found in parts.items():
+        prefix = f"narrow.{number}.{part}."
+        named = {n: tensor for n, tensor in tensors.items() if n.startswith(prefix)}
+        found.update({n.removeprefix(prefix): tensor for n, tensor in named.items()})
+    return NarrowHead(**parts)
 
 
 def _plain(metrics: Mapping[int, MetricRecord]) -> dict[int, dict[str, Any]]:

@@ -19,6 +19,7 @@ from fedma_flwr.server.head_choice import Subject, make_solver
 from fedma_flwr.server.personal_tensors import Participation
 from fedma_flwr.server.round_cost import cost_in_words
 from fedma_flwr.server.setting_texts import matcher_text, spec_text
+from fedma_flwr.server.width_selection import POPULAR
 from fedma_flwr.structure import (
     PermutationSpec,
     SpecError,
@@ -56,6 +57,7 @@ class RoundSettings:
     start_may_change: bool = False  # local training goes on from another head if features fall
     several_heads: bool = False  # then class counts must name theirs
     taking_part: Participation | None = None  # None: all tensors, in all clients alike
+    width_selection: str = POPULAR
 
     @property
     def max_widths(self) -> dict[str, int]:
@@ -123,6 +125,8 @@ class RoundSettings:
         del texts["start_may_change"]  # it changes nothing in runs that go well
         if self.own_growth == 1.0:
             del texts["own_growth"]
+        if self.width_selection == POPULAR:
+            del texts["width_selection"]
         if self.solver is None:  # as in the checkpoints of runs that knew no other
             del texts["solver"]
         if self.taking_part is None:
@@ -146,6 +150,7 @@ _AS_GIVEN = (
     "weighted_units",
     "server_learning_rate",
     "wire_dtype",
+    "width_selection",
 )
 
 

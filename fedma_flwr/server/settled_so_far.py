@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from fedma_flwr import wire
 from fedma_flwr.averaging import StageOutcome
+from fedma_flwr.averaging.outcome import NarrowHead
 from fedma_flwr.server.group_matching import GroupMatching
 
 
@@ -30,6 +31,8 @@ class SettledSoFar:
         See `SolvedHead`; 1 as long as nothing was solved.
     unexplained : float
         The same; 1 as long as nothing was solved.
+    narrow_heads : tuple of NarrowHead
+        Of the narrow models that clients hold.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -38,6 +41,7 @@ class SettledSoFar:
     local_head: dict[str, Tensor] = field(default_factory=dict)
     share_factor: float = 1.0
     unexplained: float = 1.0
+    narrow_heads: tuple[NarrowHead, ...] = ()
 
     def add(self, outcome: StageOutcome, clients: Sequence[str], wire_dtype: str) -> None:
         """Take over what a stage has given.
@@ -55,9 +59,19 @@ class SettledSoFar:
         self.tensors.update(wire.rounded(outcome.tensors, wire_dtype))
         self.widths.update(outcome.widths)
         self.local_head.update(wire.rounded(outcome.local_head, wire_dtype))
+        self.narrow_heads += tuple(
+            replace(
+                head,
+                tensors=wire.rounded(head.tensors, wire_dtype),
+                local_head=wire.rounded(head.local_head, wire_dtype),
+            )
+            for head in outcome.narrow_heads
+        )
         if outcome.share_factor is not None:
             self.share_factor = outcome.share_factor
         if outcome.unexplained is not None:
             self.unexplained = outcome.unexplained
         for group, matching in outcome.matchings.items():
-            self.matchings[group] = GroupMatching.of(clients, matching)
+            last = outcome.last_units.get(group)
+            before = None if last is None else last.numpy()
+            self.matchings[group] = GroupMatching.of(clients, matching, before)

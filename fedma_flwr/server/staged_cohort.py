@@ -68,6 +68,7 @@ class StagedCohort(SettingsHolder):
             number=server_round,
             members=[(node, self.client_key(node)) for node in nodes],
             guests=[(node, self.client_key(node)) for node in guests],
+            ratios={node: self.client_width(node) for node in (*nodes, *guests)},
             config=config,
             nonce=self._nonce,
         )

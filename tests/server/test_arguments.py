@@ -17,6 +17,7 @@ from fedma_flwr.server import arguments
 from fedma_flwr.server.arguments import check_arguments, check_output
 from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.server.resuming import ResumableCohort
+from fedma_flwr.server.width_selection import WIDTH_SELECTIONS
 from fedma_flwr.structure import PermutationSpec, UnsupportedModelError
 from tests.toy import SPEC, LayerwiseFedMA, Net
 
@@ -68,6 +69,11 @@ LIMITS = {
     "weighted_units": FLAG,
     "resume": FLAG,
     "registered_nodes": FLAG,
+    "client_widths": (
+        [None, {}, {"7": 0.25, "8": 1}, {"a": TINY}],
+        [{"7": 0}, {"7": -0.5}, {"7": ABOVE_1}, {"7": NAN}, {"7": "1"}, {7: 0.5}, {"7": True}, 0.5],
+    ),
+    "width_selection": ([*WIDTH_SELECTIONS], ["First", "", "abc", None, 0]),
     "checkpoint_dir": FOLDER,
     "matchings": FOLDER,
     "retrain_config": CONFIG,
