@@ -98,6 +98,7 @@ def _answer(
 ) -> Message:
     if (obstacle := _obstacle(instruction, call_next)) is not None:
         raise ClientError(obstacle)
+    _client_width(context)  # before anything is trained
     if instruction.kind == protocol.HELLO:
         # Others' mods look for FedAvg's records in a reply.
         records = {protocol.ARRAYS_KEY: ArrayRecord(), protocol.METRICS_KEY: MetricRecord()}
@@ -201,11 +202,14 @@ def _as_reported(
     context: Context, status: str, token: str = "", unread: tuple[str, ...] = ()
 ) -> Report:
     """What the server is told, with who the client is."""
+    return Report(status, token, _client_key(context), unread, _client_width(context))
+
+
+def _client_width(context: Context) -> float:
     try:
-        width = reading.ratio(context.node_config, protocol.WIDTH_KEY)
+        return reading.ratio(context.node_config, protocol.WIDTH_KEY)
     except ValueError as error:
         raise ClientError(f"The node's config: {error}") from error
-    return Report(status, token, _client_key(context), unread, width)
 
 
 def _report(message: Message, report: Report, records: Mapping[str, Any] | None = None) -> Message:

@@ -107,6 +107,7 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("one_shot", "reestimate_statistics", "weighted_units", "resume"), _FLAG),
     "registered_nodes": _FLAG,
     "client_widths": _WIDTHS,
+    "width": (lambda value: 0.0 < value <= 1.0, "it must be above 0, at most 1"),
     "width_selection": (
         lambda value: value in WIDTH_SELECTIONS,
         f"it must be one of {WIDTH_SELECTIONS}",

@@ -109,6 +109,26 @@ class NarrowRound(RoundState):
         head = self.model.narrow_start(self._selection(member)) if self.is_narrow(member) else {}
         return {**begun, **{name: tensor for name, tensor in head.items() if name in begun}}
 
+    def evaluated(
+        self, member: Member, tensors: Mapping[str, Tensor], *, own_head: bool
+    ) -> dict[str, Tensor]:
+        """The model that a narrow client evaluates: what it would begin the round with.
+
+        Parameters
+        ----------
+        member : Member
+            The client.
+        tensors : mapping of str to Tensor
+            The global model.
+        own_head : bool
+            Whether its width's own solved head belongs to them.
+        """
+        units, spec = self._selection(member), self.settings.client_spec
+        known = {name: tensor for name, tensor in tensors.items() if name in spec.axes}
+        begun = spec.select(known, units, self._old_widths)
+        head = self.model.narrow_head(units) if own_head else None
+        return {**begun, **({} if head is None else head.tensors)}
+
     def _widths_of(self, member: Member) -> dict[str, int]:
         """The widths that a client's tensors must have, as far as they are known."""
         return member.widths if self.is_narrow(member) else {**member.widths, **self.settled.widths}

@@ -119,12 +119,15 @@ class StageReply:
         The user's metrics and further records, for their aggregation.
     client_key : str
         What the client calls itself; empty if it does not say.
+    ratio : float
+        How wide it says that it is, relative to the initial model.
     """
 
     update: ClientUpdate | None
     widths: dict[str, int]
     told: Told
     client_key: str = ""
+    ratio: float = 1.0
 
     @property
     def metrics(self) -> MetricRecord:
@@ -185,10 +188,10 @@ def _read(reply: Message, expected: Expected) -> StageReply:
     if expected.moments is not None:
         moments = _read_moments(arrays[0], *expected.moments, expected.with_expected)
         update = ClientUpdate({}, weight, counts.plain, moments)
-        return StageReply(update, {}, told, report.client_key)
+        return StageReply(update, {}, told, report.client_key, report.width)
     tensors, widths = _read_arrays(arrays[0], expected)
     update = ClientUpdate(tensors, weight, counts.plain, head_counts=counts.by_tensor)
-    return StageReply(update, widths, told, report.client_key)
+    return StageReply(update, widths, told, report.client_key, report.width)
 
 
 def read_told(content: RecordDict) -> Told:

@@ -73,6 +73,7 @@ LIMITS = {
         [None, {}, {"7": 0.25, "8": 1}, {"a": TINY}],
         [{"7": 0}, {"7": -0.5}, {"7": ABOVE_1}, {"7": NAN}, {"7": "1"}, {7: 0.5}, {"7": True}, 0.5],
     ),
+    "width": ([TINY, 0.25, 1, 1.0], [0, -TINY, ABOVE_1, NAN, "abc", None]),
     "width_selection": ([*WIDTH_SELECTIONS], ["First", "", "abc", None, 0]),
     "checkpoint_dir": FOLDER,
     "matchings": FOLDER,
@@ -89,6 +90,7 @@ LIMITS = {
 GIVE = {
     "num_rounds": lambda value: FedAvg().start(None, None, num_rounds=value),
     "proximal_mu": lambda value: FedProx(proximal_mu=value),
+    "width": lambda value: arguments.check_arguments({"width": value}),
 }
 
 

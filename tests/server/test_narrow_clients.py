@@ -102,3 +102,50 @@ def test_own_first_weights_may_be_narrow(plan):
         assert trained[key] == {SHAPES[key]}
         assert watched.sent[key] <= {(a, 2), (a,), (b, a), (b,), (2, b), (2,)}
     load_model(Net(), strategy.result.arrays)
+
+
+def test_narrow_clients_evaluate_the_model_that_they_run():
+    watched = Watched()
+
+    strategy = run(watched, 2, client_widths=WIDTHS, fraction_evaluate=1.0)
+
+    for key, (a, b) in list(SHAPES.items())[2:]:
+        assert watched.sent[key] <= {(a, 2), (a,), (b, a), (b,), (2, b), (2,)}
+        narrow = load_model(Net(), strategy.arrays_at(WIDTHS[key]))
+        assert (narrow.a.out_features, narrow.b.out_features) == (a, b)
+    assert strategy.arrays_at(1.0)["a.weight"].shape == strategy.result.arrays["a.weight"].shape
+
+
+def test_a_width_told_by_the_node_counts_as_one_given_by_key():
+    by_key, by_node = Watched(), Watched(node_widths=WIDTHS)
+
+    ours, theirs = run(by_key, client_widths=WIDTHS), run(by_node)
+
+    left, right = (s.result.arrays.to_torch_state_dict() for s in (ours, theirs))
+    assert all(left[name].equal(right[name]) for name in left)
+    assert by_key.trained == by_node.trained
+
+
+def test_a_client_whose_width_changes_is_taken_as_new():
+    widths = {"3": 0.25}
+
+    def change(message, context):
+        key, instruction = context.node_config["partition-id"], message.content["fedma"]
+        if key == 3 and Instruction.from_record(instruction).round == 2:
+            context.node_config["client-width"] = 0.5
+
+    watched = Watched(node_widths=widths, intercept=change)
+
+    strategy = run(watched, 3)
+
+    assert watched.trained["3"] == {(3, 2), (6, 4)}
+    assert not any(record.dropped for record in strategy.history)
+
+
+def test_a_width_that_is_none_is_named():
+    watched = Watched(node_widths={"1": 1.5})
+
+    strategy = run(watched, 1)
+
+    assert watched.trained.keys() == {"0", "2", "3"}
+    assert any("'client-width'" in r.dropped.get("101", "") for r in strategy.history)
