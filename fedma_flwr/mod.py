@@ -15,13 +15,15 @@ from torch import Tensor
 from fedma_flwr import protocol, reading
 from fedma_flwr.client_config_reads import never_read, watch
 from fedma_flwr.client_moments import ADVICE, HeadMomentsHook, collecting
+from fedma_flwr.client_narrower import NarrowerModels
 from fedma_flwr.client_replies import check_reply, checked_model, own_records
 from fedma_flwr.client_state import keep, read_kept, receive
 from fedma_flwr.client_units import following, note_copies, own_personal
 from fedma_flwr.incompatible_mods import mods_around, why_not
-from fedma_flwr.protocol import ClientError, Instruction, Report
+from fedma_flwr.protocol import ClientError, Instruction, KeptState, Report
 from fedma_flwr.reading import plain
 from fedma_flwr.settled_values import LoadedModels, watching
+from fedma_flwr.structure import PermutationSpec
 
 _LONGEST_REASON = 1000  # characters; it crosses the network, and a server keeps it
 
@@ -120,10 +122,10 @@ def _run_stage(
     if held is None:
         return _lost(message, context)
     state, merged = held
-    watched = watch(message, instruction)
+    watched, parts = watch(message, instruction), _narrower(instruction, state)
     with (
         following(instruction, context),
-        collecting(instruction.head_module, instruction.head_expected) as hook,
+        collecting(instruction.head_module, instruction.head_expected, parts) as hook,
         watching() as loaded,
     ):
         reply = _train(message, context, call_next, loaded)
@@ -140,6 +142,12 @@ def _run_stage(
     note_copies(context, instruction, trained)
     report = _as_reported(context, protocol.DONE, state.token, never_read(watched))
     return _report(message, report, own_records(reply, uploads))
+
+
+def _narrower(instruction: Instruction, state: KeptState) -> NarrowerModels:
+    """The narrower models whose head inputs the client is asked for."""
+    spec = PermutationSpec.from_json(state.spec) if instruction.parts else None
+    return NarrowerModels(spec, instruction.parts, instruction.head_module)
 
 
 def _lost(message: Message, context: Context) -> Message:

@@ -97,6 +97,8 @@ class Instruction:
         Whether these include what the head that is sent expects of the classes.
     merged : bool
         Set by `fedma_mod` once it has put the full arrays into the message.
+    parts, own_widths : tuple of dict of str to Tensor, and dict of str to int
+        Narrower models whose heads' inputs are measured too: units of the client's widths.
     """
 
     kind: str
@@ -121,6 +123,8 @@ class Instruction:
     personal: tuple[str, ...] = ()
     follows: bool = False
     partial: bool = False
+    parts: tuple[Assignments, ...] = ()
+    own_widths: dict[str, int] = field(default_factory=dict)
 
     def to_record(self) -> ConfigRecord:
         """Encode for the wire; empty values are left out (Flower cannot count an empty list)."""
@@ -146,12 +150,15 @@ class Instruction:
             "head-expected": self.head_expected or "",
             "merged": self.merged,
             **unit_records.to_entries(self.assignments, self.widths),
+            **unit_records.parts_to_entries(self.parts, self.own_widths),
         }
         return ConfigRecord({key: value for key, value in values.items() if value not in ("", [])})
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> Instruction:
         """Decode what `to_record` made; of another version, only its number and kind.
+
+        Long because each entry has a line.
 
         Raises
         ------
@@ -162,6 +169,7 @@ class Instruction:
         if version != VERSION:
             return cls(kind, version=version)
         assignments, widths = unit_records.from_entries(record)
+        parts, own_widths = unit_records.parts_from_entries(record)
         return cls(
             kind=kind,
             round=reading.whole(record, "round"),
@@ -184,6 +192,8 @@ class Instruction:
             head_module=reading.text(record, "head-module"),
             head_expected=reading.flag(record, "head-expected"),
             merged=reading.flag(record, "merged"),
+            parts=parts,
+            own_widths=own_widths,
             version=version,
         )
 

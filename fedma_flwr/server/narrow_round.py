@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from fedma_flwr.server.members import Member
 from fedma_flwr.server.round_state import RoundState
 from fedma_flwr.server.width_selection import POPULAR, ROLLING, choose_units
 from fedma_flwr.structure.narrowing import same_units
+from fedma_flwr.unit_records import MOST_PARTS
 
 
 class NarrowRound(RoundState):
@@ -30,8 +33,11 @@ class NarrowRound(RoundState):
 
     def is_narrow(self, member: Member) -> bool:
         """Whether a client stays at its own widths."""
+        return self._are_narrow(member.widths)
+
+    def _are_narrow(self, widths: Mapping[str, int]) -> bool:
         sizes = self.settings.spec.sizes
-        return any(units < sizes[group] for group, units in member.widths.items())
+        return any(units < sizes[group] for group, units in widths.items())
 
     @property
     def has_narrow(self) -> bool:
@@ -57,12 +63,23 @@ class NarrowRound(RoundState):
             return super()._selection(member)
         sizes = self.settings.spec.sizes
         held = {g: self.model.popularity.get(g, torch.zeros(size)) for g, size in sizes.items()}
-        return self._choose(member, held, self.number)
+        known = self.model.assignments.values()
+        clients = [{g: len(u) for g, u in units.items()} for units in known]
+        return self._choose(member, held, self.number, clients or self._cohort_widths())
 
-    def _choose(self, member: Member, held: Mapping[str, Tensor], number: int) -> Assignments:
+    def _cohort_widths(self) -> list[Mapping[str, int]]:
+        return [member.widths for member in (*self.members.values(), *self.away.values())]
+
+    def _choose(
+        self,
+        member: Member,
+        held: Mapping[str, Tensor],
+        number: int,
+        clients: Sequence[Mapping[str, int]],
+    ) -> Assignments:
+        """The units that are trained in a round, after one of clients of these widths."""
         kind = self.settings.width_selection
-        cohort = [*self.members.values(), *self.away.values()]
-        if kind == POPULAR and all(map(self.is_narrow, cohort)):
+        if kind == POPULAR and all(map(self._are_narrow, clients)):
             kind = ROLLING  # or nobody would train the other units
         return choose_units(kind, member.widths, held, number=number, seed=self.settings.seed)
 
@@ -78,7 +95,7 @@ class NarrowRound(RoundState):
         for member in (*self.members.values(), *self.away.values(), *self.guests.values()):
             if not self.is_narrow(member) or not (member.guest or self._is_chosen_for(member)):
                 continue
-            chosen = self._choose(member, held, self.number + 1)
+            chosen = self._choose(member, held, self.number + 1, self._cohort_widths())
             member.moved = not same_units(chosen, member.assignments)
             member.assignments = chosen
 
@@ -133,8 +150,62 @@ class NarrowRound(RoundState):
         """The widths that a client's tensors must have, as far as they are known."""
         return member.widths if self.is_narrow(member) else {**member.widths, **self.settled.widths}
 
+    @cached_property
+    def _narrow_models(self) -> list[Assignments]:
+        """The models that narrow clients hold in the head stage, those of most clients first.
+
+        Found once, before that stage's messages: who drops out changes nothing.
+        """
+        if self.settings.averaging.robust or not self.settled.widths:
+            return []
+        asked = (*self.members.values(), *self.away.values(), *self.guests.values())
+        found: list[tuple[int, Assignments]] = []
+        for units in [m.assignments for m in asked if self.is_narrow(m)]:
+            known = next((n for n, (_, own) in enumerate(found) if same_units(own, units)), None)
+            if known is None:
+                found.append((1, units))
+            else:
+                found[known] = (found[known][0] + 1, units)
+        ordered = sorted(found, key=lambda counted: -counted[0])
+        return [units for _, units in ordered[:MOST_PARTS]]
+
+    def _models_in(self, member: Member) -> list[Assignments]:
+        """The narrower clients' models that are part of a client's: it can measure them too."""
+        narrow = self.is_narrow(member)
+        return [
+            units
+            for units in self._narrow_models
+            if not (narrow and same_units(units, member.assignments))
+            and (not narrow or _is_part(units, member.assignments))
+        ]
+
+    def _parts_of(self, member: Member) -> tuple[tuple[Assignments, ...], int]:
+        """These models in the client's own units, and how many inputs their heads have."""
+        models = self._models_in(member)
+        inputs = sum(self._head_inputs({g: len(u) for g, u in own.items()}) for own in models)
+        if not self.is_narrow(member):
+            return tuple(models), inputs
+        return tuple(_within(units, member.assignments) for units in models), inputs
+
+    def _asked_beside(self, member: Member, stage: int) -> dict[str, Any]:
+        """Entries of an instruction: narrower models to be measured beside the client's own."""
+        if not self.settings.plan[stage].solves_head or not (parts := self._parts_of(member)[0]):
+            return {}
+        return {"parts": parts, "own_widths": self._widths_of(member)}
+
+    def _head_inputs(self, widths: Mapping[str, int]) -> int:
+        solver = self.settings.solver
+        if solver is None:
+            return 0
+        return self.settings.spec.shapes({**self.settled.widths, **widths})[solver.head.weight][1]
+
     def _as_sent(self, member: Member, update: ClientUpdate) -> ClientUpdate:
         """A client's update as averages need it: at the global widths of groups matched before."""
+        if update.moments is not None:
+            _, inputs = self._parts_of(member)
+            own = self._head_inputs(self._widths_of(member))
+            if inputs and update.moments.inputs == own + inputs:
+                update = replace(update, parts=tuple(self._models_in(member)))
         if not self.is_narrow(member):
             return update
         held = {g: units for g, units in member.assignments.items() if g in self.settled.widths}
@@ -185,3 +256,16 @@ def without_starts(outcome: StageOutcome) -> StageOutcome:
     """An outcome whose solved heads local training does not go on from."""
     heads = tuple(replace(head, local_head={}) for head in outcome.narrow_heads)
     return replace(outcome, local_head={}, narrow_heads=heads)
+
+
+def _is_part(units: Assignments, held: Assignments) -> bool:
+    """Whether a selection is part of another one."""
+    return all(bool(torch.isin(own, held[group]).all()) for group, own in units.items())
+
+
+def _within(units: Assignments, held: Assignments) -> Assignments:
+    """A selection that is part of another one, in the numbers of the latter's units."""
+    return {
+        group: torch.tensor([held[group].tolist().index(unit) for unit in own.tolist()])
+        for group, own in units.items()
+    }

@@ -72,6 +72,7 @@ class CommunicationRound(NarrowRound):
             wire_dtype=self.settings.wire_dtype,
             head_module=self.settings.head_module(stage),
             head_expected=bool(self._reference(stage)),
+            **self._asked_beside(member, stage),
         )
         tensors = self._news(member, stage) if update else self._everything(member, stage)
         if tensors and self.settings.personal and not update and (lost or not follows):
@@ -165,6 +166,7 @@ class CommunicationRound(NarrowRound):
             wire_dtype=self.settings.wire_dtype,
             moments=self.settings.moments(stage, self._widths_of(member)),
             with_expected=bool(self._reference(stage)),
+            part_inputs=self._parts_of(member)[1] if settings.plan[stage].solves_head else 0,
             several_heads=self.settings.several_heads,
         )
 
