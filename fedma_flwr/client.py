@@ -172,6 +172,8 @@ def load_model(model: nn.Module, source: Source, *, strict: bool = True) -> nn.M
     for undo in _FROZEN.pop(model, []):  # a model may be used for several stages
         undo()
     load_values(model, values, partial=not strict or instruction.partial)
+    if (hook := current_hook()) is not None:
+        hook.narrower.build(model)
     own = model.state_dict(keep_vars=True)
     settled = under_names(dict.fromkeys(instruction.settled), own)
     moving = moving_tensors(model) | _freeze(
@@ -180,7 +182,7 @@ def load_model(model: nn.Module, source: Source, *, strict: bool = True) -> nn.M
     hooked = bool(instruction.head_module or instruction.estimates) or has_hooks(model)
     note_loaded(model, moving, dict.fromkeys(instruction.settled), hooked=hooked)
     estimate_statistics(model, list(under_names(dict.fromkeys(instruction.estimates), own)))
-    if instruction.head_module and (hook := current_hook()) is not None:
+    if instruction.head_module and hook is not None:
         hook.attach(model)
     return model
 

@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from fedma_flwr import protocol
 from fedma_flwr.client_heads import as_rows, count_items, find_head, unwrapped
 from fedma_flwr.client_moment_sums import MomentSums, Reference, precise
+from fedma_flwr.client_narrower import NarrowerModels
 from fedma_flwr.client_passes import passes
 from fedma_flwr.client_privacy import refuse_bare_moments
 from fedma_flwr.protocol import ClientError
@@ -41,10 +42,18 @@ class HeadMomentsHook:
         The head's path in the model.
     with_expected : bool (default: False)
         Whether what the head expects, as the server sends it, is summed up as well.
+    narrower : NarrowerModels, optional
+        Parts of the model whose heads' inputs are summed up behind its own.
     """
 
-    def __init__(self, path: str, with_expected: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        with_expected: bool = False,
+        narrower: NarrowerModels | None = None,
+    ) -> None:
         self.path = path
+        self.narrower = narrower or NarrowerModels(None, (), path)
         self._with_expected = with_expected
         self.reference: Reference | None = None
         self._sums = MomentSums()
@@ -66,6 +75,7 @@ class HeadMomentsHook:
         # model.train() undoes eval(): dropout and running statistics must rest.
         others = [module for module in model.modules() if module is not head]
         self._handles = [module.register_forward_pre_hook(_evaluate) for module in others]
+        self._handles += self.narrower.watch(model)
         self._handles.append(head.register_forward_pre_hook(_undo_steps))
         self._handles.append(head.register_forward_hook(self._watch))
 
@@ -83,7 +93,8 @@ class HeadMomentsHook:
     def _watch(self, head: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         refuse_bare_moments(head)
         if output.requires_grad:
-            features, items = as_rows(head, inputs[0].detach()), count_items(inputs[0])
+            features = self.narrower.joined(as_rows(head, inputs[0].detach()))
+            items = count_items(inputs[0])
             output.register_hook(
                 lambda gradient: self._read(features, as_rows(head, gradient), items)
             )
@@ -142,9 +153,11 @@ _HOOK: ContextVar[HeadMomentsHook | None] = ContextVar("_HOOK", default=None)
 
 
 @contextmanager
-def collecting(path: str, with_expected: bool = False) -> Iterator[HeadMomentsHook]:
+def collecting(
+    path: str, with_expected: bool = False, narrower: NarrowerModels | None = None
+) -> Iterator[HeadMomentsHook]:
     """Within this context `load_model` hooks the head, which is at `path` in the model."""
-    hook = HeadMomentsHook(path, with_expected)
+    hook = HeadMomentsHook(path, with_expected, narrower)
     token = _HOOK.set(hook)
     try:
         yield hook
@@ -201,7 +214,8 @@ def head_moments(
     stage, layer = current_hook(), find_layer("head_moments", model, head)
     model, sums = unwrapped(model), MomentSums(None if stage is None else stage.reference)
     for seen in passes(model, layer, batches):
-        sums.add(seen.features[seen.kept], seen.targets, seen.items)
+        features = seen.features if stage is None else stage.narrower.joined(seen.features)
+        sums.add(features[seen.kept], seen.targets, seen.items)
     if not sums.rows:
         raise ClientError("head_moments: there is no example in `batches`.")
     return protocol.to_arrays(sums.moments())

@@ -75,7 +75,7 @@ def merge(
     spec = PermutationSpec.from_json(kept.spec)
     merged = {**tensors, **new}
     if instruction.stage == 0:  # a new round: back to the client's own units
-        merged = spec.select(merged, kept.assignments)
+        merged = spec.select(merged, kept.assignments, kept.widths)
     else:
         own = {name: tensor for name, tensor in merged.items() if name not in new}
         merged.update(spec.expand(own, assignments, widths))

@@ -12,16 +12,18 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore import log
 from torch import Tensor
 
-from fedma_flwr import protocol
+from fedma_flwr import protocol, reading
 from fedma_flwr.client_config_reads import never_read, watch
 from fedma_flwr.client_moments import ADVICE, HeadMomentsHook, collecting
+from fedma_flwr.client_narrower import NarrowerModels
 from fedma_flwr.client_replies import check_reply, checked_model, own_records
 from fedma_flwr.client_state import keep, read_kept, receive
 from fedma_flwr.client_units import following, note_copies, own_personal
 from fedma_flwr.incompatible_mods import mods_around, why_not
-from fedma_flwr.protocol import ClientError, Instruction, Report
+from fedma_flwr.protocol import ClientError, Instruction, KeptState, Report
 from fedma_flwr.reading import plain
 from fedma_flwr.settled_values import LoadedModels, watching
+from fedma_flwr.structure import PermutationSpec
 
 _LONGEST_REASON = 1000  # characters; it crosses the network, and a server keeps it
 
@@ -98,10 +100,11 @@ def _answer(
 ) -> Message:
     if (obstacle := _obstacle(instruction, call_next)) is not None:
         raise ClientError(obstacle)
+    _client_width(context)  # before anything is trained
     if instruction.kind == protocol.HELLO:
         # Others' mods look for FedAvg's records in a reply.
         records = {protocol.ARRAYS_KEY: ArrayRecord(), protocol.METRICS_KEY: MetricRecord()}
-        return _report(message, Report(protocol.HELLO, client_key=_client_key(context)), records)
+        return _report(message, _as_reported(context, protocol.HELLO), records)
     if instruction.kind == protocol.EVALUATE:
         return _evaluate(message, context, instruction, call_next)
     if instruction.kind not in (protocol.UPDATE, protocol.FULL):
@@ -119,10 +122,10 @@ def _run_stage(
     if held is None:
         return _lost(message, context)
     state, merged = held
-    watched = watch(message, instruction)
+    watched, parts = watch(message, instruction), _narrower(instruction, state)
     with (
         following(instruction, context),
-        collecting(instruction.head_module, instruction.head_expected) as hook,
+        collecting(instruction.head_module, instruction.head_expected, parts) as hook,
         watching() as loaded,
     ):
         reply = _train(message, context, call_next, loaded)
@@ -137,8 +140,14 @@ def _run_stage(
     # Where moments are taken nothing is trained, and the head will be another.
     keep(context, state, merged if instruction.head_module else trained)
     note_copies(context, instruction, trained)
-    report = Report(protocol.DONE, state.token, _client_key(context), never_read(watched))
+    report = _as_reported(context, protocol.DONE, state.token, never_read(watched))
     return _report(message, report, own_records(reply, uploads))
+
+
+def _narrower(instruction: Instruction, state: KeptState) -> NarrowerModels:
+    """The narrower models whose head inputs the client is asked for."""
+    spec = PermutationSpec.from_json(state.spec) if instruction.parts else None
+    return NarrowerModels(spec, instruction.parts, instruction.head_module)
 
 
 def _lost(message: Message, context: Context) -> Message:
@@ -195,6 +204,20 @@ def _client_key(context: Context) -> str:
         if key in context.node_config:
             return str(context.node_config[key])
     return str(context.node_id)
+
+
+def _as_reported(
+    context: Context, status: str, token: str = "", unread: tuple[str, ...] = ()
+) -> Report:
+    """What the server is told, with who the client is."""
+    return Report(status, token, _client_key(context), unread, _client_width(context))
+
+
+def _client_width(context: Context) -> float:
+    try:
+        return reading.ratio(context.node_config, protocol.WIDTH_KEY)
+    except ValueError as error:
+        raise ClientError(f"The node's config: {error}") from error
 
 
 def _report(message: Message, report: Report, records: Mapping[str, Any] | None = None) -> Message:

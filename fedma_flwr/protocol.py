@@ -30,6 +30,7 @@ EPOCHS_CONFIG_KEY, LEARNING_RATE_KEY = "local-epochs", "lr"  # what `Stage` read
 CLIENT_KEY, PARTITION_KEY = "client-key", "partition-id"  # of a node's config, the first one wins
 PARTITIONS_KEY = "num-partitions"  # of a node's config, for the shipped app
 LOCAL_MODELS_KEY, MAX_GROWTH_KEY = "local-models", "max-growth"  # of a node's config: its bounds
+WIDTH_KEY = "client-width"  # likewise, and of a report: how wide a narrow client is
 CONFIG_KEY, NUM_EXAMPLES_KEY = "config", "num-examples"  # FedAvg's defaults, the shipped app's
 
 HELLO, UPDATE, FULL, EVALUATE = "hello", "update", "full", "evaluate"  # kinds of instruction
@@ -96,6 +97,8 @@ class Instruction:
         Whether these include what the head that is sent expects of the classes.
     merged : bool
         Set by `fedma_mod` once it has put the full arrays into the message.
+    parts, own_widths : tuple of dict of str to Tensor, and dict of str to int
+        Narrower models whose heads' inputs are measured too: units of the client's widths.
     """
 
     kind: str
@@ -120,6 +123,8 @@ class Instruction:
     personal: tuple[str, ...] = ()
     follows: bool = False
     partial: bool = False
+    parts: tuple[Assignments, ...] = ()
+    own_widths: dict[str, int] = field(default_factory=dict)
 
     def to_record(self) -> ConfigRecord:
         """Encode for the wire; empty values are left out (Flower cannot count an empty list)."""
@@ -145,12 +150,15 @@ class Instruction:
             "head-expected": self.head_expected or "",
             "merged": self.merged,
             **unit_records.to_entries(self.assignments, self.widths),
+            **unit_records.parts_to_entries(self.parts, self.own_widths),
         }
         return ConfigRecord({key: value for key, value in values.items() if value not in ("", [])})
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> Instruction:
         """Decode what `to_record` made; of another version, only its number and kind.
+
+        Long because each entry has a line.
 
         Raises
         ------
@@ -161,6 +169,7 @@ class Instruction:
         if version != VERSION:
             return cls(kind, version=version)
         assignments, widths = unit_records.from_entries(record)
+        parts, own_widths = unit_records.parts_from_entries(record)
         return cls(
             kind=kind,
             round=reading.whole(record, "round"),
@@ -183,6 +192,8 @@ class Instruction:
             head_module=reading.text(record, "head-module"),
             head_expected=reading.flag(record, "head-expected"),
             merged=reading.flag(record, "merged"),
+            parts=parts,
+            own_widths=own_widths,
             version=version,
         )
 
@@ -201,12 +212,15 @@ class Report:
         What identifies the client for longer than a node id does.
     unread : tuple of str
         Entries of the message's config that the train function has never looked at.
+    width : float
+        How wide the client's model is to be, relative to the initial one; above 0, at most 1.
     """
 
     status: str
     holds: str = ""
     client_key: str = ""
     unread: tuple[str, ...] = ()
+    width: float = 1.0
     version: int = VERSION
 
     def to_record(self) -> ConfigRecord:
@@ -217,6 +231,7 @@ class Report:
             "holds": self.holds,
             CLIENT_KEY: self.client_key,
             "unread": list(self.unread),
+            WIDTH_KEY: "" if self.width == 1.0 else self.width,
         }
         return ConfigRecord({key: value for key, value in values.items() if value not in ("", [])})
 
@@ -228,6 +243,7 @@ class Report:
             holds=reading.text(record, "holds"),
             client_key=reading.text(record, CLIENT_KEY),
             unread=reading.names(record, "unread"),
+            width=reading.ratio(record, WIDTH_KEY),
             version=reading.whole(record, "version"),
         )
 

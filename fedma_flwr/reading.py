@@ -37,6 +37,14 @@ def whole(values: Mapping[str, Any], key: str, largest: int = 2**63 - 1) -> int:
     return value
 
 
+def ratio(values: Mapping[str, Any], key: str) -> float:
+    """A number above 0 and up to 1, 1 if it is missing; ValueError if it is something else."""
+    value = values.get(key, 1.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise _refusal(key, value, "a number above 0, at most 1")
+    return float(value)
+
+
 def flag(values: Mapping[str, Any], key: str) -> bool:
     """A truth value, False if it is missing; ValueError if it is something else."""
     value = values.get(key, False)

@@ -25,6 +25,7 @@ from fedma_flwr.server.arguments import (
 )
 from fedma_flwr.server.settings import log_settings, make_spec
 from fedma_flwr.server.staged_cohort import StagedCohort
+from fedma_flwr.server.width_selection import POPULAR
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec
 from fedma_flwr.structure.model_copies import Inputs
 from fedma_flwr.wire import FLOAT32
@@ -119,9 +120,13 @@ class FedMA(StagedCohort):
         and saved if not. Not with a matcher whose output is the posterior.
     output_dir : str or Path, optional
         Folder that gets the run's records and its report; see `RecordedCohort`.
+    width_selection : {"popular", "first", "rolling", "random"} (default: "popular")
+        Which units a narrow client is sent (see `client_widths`): those that most clients hold, the
+        first ones (HeteroFL), a window that moves on in every round (FedRolex), or some drawn anew
+        by `seed`. ``"popular"`` is ``"rolling"`` in rounds without a client of full width.
     checkpoint_dir, resume
         See `ResumableCohort`: a checkpoint after every round, and going on from the last one.
-    node_timeout, stage_timeout, hello_timeout, quorum, on_exchange
+    node_timeout, stage_timeout, hello_timeout, quorum, on_exchange, client_widths
         See `SeededCohort`.
     **fedavg : Any
         FedAvg's keyword arguments: fraction_train, fraction_evaluate, min_train_nodes,
@@ -169,6 +174,7 @@ class FedMA(StagedCohort):
         retrain_config: Mapping[str, Any] | None = None,
         head_config: Mapping[str, Any] | None = None,
         matchings: str | Path | None = None,
+        width_selection: str = POPULAR,
         **fedavg: Any,
     ) -> None:
         """Check the arguments and keep them. Long because each has a line."""

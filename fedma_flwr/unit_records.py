@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -28,3 +28,30 @@ def from_entries(record: Mapping[str, Any]) -> tuple[Assignments, dict[str, int]
     widths = {group: reading.whole(record, f"width.{group}", most) for group in groups}
     units = {g: reading.units(record, f"units.{g}", width) for g, width in widths.items()}
     return units, widths
+
+
+#: Narrower models that a client may be asked to measure.
+MOST_PARTS = 4
+
+
+def parts_to_entries(parts: Sequence[Assignments], widths: Mapping[str, int]) -> dict[str, Any]:
+    """Encode which of a client's units make up each of some narrower models."""
+    entries: dict[str, Any] = {"parts": len(parts)} if parts else {}
+    for number, units in enumerate(parts):
+        own = to_entries(units, widths)
+        entries.update({f"part.{number}.{key}": value for key, value in own.items()})
+    return entries
+
+
+def parts_from_entries(
+    record: Mapping[str, Any],
+) -> tuple[tuple[Assignments, ...], dict[str, int]]:
+    """Decode what `parts_to_entries` made; ValueError if it is something else."""
+    found: list[Assignments] = []
+    widths: dict[str, int] = {}
+    for number in range(reading.whole(record, "parts", MOST_PARTS)):
+        prefix = f"part.{number}."
+        own = {key.removeprefix(prefix): record[key] for key in record if key.startswith(prefix)}
+        units, widths = from_entries(own)
+        found.append(units)
+    return tuple(found), widths

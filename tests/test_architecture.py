@@ -25,6 +25,7 @@ ROOMS = [
     "client_statistics",
     "client_heads",
     "client_moment_sums",
+    "client_narrower",
     "client_passes",
     "client_privacy",
     "client_moments",

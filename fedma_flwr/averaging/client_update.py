@@ -27,6 +27,14 @@ class ClientUpdate:
         Of the head's inputs, in a head stage that solves the head.
     head_counts : mapping of str to Tensor
         By tensor of the head, (outputs,) class counts that are about it alone.
+    held : mapping of str to Tensor
+        Of a narrow client, the (n,) global units that it holds of the groups matched in earlier
+        stages; all others hold all of them.
+    narrow : bool
+        Whether it is narrower than the model and stays so.
+    parts : tuple of mapping of str to Tensor
+        Global units of further models, whose head inputs stand behind the client's own in
+        `moments`.
     """
 
     tensors: Mapping[str, Tensor]
@@ -34,6 +42,9 @@ class ClientUpdate:
     class_counts: Tensor | None = None
     moments: HeadMoments | None = None
     head_counts: Mapping[str, Tensor] = field(default_factory=dict)
+    held: Mapping[str, Tensor] = field(default_factory=dict)
+    narrow: bool = False
+    parts: tuple[Mapping[str, Tensor], ...] = ()
 
     def counts_of(self, name: str) -> Tensor | None:
         """The class counts that a tensor of the head is averaged by, if they fit it."""

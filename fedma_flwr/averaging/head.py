@@ -113,11 +113,32 @@ class HeadSolver:
         """
         moments = [update.moments for update in updates if update.moments is not None]
         total = sum_moments(moments, [update.examples for update in updates])
+        positions = lower_median([own.examples for own in moments])
+        return self.solve_total(total, spec.shapes(widths)[self.head.weight], reference, positions)
+
+    def solve_total(
+        self,
+        total: HeadMoments,
+        shape: Sequence[int],
+        reference: Mapping[str, Tensor],
+        positions: float,
+    ) -> SolvedHead:
+        """The head's tensors from the moments of all clients together.
+
+        Parameters
+        ----------
+        total : HeadMoments
+            With as many examples as clients have.
+        shape : sequence of int
+            Of the weight.
+        reference : mapping of str to Tensor
+            As for `solve`.
+        positions : float
+            Rows that an example has.
+        """
         bias, strength = self.head.bias is not None, self.regularisation
         if strength is None:
-            positions = lower_median([own.examples for own in moments])
             strength = choose_regularisation(total, bias=bias, positions=positions)
-        shape = spec.shapes(widths)[self.head.weight]
         regression = solve_head(total, bias=bias, regularisation=strength)
         plain = self._named(regression, shape)
         solved = {name: self.scale * tensor for name, tensor in plain.items()}

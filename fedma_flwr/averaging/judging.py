@@ -60,8 +60,20 @@ def judge(
     kept = bound_units(spec, kept, model, limits.max_norm_ratio)
     if averaging.robust and any(update.moments is not None for update in kept.values()):
         # Bounds first: whoever claims most examples would stand for all others.
-        kept = at_most_usual(kept)
-        contrary = contrary_moments(bound_weights(kept, limits.max_weight_ratio))
+        contrary: dict[int, str] = {}
+        for alike in _by_inputs(kept):
+            usual = at_most_usual(alike)
+            kept |= usual
+            contrary |= contrary_moments(bound_weights(usual, limits.max_weight_ratio))
         kept = {node: update for node, update in kept.items() if node not in contrary}
         refused |= contrary
     return bound_weights(kept, limits.max_weight_ratio), refused
+
+
+def _by_inputs(updates: Mapping[int, ClientUpdate]) -> list[dict[int, ClientUpdate]]:
+    """Updates with moments of equally many head inputs, together: those of one width."""
+    groups: dict[int, dict[int, ClientUpdate]] = {}
+    for node, update in updates.items():
+        inputs = update.moments.inputs if update.moments is not None else 0
+        groups.setdefault(inputs, {})[node] = update
+    return list(groups.values())

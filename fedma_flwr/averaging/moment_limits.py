@@ -12,6 +12,8 @@ from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.head_moments import HeadMoments
 from fedma_flwr.averaging.robust import lower_median
 
+_FEW = 3  # clients of a width among which nobody can tell what is usual
+
 
 def feature_size(moments: HeadMoments) -> float:
     """Root mean square of the head's inputs."""
@@ -23,7 +25,9 @@ def feature_size(moments: HeadMoments) -> float:
 def oversized_moments(updates: Mapping[int, ClientUpdate], max_norm_ratio: float) -> dict[int, str]:
     """Clients whose head inputs are far larger than is usual, and the reason in words.
 
-    All clients run the same settled layers, so that their inputs are of one size.
+    All clients run the same settled layers, so that their inputs are of one size. Those of narrow
+    clients differ: they are compared with others of their width, or, where these are less than
+    three, with all clients, at `max_norm_ratio` once more.
 
     Parameters
     ----------
@@ -33,12 +37,20 @@ def oversized_moments(updates: Mapping[int, ClientUpdate], max_norm_ratio: float
         How much larger than the cohort's median one client's root mean square may be.
     """
     sizes = {n: feature_size(u.moments) for n, u in updates.items() if u.moments is not None}
-    usual = lower_median(list(sizes.values()))
+    of_all = lower_median(list(sizes.values()))
+    inputs = {n: u.moments.inputs for n, u in updates.items() if u.moments is not None}
+    usual_of = {}
+    for width in set(inputs.values()):
+        alike = [size for n, size in sizes.items() if inputs[n] == width]
+        few = len(alike) < _FEW and len(alike) < len(sizes)
+        usual_of[width] = max_norm_ratio * of_all if few else lower_median(alike)
+    usual_sizes = {node: usual_of[inputs[node]] for node in sizes}
     return {
-        node: f"its head inputs have size {size:.3g} (root mean square); usual is {usual:.3g}, and "
+        node: f"its head inputs have size {size:.3g} (root mean square); usual is "
+        f"{usual_sizes[node]:.3g}, and "
         f"at most {max_norm_ratio:g} times that (max_norm_ratio)"
         for node, size in sizes.items()
-        if size > max_norm_ratio * usual
+        if size > max_norm_ratio * usual_sizes[node]
     }
 
 

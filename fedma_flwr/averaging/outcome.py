@@ -11,6 +11,25 @@ from fedma_flwr.matching import Matching
 
 
 @dataclass(frozen=True)
+class NarrowHead:
+    """The head of a narrow model.
+
+    Parameters
+    ----------
+    units : dict of str to Tensor
+        (n,) global units of the model, by group.
+    tensors : dict of str to Tensor
+        The head, at the model's widths.
+    local_head : dict of str to Tensor
+        The one that local training goes on from; empty: the whole model's.
+    """
+
+    units: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    local_head: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class StageOutcome:
     """What the server knows after a stage.
 
@@ -37,6 +56,10 @@ class StageOutcome:
         The same; None if no head was solved.
     similarity : dict of str to list of float
         How alike matched units are, by group; see `similarity_of_matched`.
+    last_units : dict of str to Tensor
+        Where the units of the last global model are, if it took part in the matching.
+    narrow_heads : tuple of NarrowHead
+        Solved heads of the narrow models that clients hold.
     """
 
     tensors: dict[str, Tensor]
@@ -49,6 +72,8 @@ class StageOutcome:
     share_factor: float | None = None
     unexplained: float | None = None
     similarity: dict[str, list[float]] = field(default_factory=dict)
+    last_units: dict[str, Tensor] = field(default_factory=dict)
+    narrow_heads: tuple[NarrowHead, ...] = ()
 
     @property
     def identity_shares(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ al., 2021), and the rows of the head for classes that nobody in a cohort has.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -35,19 +35,22 @@ class RoundStart:
         For each client the (n,) new global unit of each of its units, by group matched so far.
     widths : mapping of str to int
         The new global width of each group matched so far.
+    old_widths : mapping of str to int, optional
+        Those of the last global model, where its tensors may not tell.
     """
 
     tensors: Mapping[str, Tensor]
     selections: Sequence[Mapping[str, Tensor]]
     assignments: Sequence[Mapping[str, Tensor]]
     widths: Mapping[str, int]
+    old_widths: Mapping[str, int] = field(default_factory=dict)
 
     def after_matching(
         self, assignments: Sequence[Mapping[str, Tensor]], widths: Mapping[str, int]
     ) -> RoundStart:
         """The same start, with the groups that have been matched since."""
         joined = [{**old, **new} for old, new in zip(self.assignments, assignments, strict=True)]
-        return RoundStart(self.tensors, self.selections, joined, {**self.widths, **widths})
+        return replace(self, assignments=joined, widths={**self.widths, **widths})
 
     def in_new_units(self, spec: PermutationSpec, name: str) -> tuple[Tensor, Tensor]:
         """Express one tensor of the last global model in the new global units.
@@ -69,10 +72,13 @@ class RoundStart:
         source = {name: self.tensors[name].to(torch.float64)}
         total, holders = torch.zeros(()), torch.zeros(())
         for selection, assignment in zip(self.selections, self.assignments, strict=True):
-            local = spec.select(source, {group: selection[group] for group in groups})
+            begun = {group: selection[group] for group in groups}
+            local = spec.select(source, begun, self.old_widths)
             own = {group: assignment[group] for group in groups & self.widths.keys()}
             wide = spec.expand(local, own, self.widths)[name]
-            widths = {**spec.sizes, **spec.widths({name: wide}), **self.widths}
+            # Groups that are not matched yet are as wide as the client's own.
+            begun_widths = {g: len(units) for g, units in begun.items()}
+            widths = {**spec.sizes, **begun_widths, **self.widths}
             held = holding_mask(spec, name, own, widths)
             total, holders = total + wide * held, holders + held
         holders = holders.expand(total.shape)

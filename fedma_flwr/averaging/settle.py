@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from fedma_flwr.averaging.all_uploads import AllUploads, as_dtype, of_clients
 from fedma_flwr.averaging.averages import Averaging
 from fedma_flwr.averaging.client_update import ClientUpdate
-from fedma_flwr.averaging.head import HeadSolver, class_weights
+from fedma_flwr.averaging.head import HeadSolver
 from fedma_flwr.averaging.holders import holding_mask
 from fedma_flwr.averaging.outcome import StageOutcome
 from fedma_flwr.averaging.pooled_statistics import from_pooled, to_poolable
@@ -34,12 +35,24 @@ PLAIN = Averaging()
 class _Matched:
     """The clients' tensors while the groups of a stage are matched one after the other."""
 
-    wide: list[dict[str, Tensor]]  # at the global widths of all groups matched so far
+    updates: Sequence[ClientUpdate]
+    # At the global widths of all groups matched so far; behind the clients' the last model's.
+    wide: list[dict[str, Tensor]]
     assignments: tuple[dict[str, Tensor], ...]
     widths: dict[str, int] = field(default_factory=dict)
     matchings: dict[str, Matching] = field(default_factory=dict)
     signatures: dict[str, tuple[str, ...]] = field(default_factory=dict)  # tensors, by group
     similarity: dict[str, list[float]] = field(default_factory=dict)
+    before: Mapping[str, int] = field(default_factory=dict)  # global widths of earlier stages
+
+    @property
+    def known(self) -> dict[str, int]:
+        """Global width of every group matched so far, in this stage or before."""
+        return {**self.before, **self.widths}
+
+    def otherwise(self, name: str, padding: float) -> Tensor | float:
+        """What stands where none of the clients holds an entry: the last model's, if it is here."""
+        return self.wide[-1][name] if len(self.wide) > len(self.updates) else padding
 
 
 def settle_stage(
@@ -47,7 +60,7 @@ def settle_stage(
     stage: PlannedStage,
     updates: Sequence[ClientUpdate],
     *,
-    matched: frozenset[str],
+    matched: Collection[str],
     matcher: Matcher,
     max_widths: Mapping[str, int],
     weighted: bool = False,
@@ -56,6 +69,7 @@ def settle_stage(
     saved: Mapping[str, Matcher] | None = None,
     start: RoundStart | None = None,
     server_learning_rate: float = 1.0,
+    last: Mapping[str, Tensor] | None = None,
 ) -> StageOutcome:
     """Match the groups of a stage across clients and average the tensors that settle.
 
@@ -74,8 +88,9 @@ def settle_stage(
         The stage that ends.
     updates : sequence of ClientUpdate
         One a client, in the order in which the matcher shall see them; at least one.
-    matched : frozenset of str
-        Groups matched in earlier stages of the round.
+    matched : collection of str, or mapping of str to int
+        Groups matched in earlier stages of the round; with their global widths, which tensors of
+        two groups on one axis do not tell.
     matcher : Matcher
         Finds the assignments of one group.
     max_widths : mapping of str to int
@@ -93,6 +108,10 @@ def settle_stage(
         server step and no row of an absent class is kept.
     server_learning_rate : float (default: 1.0)
         How far to go from the start to the clients' mean; see `take_step`.
+    last : mapping of str to Tensor, optional
+        The last global model, in the units of the groups matched so far. With narrow clients it
+        takes part in the matching, so that no unit is lost; averages have its value where no client
+        holds an entry.
 
     Returns
     -------
@@ -102,14 +121,20 @@ def settle_stage(
     like = updates[0].tensors
     updates = [replace(u, tensors=to_poolable(spec, u.tensors)) for u in updates]
     weights = [update.examples if weighted else 1.0 for update in updates]
-    found = _Matched(_usual_sizes(spec, updates, like, averaging), tuple({} for _ in updates))
+    uploads = _usual_sizes(spec, updates, like, averaging)
+    if last is not None:
+        uploads.append(to_poolable(spec, last))
+    found = _Matched(updates, uploads, tuple({} for _ in uploads))
+    found.before = matched if isinstance(matched, Mapping) else {}
+    earlier = frozenset(matched)
     for number, group in enumerate(stage.groups):
-        found.signatures[group] = signature_tensors(spec, group, matched | found.widths.keys())
+        found.signatures[group] = signature_tensors(spec, group, earlier | found.widths.keys())
         chosen = (saved or {}).get(group, matcher)
-        units = [signature(spec, group, found.signatures[group], t).numpy() for t in found.wide]
+        names, known = found.signatures[group], found.known
+        units = [signature(spec, group, names, t, known).numpy() for t in found.wide]
         matching = chosen.match(
             units,
-            weights=weights if weighted else None,
+            weights=[*weights, 1.0][: len(units)] if weighted else None,
             max_width=max_widths[group],
             seed=seed + number,
         )
@@ -118,24 +143,29 @@ def settle_stage(
         _take(spec, group, matching, found)
     with using_threads(1):  # sums wait for the memory, and threads for one another
         settled = _average_units(spec, stage, found, weights, averaging)
-        by_class = _average_rest(spec, stage, updates, found.wide, settled, averaging=averaging)
+        sent = AllUploads(spec, updates, found.wide, found.assignments, found.known)
+        by_class = sent.average_rest(stage, settled, averaging=averaging)
         # A head that is going to be solved is averaged too: local training goes on from it.
         unsettled = [n for n in spec.head if n in stage.uploads and n not in settled]
-        local_head = {n: _average_over_all(n, updates, found.wide, averaging) for n in unsettled}
+        local_head = {n: sent.average(n, averaging) for n in unsettled}
     settled = from_pooled(spec, settled, like)
-    if matcher.output == "posterior":
+    if matcher.output == "posterior" and last is None:  # it is no client
         _set_posterior_means(spec, found, settled)
+    own, matchings = found.assignments[: len(updates)], found.matchings
+    if last is not None:
+        matchings = {g: of_clients(matching, len(updates)) for g, matching in matchings.items()}
     if start is not None:
-        start = start.after_matching(found.assignments, found.widths)
+        start = start.after_matching(own, found.widths)
         settled = take_step(spec, settled, start, updates, server_learning_rate)
     return StageOutcome(
         settled,
-        found.assignments,
+        own,
         found.widths,
-        found.matchings,
+        matchings,
         head_by_class=by_class,
         local_head=local_head,
         similarity=found.similarity,
+        last_units=found.assignments[-1] if last is not None else {},
     )
 
 
@@ -217,65 +247,24 @@ def _average_units(
     averaging: Averaging,
 ) -> dict[str, Tensor]:
     """Averages of what has an axis matched in this stage, over the clients that hold each entry."""
-    settled = {}
+    settled, clients = {}, found.updates
     for name in stage.settles:
         if name in spec.head or not spec.tensor_groups(name) & found.widths.keys():
             continue
         like = found.wide[0][name]
         # One tensor need not tell the widths of two groups that share an axis (heads x units).
-        widths = {**spec.sizes, **spec.widths({name: like}), **found.widths}
+        widths = {**spec.sizes, **spec.widths({name: like}, found.known), **found.known}
         masks = (
-            holding_mask(spec, name, units, widths) * weight
-            for units, weight in zip(found.assignments, weights, strict=True)
+            holding_mask(spec, name, {**update.held, **units}, widths) * weight
+            for update, units, weight in zip(clients, found.assignments, weights, strict=False)
         )
-        values = [tensors[name] for tensors in found.wide]
+        values = [tensors[name] for tensors in found.wide[: len(clients)]]
         rule = averaging.of_statistics if name in spec.statistics else averaging
         mean, held = rule.of_holders(values, masks, sum(weights))
         # Where nobody holds a pair of units, there is nothing to average.
-        mean = torch.where(held, mean, spec.padding(name))
-        settled[name] = _as_dtype(mean, like.dtype)
+        mean = torch.where(held, mean, found.otherwise(name, spec.padding(name)))
+        settled[name] = as_dtype(mean, like.dtype)
     return settled
-
-
-def _average_rest(
-    spec: PermutationSpec,
-    stage: PlannedStage,
-    updates: Sequence[ClientUpdate],
-    wide: Sequence[Mapping[str, Tensor]],
-    settled: dict[str, Tensor],
-    *,
-    averaging: Averaging,
-) -> bool:
-    """Average the head and what has no axis matched in this stage; whether by class counts.
-
-    In one-shot matching the head has such an axis. Where a client lacks a unit its head has 0:
-    what the unit adds to the outputs is averaged over all clients, as the outputs are.
-    """
-    by_class = False
-    for name in stage.settles:
-        if name in settled:
-            continue
-        counts = None
-        if name in spec.head:
-            counts = class_weights(spec, name, updates, capped=averaging.robust)
-        rule = averaging.of_statistics if name in spec.statistics else averaging
-        settled[name] = _average_over_all(name, updates, wide, rule, counts)
-        by_class = by_class or counts is not None
-    return by_class
-
-
-def _average_over_all(
-    name: str,
-    updates: Sequence[ClientUpdate],
-    wide: Sequence[Mapping[str, Tensor]],
-    averaging: Averaging,
-    weights: Tensor | None = None,
-) -> Tensor:
-    """The average of a tensor over all clients; without weights by their examples, as in FedAvg."""
-    if weights is None:
-        weights = torch.tensor([update.examples for update in updates], dtype=torch.float64)
-    values = [tensors[name] for tensors in wide]
-    return _as_dtype(averaging.combine(values, list(weights)), values[0].dtype)
 
 
 def _set_posterior_means(
@@ -285,8 +274,5 @@ def _set_posterior_means(
     for group, matching in found.matchings.items():
         names = found.signatures[group]
         if all(name in settled for name in names):
-            set_signature(spec, group, names, settled, torch.as_tensor(matching.units))
-
-
-def _as_dtype(mean: Tensor, dtype: torch.dtype) -> Tensor:
-    return mean.to(dtype) if dtype.is_floating_point else mean.round().to(dtype)
+            rows = torch.as_tensor(matching.units)
+            set_signature(spec, group, names, settled, rows, known=found.known)

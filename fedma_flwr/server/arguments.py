@@ -6,8 +6,7 @@ What is refused is a ``ValueError`` that names the argument, what it was and wha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -16,6 +15,7 @@ from flwr.app import ConfigRecord
 
 from fedma_flwr.averaging import AVERAGES, MEAN
 from fedma_flwr.matching import Matcher, check_matcher
+from fedma_flwr.server.width_selection import WIDTH_SELECTIONS
 from fedma_flwr.structure import PermutationSpec, SpecError, linear_head
 from fedma_flwr.wire import WIRE_DTYPES
 
@@ -54,6 +54,17 @@ _NAMES: _Rule = (
 _FUNCTION: _Rule = (
     lambda value: value is None or callable(value),
     "it must be a function, or None",
+)
+_WIDTHS: _Rule = (
+    lambda value: (
+        value is None
+        or (
+            isinstance(value, Mapping)
+            and all(isinstance(key, str) for key in value)
+            and all(not isinstance(w, bool) and 0.0 < w <= 1.0 for w in value.values())
+        )
+    ),
+    "it must be a mapping of client keys to widths above 0, at most 1, such as {'7': 0.25}",
 )
 _RULES: dict[str, _Rule] = {
     "fraction_train": _SHARE,
@@ -99,6 +110,12 @@ _RULES: dict[str, _Rule] = {
     "wire_dtype": (lambda value: value in WIRE_DTYPES, f"it must be one of {WIRE_DTYPES}"),
     **dict.fromkeys(("one_shot", "reestimate_statistics", "weighted_units", "resume"), _FLAG),
     "registered_nodes": _FLAG,
+    "client_widths": _WIDTHS,
+    "width": (lambda value: 0.0 < value <= 1.0, "it must be above 0, at most 1"),
+    "width_selection": (
+        lambda value: value in WIDTH_SELECTIONS,
+        f"it must be one of {WIDTH_SELECTIONS}",
+    ),
     **dict.fromkeys(("checkpoint_dir", "matchings", "output_dir"), _FOLDER),
     **dict.fromkeys(("retrain_config", "head_config"), _CONFIG),
     **dict.fromkeys(("weighted_by_key", "arrayrecord_key", "configrecord_key"), _KEY),
@@ -131,49 +148,6 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             fits = False
         if not fits:
             raise ValueError(f"{name} was {value!r}; {words}.")
-
-
-def matching_names(
-    argument: str, patterns: Collection[str], names: Collection[str]
-) -> frozenset[str]:
-    """The tensors that names or patterns stand for; not all there are.
-
-    Parameters
-    ----------
-    argument : str
-        Where the patterns come from, for the message.
-    patterns : collection of str
-        Names, or patterns as of `fnmatch`: ``*`` stands for anything, dots included.
-    names : collection of str
-        All tensors of the model.
-
-    Raises
-    ------
-    ValueError
-        If a pattern matches nothing, or nothing is left.
-    """
-    found: set[str] = set()
-    for pattern in patterns:
-        matches = {name for name in names if fnmatchcase(name, pattern)}
-        if not matches:
-            raise ValueError(
-                f"{argument} was {tuple(patterns)!r}, but {pattern!r} matches no tensor; "
-                f"{_nearest(pattern, names)}."
-            )
-        found |= matches
-    if len(found) == len(names):
-        raise ValueError(
-            f"{argument} was {tuple(patterns)!r}, which is every tensor: nothing would be shared."
-        )
-    return frozenset(found)
-
-
-def _nearest(pattern: str, names: Collection[str]) -> str:
-    """What may have been meant by a pattern that matches nothing."""
-    text = pattern.strip("*.")
-    if near := [name for name in names if text and text in name]:
-        return f"tensors with {text!r} in their names are {near[:5]}: write '*{text}*'"
-    return f"the model has {list(names)[:20]}"
 
 
 def check_resuming(checkpoint_dir: object, resume: bool) -> None:

@@ -23,11 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedma_flwr.averaging.head import FIRST_SHARE
-from fedma_flwr.averaging.head_moments import HeadMoments
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.history import ExchangeRecord
-from fedma_flwr.server.remembered import RememberedMoments
+from fedma_flwr.server.model_records import decoded, encoded
 from fedma_flwr.server.setting_texts import without_reasons
 from fedma_flwr.server.whole_files import written_whole
 
@@ -193,66 +191,24 @@ def describe(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _encode(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    model = checkpoint.model
-    tensors = {f"model.{name}": tensor for name, tensor in model.tensors.items()}
-    heads = {"local_head": model.local_head, "trained_head": model.trained_head}
-    for kind, head in heads.items():
-        tensors.update({f"{kind}.{name}": tensor for name, tensor in head.items()})
-    # Client keys may be any text, so that tensors are named by the clients' numbers.
-    for number, assignments in enumerate(model.assignments.values()):
-        tensors.update({f"assignments.{number}.{g}": units for g, units in assignments.items()})
-    for number, own in enumerate(model.remembered.values()):
-        tensors.update({f"moments.{number}.{n}": t for n, t in own.moments.named().items()})
-    tensors.update({f"popularity.{group}": held for group, held in model.popularity.items()})
-    content = {
+    tensors, content = encoded(checkpoint.model)
+    return tensors, {
         "round": checkpoint.round,
-        "token": model.token,
-        "tensors": list(model.tensors),
-        "clients": {key: list(groups) for key, groups in model.assignments.items()},
-        "popularity": list(model.popularity),
-        **{kind: list(head) for kind, head in heads.items() if head},
-        **({"remembered": _numbers(model.remembered)} if model.remembered else {}),
-        "reference_share": model.reference_share,
-        "unexplained": model.unexplained,
-        "fell": model.fell,
+        **content,
         "exchanges": [record.to_json() for record in checkpoint.exchanges],
         "given_up": checkpoint.given_up,
         **{kind: _plain(getattr(checkpoint, kind)) for kind in _METRICS},
     }
-    # Clients with equal assignments share memory, which the format does not allow.
-    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, content
-
-
-def _numbers(remembered: Mapping[str, RememberedMoments]) -> dict[str, dict[str, float]]:
-    return {key: {"round": own.round, "examples": own.examples} for key, own in remembered.items()}
 
 
 def _decode(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkpoint:
-    model = GlobalModel(
-        tensors={name: tensors[f"model.{name}"] for name in content["tensors"]},
-        token=content["token"],
-        assignments={
-            key: {group: tensors[f"assignments.{number}.{group}"] for group in groups}
-            for number, (key, groups) in enumerate(content["clients"].items())
-        },
-        popularity={group: tensors[f"popularity.{group}"] for group in content["popularity"]},
-        local_head={n: tensors[f"local_head.{n}"] for n in content.get("local_head", [])},
-        trained_head={n: tensors[f"trained_head.{n}"] for n in content.get("trained_head", [])},
-        remembered={
-            key: RememberedMoments(**own, moments=HeadMoments.of(tensors, f"moments.{number}."))
-            for number, (key, own) in enumerate(content.get("remembered", {}).items())
-        },
-        reference_share=content.get("reference_share", FIRST_SHARE),
-        unexplained=content.get("unexplained", 1.0),
-        fell=content.get("fell", False),
-    )
     metrics = {
         kind: {int(number): MetricRecord(entry) for number, entry in content[kind].items()}
         for kind in _METRICS
     }
     return Checkpoint(
         round=content["round"],
-        model=model,
+        model=decoded(content, tensors),
         exchanges=[ExchangeRecord.from_json(entry) for entry in content["exchanges"]],
         given_up={int(number): reason for number, reason in content["given_up"].items()},
         **metrics,

@@ -16,6 +16,7 @@ from flwr.supercore import log
 from fedma_flwr import protocol, reading
 from fedma_flwr.server.arguments import check_arguments
 from fedma_flwr.server.client_keys import LONGEST_KEY, ClientKeys
+from fedma_flwr.server.client_widths import ClientWidths
 from fedma_flwr.server.evaluation import usable_evaluations
 from fedma_flwr.server.hello import HelloLike, say_hello
 from fedma_flwr.server.history import History, OnExchange
@@ -56,6 +57,9 @@ class SeededCohort(OverridableStrategy):
         Seconds that a node has for its first answer, which tells its client key.
     on_exchange : callable, optional
         Called with an `ExchangeRecord` after every exchange.
+    client_widths : mapping of str to float, optional (default: None)
+        By client key, how wide a narrow client's model is, relative to the initial one: above 0, at
+        most 1. It wins over the node config's ``client-width``, which clients say themselves.
     **fedavg : Any
         FedAvg's keyword arguments.
     """
@@ -74,8 +78,10 @@ class SeededCohort(OverridableStrategy):
         hello_timeout: float = 120.0,
         registered_nodes: bool = False,
         on_exchange: OnExchange | None = None,
+        client_widths: Mapping[str, float] | None = None,
         **fedavg: Any,
     ) -> None:
+        """Check the arguments and keep them. Long because each has a line."""
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__", "fedavg")}
         check_arguments({**given, **fedavg})
         super().__init__(**fedavg)
@@ -87,6 +93,8 @@ class SeededCohort(OverridableStrategy):
         self.on_exchange = on_exchange
         self.history = History(on_exchange)
         self.registered_nodes = registered_nodes
+        self.client_widths = dict(client_widths or {})
+        self._widths = ClientWidths(self.client_widths)
         self._keys = ClientKeys(registered=registered_nodes)
         self._online: list[int] = []  # nodes at the last sampling, in the order of the client keys
         self._timeout = stage_timeout or _TIMEOUT
@@ -106,6 +114,7 @@ class SeededCohort(OverridableStrategy):
         self._last_round = 0
         self.history = History(self.on_exchange)
         self._keys = ClientKeys(registered=self.registered_nodes)
+        self._widths = ClientWidths(self.client_widths)
         self._waiting = Waiting(self.quorum)
         self._asked_in_vain = set()
         self._made_do_with = None
@@ -114,6 +123,10 @@ class SeededCohort(OverridableStrategy):
     def client_key(self, node_id: int) -> str:
         """What identifies the client on a node; its node id while nothing better is known."""
         return self._keys.key(node_id)
+
+    def client_width(self, node_id: int) -> float:
+        """How wide the model of the client on a node is, relative to the initial one."""
+        return self._widths.ratio(node_id, self.client_key(node_id))
 
     def _learn_keys(self, told: Mapping[int, str]) -> None:
         """Take the keys of clients that have not answered the hello, but a stage."""
@@ -146,6 +159,7 @@ class SeededCohort(OverridableStrategy):
         where = "configure_train" if train else "configure_evaluate"
         log(INFO, "%s: Sampled %s nodes (out of %s)", where, size, len(nodes))
         self._online = self._keys.in_order(nodes)
+        self._widths.check_keys(map(self.client_key, nodes))
         return [self._online[index] for index in chosen]
 
     def _greet(
@@ -158,6 +172,7 @@ class SeededCohort(OverridableStrategy):
             server_round,
             self._keys,
             self.history,
+            widths=self._widths,
             timeout=min(self.hello_timeout, self._timeout),
             in_vain=self._asked_in_vain,
             needs_mod=self.needs_mod,

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from fedma_flwr.averaging.head import FIRST_SHARE, LEAST_SHARE, MOST_SHARE
+from fedma_flwr.averaging.outcome import NarrowHead
 from fedma_flwr.protocol import Assignments
 from fedma_flwr.server.remembered import RememberedMoments
+from fedma_flwr.structure.narrowing import same_units
 
 #: Of the classes' variance: in runs that go well the unexplained share falls in nearly each round.
 FALL = 0.1
@@ -44,6 +46,8 @@ class GlobalModel:
         The least share of the classes' variance that a round's features have left unexplained.
     fell : bool
         Whether a later round's features left much more of it.
+    narrow : tuple of NarrowHead
+        Solved heads of the narrow models that clients hold.
     """
 
     tensors: dict[str, Tensor]
@@ -56,11 +60,21 @@ class GlobalModel:
     reference_share: float = FIRST_SHARE
     unexplained: float = 1.0
     fell: bool = False
+    narrow: tuple[NarrowHead, ...] = ()
 
     @property
     def to_train(self) -> dict[str, Tensor]:
         """The tensors that local training begins with."""
         return {**self.tensors, **self.local_head}
+
+    def narrow_start(self, units: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The head that a narrow model's local training goes on from; empty: the whole model's."""
+        found = self.narrow_head(units)
+        return {} if found is None else found.local_head
+
+    def narrow_head(self, units: Mapping[str, Tensor]) -> NarrowHead | None:
+        """The solved head of the model of these units, if it has one."""
+        return next((head for head in self.narrow if same_units(head.units, units)), None)
 
     def next_share(self, factor: float) -> float:
         """The share of the round after this one, within its bounds."""
@@ -99,7 +113,7 @@ class GlobalModel:
                 )
         values = {name: tensors[name].to(tensor.dtype) for name, tensor in self.tensors.items()}
         token = f"{self.token}.changed" if self.token else ""
-        return replace(self, tensors=values, token=token, local_head={}, trained_head={})
+        return replace(self, tensors=values, token=token, local_head={}, trained_head={}, narrow=())
 
     def selection(self, client_key: str, group: str, size: int) -> Tensor:
         """The global units that make up a client's local model.

@@ -17,6 +17,7 @@ from flwr.supercore import log
 from fedma_flwr import protocol
 from fedma_flwr.incompatible_mods import incompatible_mod, why_not
 from fedma_flwr.server.client_keys import LONGEST_KEY, ClientKeys, public_keys
+from fedma_flwr.server.client_widths import ClientWidths
 from fedma_flwr.server.history import ExchangeRecord, History
 from fedma_flwr.server.messages import (
     count_replies,
@@ -69,6 +70,7 @@ def say_hello(
     keys: ClientKeys,
     history: History,
     *,
+    widths: ClientWidths,
     timeout: float,
     in_vain: set[int],
     needs_mod: bool,
@@ -88,6 +90,8 @@ def say_hello(
         Gets what is learned.
     history : History
         Gets the exchange's record, if there is anybody to ask.
+    widths : ClientWidths
+        Gets what clients say of their widths.
     timeout : float
         Seconds that clients have to answer.
     in_vain : set of int
@@ -111,7 +115,7 @@ def say_hello(
     replies = list(grid.send_and_receive(messages, timeout=timeout))
     waiting = sent_to(messages)
     in_vain |= set(asked) - {node_of(reply, waiting) for reply in replies}
-    problems = _take_keys(replies, waiting, keys, set(nodes), public_keys(grid))
+    problems = _take_keys(replies, waiting, keys, set(nodes), public_keys(grid), widths=widths)
     record = _record(server_round, messages, replies)
     record.seconds_waiting = time.monotonic() - started
     history.add(record)
@@ -125,21 +129,25 @@ def _take_keys(
     keys: ClientKeys,
     online: set[int],
     known: Mapping[int, bytes],
+    *,
+    widths: ClientWidths,
 ) -> Counter[str]:
-    """Give nodes the keys that they tell; what those say that tell none."""
+    """Give nodes the keys and widths that they tell; what those say that tell none."""
     problems: Counter[str] = Counter()
     for reply in replies:
         try:
-            key = _told_key(reply)
+            report = _told(reply)
         except ReplyError as error:
             problems[str(error)] += 1
             continue
-        keys.take(node_of(reply, waiting), key, online, known)
+        node = node_of(reply, waiting)
+        keys.take(node, report.client_key, online, known)
+        widths.told(node, report.width)
     return problems
 
 
-def _told_key(reply: Message) -> str:
-    """The client key in a reply.
+def _told(reply: Message) -> protocol.Report:
+    """What a reply tells of the client, its key at least.
 
     Raises
     ------
@@ -151,7 +159,7 @@ def _told_key(reply: Message) -> str:
         if report is None or not 0 < len(report.client_key) <= LONGEST_KEY:
             raise ReplyError(error_reason(reply) or "a reply without FedMA's record")
         count_reply(reply, _MOST_BYTES)
-    return report.client_key
+    return report
 
 
 def _record(

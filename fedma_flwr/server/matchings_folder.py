@@ -62,6 +62,7 @@ class MatchingsFolder:
                 "objective": group.objective,
                 "sweeps": group.sweeps,
                 "clients": {key: units.tolist() for key, units in group.assignments.items()},
+                **({} if group.last is None else {"last": group.last.tolist()}),
             }
             for name, group in matching.items()
         }
@@ -218,7 +219,11 @@ class SavedRound:
         folder.begun = True
 
     def matchers(
-        self, groups: Iterable[str], clients: Sequence[str], widths: Sequence[Mapping[str, int]]
+        self,
+        groups: Iterable[str],
+        clients: Sequence[str],
+        widths: Sequence[Mapping[str, int]],
+        last: Mapping[str, int] | None = None,
     ) -> dict[str, SavedMatching]:
         """What takes the matcher's place for these groups, for the clients that are left.
 
@@ -230,6 +235,8 @@ class SavedRound:
             Keys of the clients.
         widths : sequence of J mapping of str to int
             Each client's width of each group.
+        last : mapping of str to int, optional
+            The last global model's, if it takes part in the matching.
 
         Raises
         ------
@@ -241,7 +248,7 @@ class SavedRound:
             if self._folder is None or name not in self._groups:
                 continue
             matcher = self._groups[name].matcher(clients)
-            own = [client[name] for client in widths]
+            own = [each[name] for each in (*widths, *([last] if last else []))]
             try:
                 self._folder.check_widths(self._number, name, matcher, own)
                 found[name] = matcher

@@ -64,6 +64,8 @@ class Member:
         Whether units were chosen for it, since it missed the stage that matched its own.
     failures : int (default: 0)
         How often its reply was an error in this round.
+    moved : bool (default: False)
+        Whether it is to go on with other units than it holds, as a narrow one may.
     """
 
     node_id: int
@@ -74,6 +76,7 @@ class Member:
     changes: Changes = NO_CHANGES
     placed: bool = False
     failures: int = 0
+    moved: bool = False
 
 
 @dataclass(frozen=True)

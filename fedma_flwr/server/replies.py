@@ -52,6 +52,8 @@ class Expected:
         Inputs and outputs of the head whose moments were asked for, in place of tensors.
     with_expected : bool
         Whether these may include what the head that was sent expects.
+    part_inputs : int
+        Inputs of the heads of narrower models, which may stand behind its own.
     several_heads : bool
         Whether the model has several, so that class counts must name theirs.
     """
@@ -66,6 +68,7 @@ class Expected:
     wire_dtype: str = wire.FLOAT32
     moments: tuple[int, int] | None = None
     with_expected: bool = False
+    part_inputs: int = 0
     several_heads: bool = False
 
     @property
@@ -77,6 +80,7 @@ class Expected:
 
     def _moments(self) -> list[int]:
         inputs, outputs = self.moments or (0, 0)
+        inputs += self.part_inputs
         return [triangle_size(inputs), outputs * (inputs + 1), outputs * (inputs + 1)]
 
     def _tensors(self) -> list[int]:
@@ -119,12 +123,15 @@ class StageReply:
         The user's metrics and further records, for their aggregation.
     client_key : str
         What the client calls itself; empty if it does not say.
+    ratio : float
+        How wide it says that it is, relative to the initial model.
     """
 
     update: ClientUpdate | None
     widths: dict[str, int]
     told: Told
     client_key: str = ""
+    ratio: float = 1.0
 
     @property
     def metrics(self) -> MetricRecord:
@@ -183,12 +190,16 @@ def _read(reply: Message, expected: Expected) -> StageReply:
     weight = read_weight(metrics, expected.weighted_by_key)
     counts = read_counts(metrics, expected.spec, several_heads=expected.several_heads)
     if expected.moments is not None:
-        moments = _read_moments(arrays[0], *expected.moments, expected.with_expected)
+        inputs, outputs = expected.moments
+        joint = inputs + expected.part_inputs
+        if protocol.CROSS_KEY in arrays[0] and arrays[0][protocol.CROSS_KEY].shape[-1] == joint + 1:
+            inputs = joint
+        moments = _read_moments(arrays[0], inputs, outputs, expected.with_expected)
         update = ClientUpdate({}, weight, counts.plain, moments)
-        return StageReply(update, {}, told, report.client_key)
+        return StageReply(update, {}, told, report.client_key, report.width)
     tensors, widths = _read_arrays(arrays[0], expected)
     update = ClientUpdate(tensors, weight, counts.plain, head_counts=counts.by_tensor)
-    return StageReply(update, widths, told, report.client_key)
+    return StageReply(update, widths, told, report.client_key, report.width)
 
 
 def read_told(content: RecordDict) -> Told:

@@ -12,27 +12,20 @@ from typing import Any
 from torch import Tensor
 
 from fedma_flwr import protocol, wire
-from fedma_flwr.averaging import (
-    ClientUpdate,
-    HeadSolver,
-    RoundStart,
-    StageOutcome,
-    settle_stage,
-    solve_stage,
-)
+from fedma_flwr.averaging import ClientUpdate, RoundStart, StageOutcome, settle_stage
 from fedma_flwr.averaging.spectral_vectors import with_spectral_vectors
 from fedma_flwr.protocol import Assignments, Instruction
 from fedma_flwr.server.carried_units import UnitCarrier
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.members import Member, Outgoing
 from fedma_flwr.server.messages import counters
+from fedma_flwr.server.narrow_round import NarrowRound, without_starts
 from fedma_flwr.server.personal_tensors import initial_personal
 from fedma_flwr.server.remembered import remember, stand_ins
 from fedma_flwr.server.replies import Expected
-from fedma_flwr.server.round_state import RoundState
 
 
-class CommunicationRound(RoundState):
+class CommunicationRound(NarrowRound):
     """One communication round: what its clients are sent, must reply, and what comes of it."""
 
     # ------------------------------------------------------------------ what it is sent
@@ -54,6 +47,7 @@ class CommunicationRound(RoundState):
         """
         needed, plan = self._needed(stage), self.settings.plan
         update = needed != "" and held == needed and not member.guest
+        update = update and self._builds_on(member, stage)
         follows = not update and self._follows(member, stage)
         groups = self._groups_before(stage, member, last_only=update)
         instruction = Instruction(
@@ -77,8 +71,9 @@ class CommunicationRound(RoundState):
             wire_dtype=self.settings.wire_dtype,
             head_module=self.settings.head_module(stage),
             head_expected=bool(self._reference(stage)),
+            **self._asked_beside(member, stage),
         )
-        tensors = self._news(stage) if update else self._everything(member, stage)
+        tensors = self._news(member, stage) if update else self._everything(member, stage)
         if tensors and self.settings.personal and not update and (lost or not follows):
             tensors |= self._initial_personal(member)
         return Outgoing(instruction, self._config(member, stage), tensors)
@@ -88,20 +83,23 @@ class CommunicationRound(RoundState):
         known = member.key in self.model.assignments
         if not member.guest:
             return (stage > 0 or known) and not (member.placed and self._begins_anew)
-        if known and self.settings.personal:
-            member.assignments = self._carrier().carry(member.key) or {}
-        return bool(member.assignments)
+        carried = self._carrier().carry(member.key) if known and self.settings.personal else None
+        member.assignments = carried or (member.assignments if self.is_narrow(member) else {})
+        return carried is not None
 
     def _reference(self, stage: int) -> dict[str, Tensor]:
         """The head that a stage's step starts from, as clients get it; empty without a step."""
         solver = self.settings.solver
-        if solver is None or not self.settings.plan[stage].solves_head:
+        # Heads of several widths have no step in common.
+        if solver is None or not self.settings.plan[stage].solves_head or self.has_narrow:
             return {}
         reference = solver.reference(self.settled.local_head, self.model.reference_share)
         return wire.rounded(reference, self.settings.wire_dtype)
 
     def _groups_before(self, stage: int, member: Member, *, last_only: bool) -> tuple[str, ...]:
         """A client's groups matched before a stage: in all of the round, or in the last one."""
+        if self.is_narrow(member):  # it holds its own units, wherever they are
+            return ()
         first = max(stage - 1, 0) if last_only else 0
         stages = self.settings.plan.stages[first:stage]
         return tuple(g for past in stages for g in past.groups if g in member.assignments)
@@ -118,11 +116,14 @@ class CommunicationRound(RoundState):
             config[protocol.EPOCHS_CONFIG_KEY] = 1  # more would only repeat what one pass gives
         return config
 
-    def _news(self, stage: int) -> dict[str, Tensor]:
+    def _news(self, member: Member, stage: int) -> dict[str, Tensor]:
         """What has become known since the stage before; at the start, last round's head."""
         settles = self.settings.plan[stage - 1].settles  # stage 0: those of the last stage
+        if stage == 0 and self.is_narrow(member):
+            return self._begun_with(settles, member)
         source = self.settled.tensors if stage else self.model.to_train
-        return {**{name: source[name] for name in settles}, **self._reference(stage)}
+        news = {name: source[name] for name in settles}
+        return self._at_own_width({**news, **self._reference(stage)}, member)
 
     def _everything(self, member: Member, stage: int) -> dict[str, Tensor]:
         """The client's whole model at the widths of this stage.
@@ -132,15 +133,15 @@ class CommunicationRound(RoundState):
         spec = self.settings.spec
         if stage == 0 and self._begins_anew:
             return {}
+        settled = {**self._reference(stage), **self.settled.tensors}
         if member.guest:  # the head does not count where its inputs are summed
             shapes = spec.shapes(self.settled.widths)
             head = {n: self.model.tensors[n].new_zeros(shapes[n]) for n in spec.head}
-            return {**head, **self._reference(stage), **self.settled.tensors}
-        shared = {n: tensor for n, tensor in self.model.to_train.items() if n in spec.axes}
-        local = spec.select(shared, self._moved(member))
-        own = {name: tensor for name, tensor in local.items() if name not in self.settled.tensors}
-        wide = spec.expand(own, member.assignments, self.settled.widths)
-        return {**wide, **self._reference(stage), **self.settled.tensors}
+            return self._at_own_width({**head, **settled}, member)
+        own = self._begun_with((n for n in spec.axes if n not in self.settled.tensors), member)
+        if not self.is_narrow(member):
+            own = spec.expand(own, member.assignments, self.settled.widths)
+        return {**own, **self._at_own_width(settled, member)}
 
     def _initial_personal(self, member: Member | None = None) -> dict[str, Tensor]:
         unknown = member is None or (member.guest and not member.assignments)
@@ -157,13 +158,14 @@ class CommunicationRound(RoundState):
             spec=self.settings.spec,
             uploads=self.settings.plan[stage].uploads,
             dtypes={name: tensor.dtype for name, tensor in self.model.tensors.items()},
-            widths={**member.widths, **self.settled.widths},
+            widths=self._widths_of(member),
             max_widths=settings.own_widths if self._begins_anew else settings.max_widths,
             token=self.token(stage),
             weighted_by_key=self.settings.weighted_by_key,
             wire_dtype=self.settings.wire_dtype,
-            moments=self.settings.moments(stage, self.settled.widths),
+            moments=self.settings.moments(stage, self._widths_of(member)),
             with_expected=bool(self._reference(stage)),
+            part_inputs=self._parts_of(member)[1] if settings.plan[stage].solves_head else 0,
             several_heads=self.settings.several_heads,
         )
 
@@ -176,10 +178,10 @@ class CommunicationRound(RoundState):
         cohort = {node: member for node, member in asked.items() if not member.guest}
         self.members = {node: member for node, member in cohort.items() if node in updates}
         self.away = {node: member for node, member in cohort.items() if node not in updates}
-        sent = {asked[node].key: updates[node] for node in nodes}
+        sent = {asked[node].key: self._as_sent(asked[node], updates[node]) for node in nodes}
         outcome = self._averaged(stage, sent)
         if self._goes_on_from_averaged(outcome.unexplained):
-            outcome = replace(outcome, local_head={})
+            outcome = without_starts(outcome)
         known = self.settled.tensors
         vectors = with_spectral_vectors(self.settings.spec, outcome.tensors, known)
         outcome = replace(outcome, tensors=vectors)
@@ -190,6 +192,8 @@ class CommunicationRound(RoundState):
                 member.assignments.update(assignments)
             for member in list(self.away.values()):
                 self._place(member)
+            self._last_units.update(outcome.last_units)
+            self._select_anew(stage)
         return outcome
 
     def _place(self, member: Member) -> None:
@@ -209,37 +213,24 @@ class CommunicationRound(RoundState):
     def _averaged(self, stage: int, sent: Mapping[str, ClientUpdate]) -> StageOutcome:
         settings, planned = self.settings, self.settings.plan[stage]
         if settings.solver is not None and planned.solves_head:
-            return self._solved(stage, sent, settings.solver)
-        members = list(self.members.values())
+            self.settled.moments = sent
+            size = settings.moments(stage, self.settled.widths)
+            every = [*sent.values(), *stand_ins(self.model.remembered, sent, size)]
+            return self._solved(settings.solver, every, self._reference(stage))
         return settle_stage(
             settings.spec,
             planned,
             list(sent.values()),
-            matched=frozenset(self.settled.widths),
+            matched=self.settled.widths,
             matcher=settings.matcher,
             max_widths=settings.max_widths,
             weighted=settings.weighted_units,
             averaging=settings.averaging,
             seed=settings.seed + 1000 * self.number + stage,
-            saved=self.saved.matchers(
-                planned.groups, [m.key for m in members], [m.widths for m in members]
-            ),
+            saved=self._matchers(planned.groups),
+            last=self._last_model(stage),
             start=self._start(),
             server_learning_rate=settings.server_learning_rate,
-        )
-
-    def _solved(
-        self, stage: int, sent: Mapping[str, ClientUpdate], solver: HeadSolver
-    ) -> StageOutcome:
-        self.moments = sent
-        size = self.settings.moments(stage, self.settled.widths)
-        return solve_stage(
-            self.settings.spec,
-            [*sent.values(), *stand_ins(self.model.remembered, sent, size)],
-            self.settled.widths,
-            solver,
-            self.model.tensors[solver.head.weight].dtype,
-            reference=self._reference(stage),
         )
 
     def _start(self) -> RoundStart | None:
@@ -248,7 +239,8 @@ class CommunicationRound(RoundState):
             return None
         moves = self._moves()
         begun, become = [begun for begun, _ in moves], [become for _, become in moves]
-        return RoundStart(self.model.tensors, begun, become, self.settled.widths)
+        old = self._old_widths
+        return RoundStart(self.model.tensors, begun, become, self.settled.widths, old)
 
     def _moves(self) -> list[tuple[dict[str, Tensor], Assignments]]:
         """What each client has begun the round with, and the units that these have become."""
@@ -280,10 +272,11 @@ class CommunicationRound(RoundState):
             trained_head=self.settled.trained_head if self.settings.start_may_change else {},
             remembered=remember(
                 self.model.remembered,
-                self.moments.items(),
+                self.settled.moments.items(),
                 server_round=self.number,
                 memory=self.settings.head_memory,
             ),
+            narrow=self.settled.narrow_heads,
             reference_share=self.model.next_share(self.settled.share_factor),
             unexplained=min(self.model.unexplained, self.settled.unexplained),
             fell=self.model.has_fallen(self.settled.unexplained),

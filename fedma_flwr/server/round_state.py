@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedma_flwr.averaging import ClientUpdate
+from fedma_flwr.protocol import Assignments
 from fedma_flwr.server.arguments import OWN
 from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.matchings_folder import SavedRound
 from fedma_flwr.server.members import NO_CHANGES, Changes, Member, common_changes
 from fedma_flwr.server.settings import RoundSettings
 from fedma_flwr.server.settled_so_far import SettledSoFar
+from fedma_flwr.structure.narrowing import narrow_widths
 
 
 class RoundState:
@@ -34,6 +36,8 @@ class RoundState:
         The user's train config.
     guests : iterable of (int, str), optional
         The same of clients outside the cohort that are asked for the moments of their head inputs.
+    ratios : mapping of int to float, optional
+        How wide the clients on these nodes are, relative to the initial model; all others: 1.
     nonce : str
         Random text that makes the round's state tokens its own.
     saved : SavedRound, optional
@@ -48,6 +52,7 @@ class RoundState:
         number: int,
         members: Iterable[tuple[int, str]],
         guests: Iterable[tuple[int, str]] = (),
+        ratios: Mapping[int, float] | None = None,
         config: Mapping[str, Any],
         nonce: str,
         saved: SavedRound | None = None,
@@ -55,28 +60,54 @@ class RoundState:
         self.settings = settings
         self.model = model
         self.number = number
+        self._ratios = dict(ratios or {})
+        self._last_units: Assignments = {}  # where the last global model's units are now
+        members, guests = list(members), list(guests)
+        self._renewed = self._forget_other_widths([*members, *guests])
         self.members = {node: self._member(node, key) for node, key in members}
         self._begun = [(m.key, m.assignments) for m in self.members.values()]
         self.away: dict[int, Member] = {}  # have missed the stage before, and are asked again
         self._order = list(self.members)
-        self.guests = {node: Member(node, key, {}, guest=True) for node, key in guests}
+        self.guests = {node: self._guest(node, key) for node, key in guests}
         self.size = len(self.members)  # of the cohort, before anyone is dropped
         self.config = dict(config)
         self.nonce = nonce
         self.settled = SettledSoFar()
-        self.moments: Mapping[str, ClientUpdate] = {}  # by client key, of the head stage
         self.saved = saved or SavedRound(None, number, [])
 
     # ------------------------------------------------------------------ what a client holds
 
     def _member(self, node: int, key: str) -> Member:
         """A client of the cohort, with the widths of what it is going to be sent."""
-        widths = {
-            name: len(self.model.selection(key, name, group.size))
-            for name, group in self.settings.spec.groups.items()
-            if not self._begins_anew
-        }
+        if self._begins_anew:
+            return Member(node, key, {})
+        sizes = self._sizes(node, key)
+        widths = {name: len(self.model.selection(key, name, size)) for name, size in sizes.items()}
         return Member(node, key, widths)
+
+    def _forget_other_widths(self, clients: Iterable[tuple[int, str]]) -> frozenset[str]:
+        """Keys of clients that have other widths than before: they are taken as new."""
+        if self.settings.initialisation == OWN:  # their widths are those of their own weights
+            return frozenset()
+        known, renewed = self.model.assignments, set()
+        for node, key in clients:
+            for group, size in self._sizes(node, key).items() if key in known else ():
+                if len(known[key][group]) != min(size, len(self.model.popularity[group])):
+                    renewed.add(key)
+        if renewed:
+            kept = {key: units for key, units in known.items() if key not in renewed}
+            self.model = replace(self.model, assignments=kept)
+        return frozenset(renewed)
+
+    def _guest(self, node: int, key: str) -> Member:
+        """A client outside the cohort: its widths count only if it is narrow."""
+        member, sizes = self._member(node, key), self.settings.spec.sizes
+        narrow = any(units < sizes[group] for group, units in member.widths.items())
+        return Member(node, key, member.widths if narrow else {}, guest=True)
+
+    def _sizes(self, node: int, key: str) -> dict[str, int]:
+        """The width of every group for a client that is sent units of the server's choice."""
+        return narrow_widths(self.settings.spec, self._ratios.get(node, 1.0))
 
     def token(self, stage: int) -> str:
         """State token of the clients that have done a stage of this round."""
@@ -103,13 +134,17 @@ class RoundState:
 
         Their tensors need no copy, and are the same for all such clients.
         """
-        grown = {name: len(held) for name, held in self.model.popularity.items()}
-        widths = {**self.settings.spec.sizes, **grown}
         return {
             name: units
             for name, units in self._selection(member).items()
-            if not torch.equal(units, torch.arange(widths[name]))
+            if not torch.equal(units, torch.arange(self._old_widths[name]))
         }
+
+    @property
+    def _old_widths(self) -> dict[str, int]:
+        """The width of every group in the last global model."""
+        grown = {name: len(held) for name, held in self.model.popularity.items()}
+        return {**self.settings.spec.sizes, **grown}
 
     def asked(self, stage: int) -> dict[int, Member]:
         """The clients that a stage asks, by node: the cohort's, then the guests."""

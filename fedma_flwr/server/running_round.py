@@ -61,6 +61,7 @@ class RunningRound:
     told: list[dict[int, Told]] = field(default_factory=list)  # by stage: what clients report
 
     told_keys: dict[int, str] = field(default_factory=dict)  # what clients call themselves
+    told_ratios: dict[int, float] = field(default_factory=dict)  # how wide they say they are
 
     def __post_init__(self) -> None:
         self._exchange = self._stage(0)
@@ -143,6 +144,7 @@ class RunningRound:
             )
             if received is None:
                 return False
+            self.told_ratios |= {node: reply.ratio for node, reply in received.items()}
             self.told_keys |= {node: reply.client_key for node, reply in received.items()}
             # Metrics only: the tensors of all clients and stages would not fit into memory.
             self.told.append({node: reply.told for node, reply in received.items()})

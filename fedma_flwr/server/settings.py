@@ -19,6 +19,7 @@ from fedma_flwr.server.head_choice import Subject, make_solver
 from fedma_flwr.server.personal_tensors import Participation
 from fedma_flwr.server.round_cost import cost_in_words
 from fedma_flwr.server.setting_texts import matcher_text, spec_text
+from fedma_flwr.server.width_selection import POPULAR
 from fedma_flwr.structure import (
     PermutationSpec,
     SpecError,
@@ -57,6 +58,7 @@ class RoundSettings:
     head_memory: int = 0  # rounds that a client's moments stand in for it
     several_heads: bool = False  # then class counts must name theirs
     taking_part: Participation | None = None  # None: all tensors, in all clients alike
+    width_selection: str = POPULAR
 
     @property
     def max_widths(self) -> dict[str, int]:
@@ -122,8 +124,8 @@ class RoundSettings:
         texts = {f.name: str(getattr(self, f.name)) for f in fields(self)}
         del texts["several_heads"]  # the model says it
         del texts["start_may_change"]  # it changes nothing in runs that go well
-        for name in ("own_growth", "head_memory"):
-            if getattr(self, name) == _PLAIN[name]:
+        for name, plain in _PLAIN.items():
+            if getattr(self, name) == plain:
                 del texts[name]
         if self.solver is None:  # as in the checkpoints of runs that knew no other
             del texts["solver"]
@@ -140,7 +142,7 @@ class RoundSettings:
 
 
 #: Settings that no checkpoint names where they are these.
-_PLAIN = {"own_growth": 1.0, "head_memory": 0}
+_PLAIN = {"own_growth": 1.0, "head_memory": 0, "width_selection": POPULAR}
 #: Arguments of `FedMA` that are settings as they are.
 _AS_GIVEN = (
     "matcher",
@@ -151,6 +153,7 @@ _AS_GIVEN = (
     "weighted_units",
     "server_learning_rate",
     "wire_dtype",
+    "width_selection",
 )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from fedma_flwr import wire
-from fedma_flwr.averaging import StageOutcome
+from fedma_flwr.averaging import ClientUpdate, StageOutcome
+from fedma_flwr.averaging.outcome import NarrowHead
 from fedma_flwr.server.group_matching import GroupMatching
 
 
@@ -28,10 +29,14 @@ class SettledSoFar:
         The head that local training goes on from; see `StageOutcome`.
     trained_head : dict of str to Tensor
         The average of the trained heads beside a solved one.
+    moments : mapping of str to ClientUpdate
+        What clients sent in the head stage that solved the head, by client key.
     share_factor : float
         See `SolvedHead`; 1 as long as nothing was solved.
     unexplained : float
         The same; 1 as long as nothing was solved.
+    narrow_heads : tuple of NarrowHead
+        Of the narrow models that clients hold.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -39,8 +44,10 @@ class SettledSoFar:
     matchings: dict[str, GroupMatching] = field(default_factory=dict)
     local_head: dict[str, Tensor] = field(default_factory=dict)
     trained_head: dict[str, Tensor] = field(default_factory=dict)
+    moments: Mapping[str, ClientUpdate] = field(default_factory=dict)
     share_factor: float = 1.0
     unexplained: float = 1.0
+    narrow_heads: tuple[NarrowHead, ...] = ()
 
     def add(self, outcome: StageOutcome, clients: Sequence[str], wire_dtype: str) -> None:
         """Take over what a stage has given.
@@ -60,9 +67,19 @@ class SettledSoFar:
         if outcome.head_solved:
             self.trained_head = dict(self.local_head)
         self.local_head.update(wire.rounded(outcome.local_head, wire_dtype))
+        self.narrow_heads += tuple(
+            replace(
+                head,
+                tensors=wire.rounded(head.tensors, wire_dtype),
+                local_head=wire.rounded(head.local_head, wire_dtype),
+            )
+            for head in outcome.narrow_heads
+        )
         if outcome.share_factor is not None:
             self.share_factor = outcome.share_factor
         if outcome.unexplained is not None:
             self.unexplained = outcome.unexplained
         for group, matching in outcome.matchings.items():
-            self.matchings[group] = GroupMatching.of(clients, matching)
+            last = outcome.last_units.get(group)
+            before = None if last is None else last.numpy()
+            self.matchings[group] = GroupMatching.of(clients, matching, before)

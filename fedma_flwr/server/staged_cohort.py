@@ -19,15 +19,15 @@ from fedma_flwr.server.incompatible import (
     refuse_own_messages,
     refuse_wrappers,
 )
+from fedma_flwr.server.narrow_models import NarrowModels
 from fedma_flwr.server.overriding import Aggregated
 from fedma_flwr.server.reply_metrics import aggregate
 from fedma_flwr.server.round import CommunicationRound
 from fedma_flwr.server.running_round import RunningRound
-from fedma_flwr.server.settings_holder import SettingsHolder
 from fedma_flwr.server.train_contents import train_contents
 
 
-class StagedCohort(SettingsHolder):
+class StagedCohort(NarrowModels):
     """A resumable cohort whose rounds have FedMA's stages.
 
     Flower asks for one exchange a round. `configure_train` gives the first stage's messages to
@@ -70,6 +70,7 @@ class StagedCohort(SettingsHolder):
             number=server_round,
             members=[(node, self.client_key(node)) for node in nodes],
             guests=[(node, self.client_key(node)) for node in guests],
+            ratios={node: self.client_width(node) for node in (*nodes, *guests)},
             config=config,
             nonce=self._nonce,
         )
@@ -115,6 +116,8 @@ class StagedCohort(SettingsHolder):
         finished = running is not None and running.finish(list(replies))
         if running is not None:
             self._learn_keys(running.told_keys)
+            for node, ratio in running.told_ratios.items():
+                self._widths.told(node, ratio)
         if running is None or not finished:
             self._finish(server_round, None, self._model)
             return self._arrays, None

@@ -18,7 +18,7 @@ _MOST_BESIDE = 2**20 + MOST_METRIC_BYTES
 
 def usable_models(
     replies: Iterable[Message],
-    initial: ArrayRecord,
+    initial: Callable[[Message], ArrayRecord],
     weighted_by_key: str,
     leave_out: Callable[[Message, str], None],
 ) -> list[Message]:
@@ -28,8 +28,9 @@ def usable_models(
     ----------
     replies : iterable of Message
         What the clients sent.
-    initial : ArrayRecord
-        The run's initial arrays: names, shapes and dtypes that a reply must have.
+    initial : callable
+        The initial arrays at the width of a reply's client: names, shapes and dtypes that it must
+        have.
     weighted_by_key : str
         Metric that every reply must have.
     leave_out : callable
@@ -39,7 +40,7 @@ def usable_models(
     for reply in replies:
         try:
             with refusing():
-                _check(reply, initial, weighted_by_key)
+                _check(reply, initial(reply), weighted_by_key)
         except ReplyError as error:
             leave_out(reply, str(error))
         else:

@@ -46,7 +46,11 @@ def signature_tensors(
 
 
 def signature(
-    spec: PermutationSpec, group: str, names: Sequence[str], state_dict: StateDict
+    spec: PermutationSpec,
+    group: str,
+    names: Sequence[str],
+    state_dict: StateDict,
+    known: Mapping[str, int] | None = None,
 ) -> Tensor:
     """The signature rows of a group.
 
@@ -60,6 +64,8 @@ def signature(
         What `signature_tensors` returned.
     state_dict : mapping of str to Tensor
         One client's tensors, their input axes at the global widths.
+    known : mapping of str to int, optional
+        Widths that these tensors may not tell: of two groups that share an axis.
 
     Returns
     -------
@@ -67,7 +73,8 @@ def signature(
         (L, D): one row a unit; a tensor with several terms (the gates of an LSTM) contributes one
         block of columns a term.
     """
-    widths = {**spec.sizes, **spec.widths({name: state_dict[name] for name in names})}
+    tensors = {name: state_dict[name] for name in names}
+    widths = {**spec.sizes, **(known or {}), **spec.widths(tensors, known)}
     blocks = [
         rows for name in names for rows in _unit_blocks(spec, name, group, state_dict[name], widths)
     ]
@@ -80,6 +87,8 @@ def set_signature(
     names: Sequence[str],
     state_dict: dict[str, Tensor],
     rows: Tensor,
+    *,
+    known: Mapping[str, int] | None = None,
 ) -> None:
     """Write signature rows back into the tensors they came from, in place.
 
@@ -95,8 +104,11 @@ def set_signature(
         The tensors to write to, with as many units as there are rows.
     rows : Tensor
         (L, D) as `signature` lays them out.
+    known : mapping of str to int, optional
+        As for `signature`.
     """
-    widths = {**spec.sizes, **spec.widths({name: state_dict[name] for name in names})}
+    tensors = {name: state_dict[name] for name in names}
+    widths = {**spec.sizes, **(known or {}), **spec.widths(tensors, known)}
     start = 0
     for name in names:
         for block in _unit_blocks(spec, name, group, state_dict[name], widths):

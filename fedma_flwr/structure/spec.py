@@ -19,7 +19,7 @@ from fedma_flwr.structure.spec_checks import check_parts
 from fedma_flwr.structure.spec_parts import SpecParts
 from fedma_flwr.structure.unit_groups import UnitGroup, as_group
 from fedma_flwr.structure.unit_selection import check_units, place_units, take_units
-from fedma_flwr.structure.widths import solve_widths
+from fedma_flwr.structure.widths import solve_widths, widths_of_units
 
 StateDict = Mapping[str, Tensor]
 _LONGEST_KEPT = 2**20  # characters: whoever sends longer texts does not fill the memory with them
@@ -122,7 +122,7 @@ class PermutationSpec(SpecParts):
         SpecError
             If a shape contradicts the spec; the message names the tensor and both shapes.
         """
-        return solve_widths(self.axes, self.sizes, state_dict, known)
+        return solve_widths(self.axes, self.sizes, state_dict, known, self.fixed_sizes)
 
     def check(self, state_dict: StateDict, widths: Mapping[str, int] | None = None) -> None:
         """Refuse a state dict that lacks tensors, has others, or has other shapes.
@@ -177,7 +177,12 @@ class PermutationSpec(SpecParts):
                 )
         return self.select(state_dict, permutations)
 
-    def select(self, state_dict: StateDict, selection: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def select(
+        self,
+        state_dict: StateDict,
+        selection: Mapping[str, Tensor],
+        known: Mapping[str, int] | None = None,
+    ) -> dict[str, Tensor]:
         """Take the given units of each group, in the given order: a client's local model.
 
         Parameters
@@ -186,13 +191,15 @@ class PermutationSpec(SpecParts):
             Tensors at the global widths.
         selection : mapping of str to Tensor
             For each group (n,) global unit numbers; groups left out keep all units.
+        known : mapping of str to int, optional
+            Global widths that these tensors may not tell: of two groups that share an axis.
 
         Returns
         -------
         dict of str to Tensor
             New tensors, ``n`` units wide along every selected group.
         """
-        widths = {**self.sizes, **self.widths(state_dict)}
+        widths = {**self.sizes, **(known or {}), **self.widths(state_dict, known)}
         units = check_units("selection", selection, widths)
         return {n: take_units(t, self.axes[n], units, widths) for n, t in state_dict.items()}
 
@@ -217,16 +224,18 @@ class PermutationSpec(SpecParts):
         -------
         dict of str to Tensor
             New tensors at the global widths. Running variances and directions are padded with 1.
+
+        Raises
+        ------
+        SpecError
+            If an assignment has not as many units as the tensors. A group that none of them has
+            may have any number.
         """
-        local = {**self.sizes, **self.widths(state_dict)}
-        wide = {**local, **{group: widths[group] for group in assignments}}
-        units = check_units("assignments", assignments, wide)
-        for group, index in units.items():
-            if len(index) != local[group]:
-                raise SpecError(
-                    f"assignments[{group!r}] has {len(index)} units; the tensors have "
-                    f"{local[group]}."
-                )
+        places = {group: widths[group] for group in assignments}
+        units = check_units("assignments", assignments, {**self.sizes, **places})
+        own = {group: len(index) for group, index in units.items()}
+        local = widths_of_units(self.axes, self.sizes, state_dict, own, self.fixed_sizes)
+        wide = {**self.sizes, **local, **places}
         return {
             name: place_units(tensor, self.axes[name], units, wide, self._paddings(name))
             for name, tensor in state_dict.items()

@@ -29,6 +29,11 @@ class SpecParts:
         """Width of every group in the initial model."""
         return {name: group.size for name, group in self.groups.items()}
 
+    @property
+    def fixed_sizes(self) -> dict[str, int]:
+        """The same of the groups that cannot grow."""
+        return {name: group.size for name, group in self.groups.items() if not group.growable}
+
     def default_head(self) -> tuple[str, ...]:
         """The tensors whose output axis is fixed."""
         return tuple(name for name in self.axes if not self.output_groups(name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ def solve_widths(
     sizes: Mapping[str, int],
     tensors: Mapping[str, Tensor],
     known: Mapping[str, int] | None = None,
+    fixed: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Width of every group that the shapes of the given tensors determine.
 
@@ -27,6 +28,8 @@ def solve_widths(
         Some or all tensors of a model; those without an entry in `axes` are ignored.
     known : mapping of str to int, optional
         Widths that are known already; the tensors must agree with them.
+    fixed : mapping of str to int, optional
+        Groups that cannot grow: where shapes do not tell two groups' widths, this is theirs.
 
     Raises
     ------
@@ -35,13 +38,61 @@ def solve_widths(
     """
     widths = dict(known or {})
     pending = [name for name in tensors if name in axes]
-    # sum(), since any() would begin anew at every width found: quadratic in the tensors.
-    while sum(_solve(axes[name], tensors[name], widths) for name in pending):
-        pass
+    _solve_all(axes, tensors, pending, widths)
+    if fixed and any(
+        group not in widths for name in pending for axis in axes[name] for group in axis.groups
+    ):
+        widths = {**fixed, **widths}
+        _solve_all(axes, tensors, pending, widths)
     full = {**sizes, **widths}
     for name in pending:
         _check_shape(name, axes[name], tensors[name], full)
     return {group: widths[group] for group in sizes if group in widths}
+
+
+def widths_of_units(
+    axes: Mapping[str, tuple[AxisExpression, ...]],
+    sizes: Mapping[str, int],
+    tensors: Mapping[str, Tensor],
+    units: Mapping[str, int],
+    fixed: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Widths of tensors that are said to have so many units of some groups.
+
+    Parameters
+    ----------
+    axes, sizes, tensors, fixed
+        As for `solve_widths`.
+    units : mapping of str to int
+        By group. Groups that no tensor has may have any number.
+
+    Raises
+    ------
+    SpecError
+        If a group has another width; the message names it.
+    """
+    try:
+        told = solve_widths(axes, sizes, tensors, fixed=fixed)
+    except SpecError:  # two groups share an axis, and only the units tell which has what
+        told = solve_widths(axes, sizes, tensors, units, fixed)
+    for group, number in units.items():
+        if told.get(group, number) != number:
+            raise SpecError(
+                f"assignments[{group!r}] has {number} units; the tensors have {told[group]}."
+            )
+    return told
+
+
+def _solve_all(
+    axes: Mapping[str, tuple[AxisExpression, ...]],
+    tensors: Mapping[str, Tensor],
+    names: Sequence[str],
+    widths: dict[str, int],
+) -> None:
+    """Add all widths that follow from one another."""
+    # sum(), since any() would begin anew at every width found: quadratic in the tensors.
+    while sum(_solve(axes[name], tensors[name], widths) for name in names):
+        pass
 
 
 def _solve(axes: tuple[AxisExpression, ...], tensor: Tensor, widths: dict[str, int]) -> bool:

@@ -18,6 +18,7 @@ from fedma_flwr.server.arguments import check_arguments, check_output
 from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.server.recorded_cohort import RecordedCohort
 from fedma_flwr.server.resuming import ResumableCohort
+from fedma_flwr.server.width_selection import WIDTH_SELECTIONS
 from fedma_flwr.structure import PermutationSpec, UnsupportedModelError
 from tests.toy import SPEC, LayerwiseFedMA, Net
 
@@ -70,6 +71,12 @@ LIMITS = {
     "weighted_units": FLAG,
     "resume": FLAG,
     "registered_nodes": FLAG,
+    "client_widths": (
+        [None, {}, {"7": 0.25, "8": 1}, {"a": TINY}],
+        [{"7": 0}, {"7": -0.5}, {"7": ABOVE_1}, {"7": NAN}, {"7": "1"}, {7: 0.5}, {"7": True}, 0.5],
+    ),
+    "width": ([TINY, 0.25, 1, 1.0], [0, -TINY, ABOVE_1, NAN, "abc", None]),
+    "width_selection": ([*WIDTH_SELECTIONS], ["First", "", "abc", None, 0]),
     "checkpoint_dir": FOLDER,
     "matchings": FOLDER,
     "output_dir": FOLDER,
@@ -86,6 +93,7 @@ LIMITS = {
 GIVE = {
     "num_rounds": lambda value: FedAvg().start(None, None, num_rounds=value),
     "proximal_mu": lambda value: FedProx(proximal_mu=value),
+    "width": lambda value: arguments.check_arguments({"width": value}),
 }
 
 

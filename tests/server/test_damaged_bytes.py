@@ -99,7 +99,7 @@ def test_what_is_decoded_is_read_or_refused(monkeypatch):
         model = models[number % len(models)]
         with suppress(Exception):
             model = damaged(deepcopy(model), rng)
-        usable_models([model], initial_arrays(), "num-examples", _leave_out)
+        usable_models([model], lambda _: initial_arrays(), "num-examples", _leave_out)
         usable_evaluations([model], "num-examples", _leave_out)
 
 
