@@ -25,7 +25,7 @@ from fedma_flwr.server.messages import count_replies, node_of, sent_to
 from fedma_flwr.server.overriding import Aggregated
 from fedma_flwr.server.recorded_cohort import RecordedCohort
 from fedma_flwr.server.reply_metrics import aggregate, read_metrics, read_weight
-from fedma_flwr.server.settings import make_spec
+from fedma_flwr.server.spec_choice import make_spec
 from fedma_flwr.server.whole_models import usable_models
 from fedma_flwr.structure import PermutationSpec
 from fedma_flwr.structure.model_copies import Inputs

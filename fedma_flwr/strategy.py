@@ -23,7 +23,8 @@ from fedma_flwr.server.arguments import (
     check_arguments,
     check_fedma,
 )
-from fedma_flwr.server.settings import log_settings, make_spec
+from fedma_flwr.server.settings import log_settings
+from fedma_flwr.server.spec_choice import make_spec
 from fedma_flwr.server.staged_cohort import StagedCohort
 from fedma_flwr.server.width_selection import POPULAR
 from fedma_flwr.structure import GroupsPerStage, PermutationSpec
@@ -33,7 +34,15 @@ from fedma_flwr.wire import FLOAT32
 DEFAULT_MATCHER = BBPMAP(gamma=1.0, local_variance=1.0, prior_variance=1.0)
 #: The arguments that make the paper's FedMA.
 PAPER: dict[str, Any] = {"groups_per_stage": 1, "head": TRAINED, "matcher": BBPMAP.reference()}
-_OTHERS = {"self", "__class__", "model", "example_inputs", "spec", "fedavg"}  # no settings
+_OTHERS = {
+    "self",
+    "__class__",
+    "model",
+    "example_inputs",
+    "spec",
+    "spec_cache",
+    "fedavg",
+}  # no settings
 
 
 class FedMA(StagedCohort):
@@ -52,6 +61,8 @@ class FedMA(StagedCohort):
         is derived from them and proven.
     spec : PermutationSpec, optional
         A spec made by hand. It is proven if `model` and `example_inputs` are given too.
+    spec_cache : str or Path, optional
+        Folder that keeps the derived spec for later runs; see `cached_spec`.
     matcher : Matcher, optional (default: `DEFAULT_MATCHER`)
         Finds the assignments of one group. The default is BBP-MAP with gamma 1 and variances 1;
         ``BBPMAP()`` calibrates its variances from the data.
@@ -152,6 +163,7 @@ class FedMA(StagedCohort):
         model: nn.Module | None = None,
         example_inputs: Inputs | None = None,
         spec: PermutationSpec | None = None,
+        spec_cache: str | Path | None = None,
         matcher: Matcher | None = None,
         groups_per_stage: GroupsPerStage = "all",
         one_shot: bool = False,
@@ -184,7 +196,7 @@ class FedMA(StagedCohort):
         check_fedma(arguments)
         self.head_fraction = head_fraction
         super().__init__(**fedavg)
-        spec = make_spec(model, example_inputs, spec)
+        spec = make_spec(model, example_inputs, spec, spec_cache)
         self._keep_settings(spec, arguments, (model, example_inputs))
 
     @classmethod

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from logging import INFO
 from typing import Any
 
 from flwr.supercore import log
-from torch import nn
 
 from fedma_flwr.averaging import Averaging, HeadSolver, Limits
 from fedma_flwr.matching import Matcher
-from fedma_flwr.server.arguments import AUTO, AVERAGED, SOLVED, TRAINED, check_model, check_spec
+from fedma_flwr.server.arguments import (
+    AUTO,
+    AVERAGED,
+    SOLVED,
+    TRAINED,
+)
 from fedma_flwr.server.cohort import SeededCohort
 from fedma_flwr.server.head_choice import Subject, make_solver
 from fedma_flwr.server.personal_tensors import Participation
@@ -22,14 +26,9 @@ from fedma_flwr.server.setting_texts import matcher_text, spec_text
 from fedma_flwr.server.width_selection import POPULAR
 from fedma_flwr.structure import (
     PermutationSpec,
-    SpecError,
     StagePlan,
-    derive_spec,
     has_several_heads,
-    prove_spec,
 )
-from fedma_flwr.structure.model_copies import Inputs
-from fedma_flwr.structure.not_reached import not_reached
 from fedma_flwr.structure.stages import HEAD, RETRAIN
 
 
@@ -160,48 +159,6 @@ _AS_GIVEN = (
 def max_width(size: int, growable: bool, max_growth: float) -> int:
     """The most units that a group of the given initial size may have."""
     return max(size, math.floor(size * max_growth + 1e-9)) if growable else size
-
-
-def make_spec(
-    model: nn.Module | None,
-    example_inputs: Inputs | None,
-    spec: PermutationSpec | None,
-) -> PermutationSpec:
-    """Derive the spec, or prove the one that was given; a spec alone is taken at its word."""
-    check_model(model, example_inputs, spec)
-    _check_real(model)
-    if model is not None and example_inputs is not None:
-        if spec is None:
-            spec = derive_spec(model, example_inputs)
-            _tell_not_reached(not_reached(spec))
-        else:
-            spec = prove_spec(spec, model, example_inputs).spec
-    return check_spec(spec)
-
-
-def _check_real(model: nn.Module | None) -> None:
-    """Refuse complex tensors: units are matched, and checked, as real numbers."""
-    state = model.state_dict() if isinstance(model, nn.Module) else {}
-    if names := [name for name, value in state.items() if getattr(value, "is_complex", bool)()]:
-        raise SpecError(
-            f"model has complex tensors: {', '.join(names[:3])}{', ...' * (len(names) > 3)}. FedMA "
-            "wants real ones: keep real and imaginary parts as two parameters, and put them "
-            "together in forward by torch.complex."
-        )
-
-
-def _tell_not_reached(names: Sequence[str]) -> None:
-    if names:
-        log(
-            INFO,
-            "forward does not reach %s of the model's parameters (%s%s): they are averaged by "
-            "examples, as in FedAvg, unless they are named in FedMA(personal=...). If other code "
-            "feeds hidden units to them, give FedMA a model whose forward does so, or "
-            "max_growth=1 and matcher=IdentityMatching().",
-            len(names),
-            ", ".join(names[:3]),
-            ", ..." * (len(names) > 3),
-        )
 
 
 def make_settings(

@@ -9,6 +9,7 @@ from fedma_flwr.structure.resizing import resize
 from fedma_flwr.structure.sequential import sequential_spec
 from fedma_flwr.structure.signatures import set_signature, signature, signature_tensors
 from fedma_flwr.structure.spec import PermutationSpec, StateDict
+from fedma_flwr.structure.spec_cache import cached_spec
 from fedma_flwr.structure.stages import GroupsPerStage, PlannedStage, StagePlan
 from fedma_flwr.structure.unit_groups import UnitGroup
 from fedma_flwr.structure.wrapped_models import under_names
@@ -25,6 +26,7 @@ __all__ = [
     "StateDict",
     "UnitGroup",
     "UnsupportedModelError",
+    "cached_spec",
     "derive_spec",
     "has_several_heads",
     "linear_head",

@@ -79,6 +79,7 @@ LIMITS = {
     "width_selection": ([*WIDTH_SELECTIONS], ["First", "", "abc", None, 0]),
     "checkpoint_dir": FOLDER,
     "matchings": FOLDER,
+    "spec_cache": FOLDER,
     "output_dir": FOLDER,
     "retrain_config": CONFIG,
     "head_config": CONFIG,
