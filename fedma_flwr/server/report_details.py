@@ -132,7 +132,8 @@ def scores_of(
     moments = [update.moments for update in updates if update.moments is not None]
     if solver is None or not outcome.head_solved or not moments:
         return {}
-    if len(moments[0].cross) > _MOST_CLASSES:
+    shapes = {own.cross.shape for own in moments}
+    if len(shapes) > 1 or len(moments[0].cross) > _MOST_CLASSES:
         return {}
     weights = [update.examples for update in updates if update.moments is not None]
     cross = sum(

@@ -6,6 +6,7 @@ import re
 from fedma_flwr import FedMA
 from fedma_flwr.matching import BBPMAP
 from fedma_flwr.server.cohort import SeededCohort
+from fedma_flwr.server.recorded_cohort import RecordedCohort
 from fedma_flwr.server.resuming import ResumableCohort
 from fedma_flwr.strategy import DEFAULT_MATCHER
 from fedma_flwr.tasks.config import READERS
@@ -44,7 +45,7 @@ def read(text):
 def arguments():
     """Every keyword argument of the strategy's that is no FedAvg's, with its default."""
     found = {}
-    for owner in (SeededCohort, ResumableCohort, FedMA):
+    for owner in (SeededCohort, RecordedCohort, ResumableCohort, FedMA):
         parameters = inspect.signature(owner.__init__).parameters
         found |= {n: p.default for n, p in parameters.items() if n not in NO_SETTINGS}
     return found | {"matcher": DEFAULT_MATCHER}
