@@ -28,6 +28,7 @@ from fedma_flwr.settled_values import (
     moving_tensors,
     note_loaded,
 )
+from fedma_flwr.structure import PermutationSpec
 from fedma_flwr.structure.state_dict_names import RUNNING_MEAN
 from fedma_flwr.structure.wrapped_models import under_names
 
@@ -124,7 +125,14 @@ def _merged_config(message: Message) -> dict[str, Any]:
     }
 
 
-def load_model(model: nn.Module, source: Source, *, strict: bool = True) -> nn.Module:
+def load_model(
+    model: nn.Module,
+    source: Source,
+    *,
+    strict: bool = True,
+    width: float = 1.0,
+    spec: PermutationSpec | None = None,
+) -> nn.Module:
     """Give a model the widths and values of a message, and freeze what is settled.
 
     Parameters
@@ -139,6 +147,11 @@ def load_model(model: nn.Module, source: Source, *, strict: bool = True) -> nn.M
     strict : bool (default: True)
         Whether all tensors of the model must be there. False: the model keeps its own where they
         lack, as in messages of a run whose initial arrays were only some of the model's tensors.
+    width : float (default: 1.0)
+        Of a narrow model, made of the first units of a whole one's arrays, relative to the model's
+        own widths: above 0, at most 1. A strategy's `arrays_at` has the head of a width, too.
+    spec : PermutationSpec, optional
+        The model's, for `width`. None: that of a strategy in this process, or of `derive_spec`.
 
     Returns
     -------
@@ -163,6 +176,8 @@ def load_model(model: nn.Module, source: Source, *, strict: bool = True) -> nn.M
     5
     """
     instruction, values = Instruction(""), source
+    if width != 1.0 and isinstance(source, Message):
+        raise ClientError("load_model: width is for arrays; a message has its client's width.")
     if isinstance(source, Message):
         instruction, arrays = _read_message(source)
         if arrays is None:
@@ -171,7 +186,14 @@ def load_model(model: nn.Module, source: Source, *, strict: bool = True) -> nn.M
         values = arrays
     for undo in _FROZEN.pop(model, []):  # a model may be used for several stages
         undo()
-    load_values(model, values, partial=not strict or instruction.partial)
+    is_partial = not strict or instruction.partial
+    load_values(model, values, partial=is_partial, width=width, spec=spec)
+    _prepare(model, instruction)
+    return model
+
+
+def _prepare(model: nn.Module, instruction: Instruction) -> None:
+    """Freeze what is settled in a model with a stage's values, and hook what is measured."""
     if (hook := current_hook()) is not None:
         hook.narrower.build(model)
     own = model.state_dict(keep_vars=True)
@@ -184,7 +206,6 @@ def load_model(model: nn.Module, source: Source, *, strict: bool = True) -> nn.M
     estimate_statistics(model, list(under_names(dict.fromkeys(instruction.estimates), own)))
     if instruction.head_module and hook is not None:
         hook.attach(model)
-    return model
 
 
 def _read_message(message: Message) -> tuple[Instruction, ArrayRecord | None]:

@@ -12,11 +12,20 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from fedma_flwr import protocol
-from fedma_flwr.structure import SpecError, resize
+from fedma_flwr.structure import PermutationSpec, SpecError, resize
+from fedma_flwr.structure.known_specs import known_spec
+from fedma_flwr.structure.narrowing import first_units
 from fedma_flwr.structure.wrapped_models import under_names
 
 
-def load_values(model: nn.Module, source: Any, *, partial: bool = False) -> None:
+def load_values(
+    model: nn.Module,
+    source: Any,
+    *,
+    partial: bool = False,
+    width: float = 1.0,
+    spec: PermutationSpec | None = None,
+) -> None:
     """Give a model the widths and values of a state dict, and its own version of each module.
 
     Parameters
@@ -27,6 +36,10 @@ def load_values(model: nn.Module, source: Any, *, partial: bool = False) -> None
         Arrays without names are those of ``model.state_dict()``, in its order.
     partial : bool (default: False)
         Whether the model keeps its own of what the source lacks.
+    width : float (default: 1.0)
+        Of the model that it becomes, relative to its own: the first units of each group.
+    spec : PermutationSpec, optional
+        The model's, for other widths. None: one that this process knows.
 
     Raises
     ------
@@ -37,6 +50,8 @@ def load_values(model: nn.Module, source: Any, *, partial: bool = False) -> None
     tensors = under_names(_as_tensors(source, list(own)), own)
     if partial:
         tensors = {**{name: tensor.detach() for name, tensor in own.items()}, **tensors}
+    if width != 1.0:
+        tensors = _first_units(model, tensors, width, spec)
     resize(model, tensors)
     state = OrderedDict(tensors)
     # Flower's arrays carry no versions; without them modules take a state dict for an old one.
@@ -44,6 +59,24 @@ def load_values(model: nn.Module, source: Any, *, partial: bool = False) -> None
     if metadata is not None:
         state._metadata = metadata  # type: ignore[attr-defined]
     model.load_state_dict(state)
+
+
+def _first_units(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    width: float,
+    spec: PermutationSpec | None,
+) -> dict[str, Tensor]:
+    """The first units of each group, as many as the model has at a ratio of its own widths."""
+    own = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+    spec = spec or known_spec(own)
+    if spec is None:
+        raise SpecError(
+            f"load_model was given width={width!r}, but this process does not know where the "
+            "units of this model are: give spec=strategy.settings.spec, or that of derive_spec."
+        )
+    named = under_names(tensors, spec.axes)
+    return under_names(spec.select(named, first_units(spec, width)), own)
 
 
 def _as_tensors(source: Any, names: Sequence[str]) -> dict[str, Tensor]:

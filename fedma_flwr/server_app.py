@@ -61,7 +61,7 @@ def run(grid: Grid, config: RunConfig, spec: PermutationSpec | None = None) -> O
     check_types(config)
     task = _checked_task(config, len(list(grid.get_node_ids())))
     model = task.build_model(config, integer(config, "seed"))
-    if text(config, "strategy") != FEDMA:
+    if text(config, "strategy") != FEDMA and not text(config, "client-widths"):
         spec = None
     elif spec is None:  # deriving takes seconds; the baselines have no use for it
         spec = derive_spec(model, task.example_inputs())

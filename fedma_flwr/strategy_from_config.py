@@ -49,7 +49,7 @@ def make_strategy(
     config : mapping
         The run config.
     spec : PermutationSpec or None
-        Of the config's model; only FedMA needs one.
+        Of the config's model; FedMA needs one, and whoever has narrow clients.
     output_folder : OutputFolder
         Takes the exchanges.
 
@@ -70,9 +70,9 @@ def make_strategy(
     with naming_keys(config):
         strategy: RecordedCohort
         if config["strategy"] == FEDAVG:
-            strategy = FedAvg(**options)
+            strategy = FedAvg(spec=spec, **options)
         elif config["strategy"] == FEDPROX:
-            strategy = FedProx(**arguments(config, "proximal_mu"), **options)
+            strategy = FedProx(spec=spec, **arguments(config, "proximal_mu"), **options)
         else:
             matcher = make_matcher(config)
             strategy = FedMA(spec=spec, matcher=matcher, **_fedma_options(config), **options)
@@ -112,7 +112,7 @@ def _cohort_options(config: RunConfig) -> dict[str, Any]:
     clients = arguments(config, "min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
     fractions = arguments(config, "fraction_train", "fraction_evaluate")
     times = arguments(config, "node_timeout", "stage_timeout", "hello_timeout", "quorum")
-    run = arguments(config, "seed", "resume", "registered_nodes")
+    run = arguments(config, "seed", "resume", "registered_nodes", "client_widths")
     return {
         **(clients | fractions | times | run),
         "checkpoint_dir": folder(config, "checkpoint-dir"),
@@ -125,7 +125,7 @@ def _fedma_options(config: RunConfig) -> dict[str, Any]:
         stages |= {"retrain_config": retrain_config(config), "head_config": head_config(config)}
     averaging = arguments(config, "averaging", "trimmed_share", "weighted_units")
     limits = arguments(config, "max_growth", "own_growth", "max_norm_ratio", "max_weight_ratio")
-    others = arguments(config, "server_learning_rate", "wire_dtype")
+    others = arguments(config, "server_learning_rate", "wire_dtype", "width_selection")
     head = arguments(config, "head", "head_start", "head_fraction", "head_memory")
     return {
         **(stages | averaging | limits | others | head),

@@ -57,6 +57,8 @@ NOT_ALLOWED = {
     "prior-variance": 0.0,
     "sweeps": -1,
     "output": "median",
+    "client-widths": "7=1.5",
+    "width-selection": "best",
 }
 
 

@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from logging import INFO
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore import log
 
 from fedma_flwr import protocol
 from fedma_flwr.protocol import Instruction
 from fedma_flwr.server.arguments import check_arguments
+from fedma_flwr.server.head_choice import Subject
 from fedma_flwr.server.round import CommunicationRound
 from fedma_flwr.server.settings_holder import SettingsHolder
+from fedma_flwr.structure import PermutationSpec
+from fedma_flwr.structure.narrowing import keeps_its_width
 
 _SOMEBODY = -1  # a node that there is none of
 
 
 class NarrowModels(SettingsHolder):
     """A cohort whose narrow clients evaluate the models that they run."""
+
+    def _keep_settings(
+        self, spec: PermutationSpec, arguments: Mapping[str, Any], subject: Subject
+    ) -> None:
+        super()._keep_settings(spec, arguments, subject)
+        fixed = keeps_its_width(spec)
+        if len(fixed) == len(spec.groups) and min(self.client_widths.values(), default=1.0) < 1.0:
+            raise ValueError(
+                f"client_widths was {self.client_widths!r}, but no group of this model can follow: "
+                f"all have a fixed width ({next(iter(fixed.values()), 'there are none')})."
+            )
+
+    def summary(self) -> None:
+        """Log the configuration, with what narrow clients have."""
+        if self.client_widths:
+            fixed = ", ".join(keeps_its_width(self.settings.spec)) or "none"
+            log(INFO, "\t├──> Narrow clients: %s", self.client_widths)
+            log(INFO, "\t│\t└── Groups that keep their width: %s", fixed)
+        super().summary()
 
     def arrays_at(self, width: float) -> ArrayRecord:
         """The last round's model at a ratio, as a narrow client runs it.

@@ -17,6 +17,7 @@ from fedma_flwr.structure import (
     derive_spec,
     prove_spec,
 )
+from fedma_flwr.structure.known_specs import remember_spec
 from fedma_flwr.structure.model_copies import Inputs
 from fedma_flwr.structure.not_reached import not_reached
 
@@ -41,7 +42,7 @@ def make_spec(
             _tell_not_reached(not_reached(spec))
         else:
             spec = prove_spec(spec, model, example_inputs).spec
-    return check_spec(spec)
+    return remember_spec(check_spec(spec))
 
 
 def _check_real(model: nn.Module | None) -> None:

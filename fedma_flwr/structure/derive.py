@@ -9,6 +9,7 @@ from torch import nn
 
 from fedma_flwr.structure.axes import SpecError, UnsupportedModelError
 from fedma_flwr.structure.deriving.propose import propose_spec
+from fedma_flwr.structure.known_specs import remember_spec
 from fedma_flwr.structure.model_copies import Inputs
 from fedma_flwr.structure.proving.prove import prove_spec
 from fedma_flwr.structure.refusals import unsupported
@@ -53,7 +54,7 @@ def derive_spec(model: nn.Module, example_inputs: Inputs) -> PermutationSpec:
     except Exception as error:  # callers know nothing of graphs
         raise unsupported(f"Derivation failed ({type(error).__name__}: {error}).") from error
     _tell(type(model).__name__, spec)
-    return spec
+    return remember_spec(spec)
 
 
 def _tell(model: str, spec: PermutationSpec) -> None:

@@ -69,6 +69,24 @@ def flag(run_config: RunConfig, key: str) -> bool:
     return value
 
 
+def widths(run_config: RunConfig, key: str) -> dict[str, float]:
+    """Return widths by client key of a text such as "7=0.25, 8=0.5"; ValueError if it is none."""
+    given = text(run_config, key)
+    found: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in given.split(","))):
+        name, _, value = (piece.strip() for piece in part.rpartition("="))
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = 0.0
+        if not (name and 0.0 < found[name] <= 1.0):
+            raise ValueError(
+                f"{key} must be client keys and widths above 0, at most 1, as in "
+                f"'7=0.25, 8=0.5', not {given!r}"
+            )
+    return found
+
+
 #: How the value of every key of the shipped apps is read.
 READERS: dict[str, Reader] = {
     **dict.fromkeys(("strategy", "task", "model", "dataset", "partition", "matcher"), text),
@@ -91,6 +109,8 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(("node-timeout", "stage-timeout", "hello-timeout"), limit),
     **dict.fromkeys(("augment", "self-balancing", "resume", "one-shot", "weighted-units"), flag),
     "registered-nodes": flag,
+    "client-widths": widths,
+    "width-selection": text,
     "groups-per-stage": count_or_all,
 }
 
