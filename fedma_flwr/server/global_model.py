@@ -38,6 +38,9 @@ class GlobalModel:
         `StageOutcome`.
     trained_head : dict of str to Tensor
         The average of the trained heads, kept for a round that has to be undone.
+    best : dict of str to Tensor
+        The model that is handed out while this one's features are much worse; empty if they are
+        not.
     remembered : dict of str to RememberedMoments
         What clients sent in the last head stages, by client key; see `FedMA`'s `head_memory`.
     reference_share : float
@@ -56,6 +59,7 @@ class GlobalModel:
     popularity: dict[str, Tensor] = field(default_factory=dict)
     local_head: dict[str, Tensor] = field(default_factory=dict)
     trained_head: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
     remembered: dict[str, RememberedMoments] = field(default_factory=dict)
     reference_share: float = FIRST_SHARE
     unexplained: float = 1.0
@@ -76,6 +80,11 @@ class GlobalModel:
         """The solved head of the model of these units, if it has one."""
         return next((head for head in self.narrow if same_units(head.units, units)), None)
 
+    @property
+    def handed_out(self) -> dict[str, Tensor]:
+        """The model that users get."""
+        return self.best or self.tensors
+
     def next_share(self, factor: float) -> float:
         """The share of the round after this one, within its bounds."""
         return min(max(self.reference_share * factor, LEAST_SHARE), MOST_SHARE)
@@ -85,7 +94,17 @@ class GlobalModel:
 
         Then the solved head, from which local training goes on, is too much for the learning rate.
         """
-        return self.fell or unexplained > self.unexplained + FALL
+        return self.fell or self.is_much_worse(unexplained)
+
+    def is_much_worse(self, unexplained: float) -> bool:
+        """Whether a round's features are much worse than the best so far."""
+        return unexplained > self.unexplained + FALL
+
+    def better_than(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model handed out so far, to be handed out instead of a worse one of its widths."""
+        kept = self.handed_out
+        alike = all(kept[name].shape == tensor.shape for name, tensor in tensors.items())
+        return dict(kept) if alike else {}
 
     def falls_now(self, unexplained: float) -> bool:
         """Whether a round's features are the first to be much worse."""
@@ -113,7 +132,9 @@ class GlobalModel:
                 )
         values = {name: tensors[name].to(tensor.dtype) for name, tensor in self.tensors.items()}
         token = f"{self.token}.changed" if self.token else ""
-        return replace(self, tensors=values, token=token, local_head={}, trained_head={}, narrow=())
+        return replace(
+            self, tensors=values, token=token, local_head={}, trained_head={}, best={}, narrow=()
+        )
 
     def selection(self, client_key: str, group: str, size: int) -> Tensor:
         """The global units that make up a client's local model.

@@ -14,7 +14,8 @@ from fedma_flwr.server.global_model import GlobalModel
 from fedma_flwr.server.remembered import RememberedMoments
 
 _NARROW = ("units", "tensors", "local_head")  # of a `NarrowHead`
-_HEADS = "local_head", "trained_head"
+#: More tensors, by the fields that hold them.
+_HEADS = "local_head", "trained_head", "best"
 
 
 def encoded(model: GlobalModel) -> tuple[dict[str, Tensor], dict[str, Any]]:

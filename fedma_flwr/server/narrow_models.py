@@ -67,10 +67,10 @@ class NarrowModels(SettingsHolder):
         """
         check_arguments({"width": width})
         if width == 1.0:
-            return protocol.to_arrays(self._model.tensors)
+            return protocol.to_arrays(self._model.handed_out)
         current = self._next_round(self._progress.round, {_SOMEBODY: width})
         member = current.members[_SOMEBODY]
-        tensors = current.evaluated(member, self._model.tensors, own_head=True)
+        tensors = current.evaluated(member, self._model.handed_out, own_head=not self._model.best)
         return protocol.to_arrays(tensors)
 
     def _next_round(self, server_round: int, ratios: dict[int, float]) -> CommunicationRound:
@@ -93,7 +93,7 @@ class NarrowModels(SettingsHolder):
         messages = super().configure_evaluate(server_round, arrays, config, grid)
         nodes = [message.metadata.dst_node_id for message in messages]
         current = self._next_round(server_round, {n: self.client_width(n) for n in nodes})
-        own_head = arrays is self._given
+        own_head = arrays is self._given and not self._model.best
         for message, node in zip(messages, nodes, strict=True):
             member = current.members[node]
             if not current.is_narrow(member):

@@ -90,7 +90,7 @@ class RecordedCohort(ResumableCohort):
     def _finish(self, server_round: int, metrics: MetricRecord | None, model: GlobalModel) -> None:
         super()._finish(server_round, metrics, model)
         if self._records is not None:
-            self._records.add_tensors(server_round, model.tensors, self.history)
+            self._records.add_tensors(server_round, model.handed_out, self.history)
             self._measured(server_round, TRAINING, metrics)
 
     def aggregate_evaluate(

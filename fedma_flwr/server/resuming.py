@@ -232,7 +232,7 @@ class ResumableCohort(SeededCohort):
     def _restored(self, server_round: int) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """What a round that is done has given; the arrays are those after the last of them."""
         last = server_round == self._done
-        arrays = protocol.to_arrays(self._model.tensors) if last else None
+        arrays = protocol.to_arrays(self._model.handed_out) if last else None
         self._given = arrays or self._given
         return arrays, self._progress.train_metrics.get(server_round)
 

@@ -21,7 +21,7 @@ from fedma_flwr.server.members import Member, Outgoing
 from fedma_flwr.server.messages import counters
 from fedma_flwr.server.narrow_round import NarrowRound, without_starts
 from fedma_flwr.server.personal_tensors import initial_personal
-from fedma_flwr.server.remembered import remember, stand_ins
+from fedma_flwr.server.remembered import RememberedMoments, remember, stand_ins
 from fedma_flwr.server.replies import Expected
 
 
@@ -251,6 +251,10 @@ class CommunicationRound(NarrowRound):
         popularity = {group: found.popularity for group, found in self.settled.matchings.items()}
         return UnitCarrier(self.model.assignments, self._moves(), popularity)
 
+    def _remembered(self) -> dict[str, RememberedMoments]:
+        sent, memory = self.settled.moments.items(), self.settings.head_memory
+        return remember(self.model.remembered, sent, server_round=self.number, memory=memory)
+
     def committed(self) -> GlobalModel:
         """The global model after the last stage."""
         if self.is_undone():
@@ -263,19 +267,16 @@ class CommunicationRound(NarrowRound):
         if self.settings.personal:
             tensors |= self._initial_personal()
             assignments = self._carrier().units_of_all(self._begun)
+        tensors = {name: tensors[name] for name in self.model.tensors}
         return GlobalModel(
-            tensors={name: tensors[name] for name in self.model.tensors},
+            tensors=tensors,
+            best=self.model.better_than(tensors) if self.is_behind() else {},
             token=self.token(last.index) + unknown,
             assignments=assignments,
             popularity={group: found.popularity for group, found in self.settled.matchings.items()},
             local_head=self.settled.local_head,
             trained_head=self.settled.trained_head if self.settings.start_may_change else {},
-            remembered=remember(
-                self.model.remembered,
-                self.settled.moments.items(),
-                server_round=self.number,
-                memory=self.settings.head_memory,
-            ),
+            remembered=self._remembered(),
             narrow=self.settled.narrow_heads,
             reference_share=self.model.next_share(self.settled.share_factor),
             unexplained=min(self.model.unexplained, self.settled.unexplained),

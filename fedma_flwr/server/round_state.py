@@ -194,6 +194,21 @@ class RoundState:
             "is likely to help"
         )
 
+    def is_behind(self) -> bool:
+        """Whether an earlier model is handed out, since this round's features are much worse."""
+        fell = self.settings.start_may_change and not self.settings.personal
+        return fell and self.model.is_much_worse(self.settled.unexplained)
+
+    def lag(self) -> str:
+        """Why an earlier model is handed out; empty if it is not."""
+        if not self.is_behind():
+            return ""
+        return (
+            f"the last hidden layer leaves {self.settled.unexplained:.2f} of the classes' "
+            f"variance, at best {self.model.unexplained:.2f}. Training goes on, but the model that "
+            "is handed out stays the earlier one until the layer is nearly as good again"
+        )
+
     def is_undone(self) -> bool:
         """Whether the round before had the better model, so that it is taken up again."""
         # Personal tensors have gone on with this round's units, and nobody can call them back.

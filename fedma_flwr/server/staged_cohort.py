@@ -128,10 +128,10 @@ class StagedCohort(NarrowModels):
         current.saved.save(current.settled.matchings)
         if current.is_undone():
             self.history.give_up(server_round, current.fall())
-        elif current.fall():
-            log(WARNING, "Round %s: %s.", server_round, current.fall())
+        elif remark := current.fall() or current.lag():
+            log(WARNING, "Round %s: %s.", server_round, remark)
         self._finish(server_round, metrics, current.committed())
-        self._given = protocol.to_arrays(self._model.tensors)
+        self._given = protocol.to_arrays(self._model.handed_out)
         return self._given, metrics
 
     def _aggregated(self, server_round: int, outcome: Aggregated) -> Aggregated:

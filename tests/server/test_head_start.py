@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedma_flwr import FedMA, Stage, load_model
+from fedma_flwr import FedMA, Stage, load_model, protocol
 from fedma_flwr.averaging.head_moments import HeadMoments, upper_triangle
 from fedma_flwr.averaging.ridge_regression import solve_head, unexplained_share
 from fedma_flwr.server.global_model import FALL, GlobalModel
@@ -52,7 +52,7 @@ def test_features_have_fallen_once_they_are_much_worse_than_the_best():
     assert GlobalModel({}, unexplained=0.4, fell=True).has_fallen(0.3)
 
 
-def trained(head_start, *, breaks=2, rounds=2, **options):
+def trained(head_start, *, breaks=(2,), rounds=2, **options):
     """A strategy after rounds of which one destroys the features; the heads that clients got."""
     heads, starts = [], []
 
@@ -64,7 +64,7 @@ def trained(head_start, *, breaks=2, rounds=2, **options):
         if stage.solves_head:  # what is sent here is a share of the averaged trained head
             sent = message.content["arrays"]["c.weight"].numpy()
             heads.append(torch.from_numpy(sent).flatten())
-        elif stage.round == breaks:
+        elif stage.round in breaks:
             with torch.no_grad():
                 model.a.weight.zero_()
         return reply(message, model, client)
@@ -116,7 +116,7 @@ def test_who_asks_for_the_solved_head_keeps_it():
 
 
 def test_without_a_fall_it_goes_on_from_the_solved_head():
-    strategy, heads, _ = trained("auto", breaks=0)
+    strategy, heads, _ = trained("auto", breaks=())
     assert not strategy._model.fell
     assert not strategy.history.given_up
     assert 0 < strategy._model.unexplained < 1
@@ -131,3 +131,37 @@ def test_a_run_that_is_resumed_after_the_round_before_undoes_it_too(tmp_path):
     assert list(resumed.history.given_up) == [2]
     for name, tensor in whole._model.tensors.items():
         assert torch.equal(resumed._model.tensors[name], tensor)
+
+
+def same(one, other):
+    return all(torch.equal(one[name], tensor) for name, tensor in other.items())
+
+
+def test_while_features_are_worse_the_best_model_is_handed_out(caplog):
+    best = trained("auto", rounds=1)[0]._model.tensors
+    strategy, _, _ = trained("auto", breaks=(2, 3), rounds=3)
+    assert list(strategy.history.given_up) == [2]
+    assert same(strategy._model.handed_out, best)
+    assert not same(strategy._model.tensors, best)
+    assert same(protocol.to_tensors(strategy._given), best)
+    assert "stays the earlier one" in caplog.text
+
+
+def test_once_they_are_as_good_again_the_new_model_is_handed_out():
+    strategy, _, _ = trained("auto", breaks=(2, 3), rounds=5)
+    assert strategy._model.best == {}
+    assert same(protocol.to_tensors(strategy._given), strategy._model.tensors)
+
+
+def test_a_run_that_is_resumed_hands_out_the_best_model_too(tmp_path):
+    whole, _, _ = trained("auto", breaks=(2, 3), rounds=4)
+    trained("auto", breaks=(2, 3), rounds=3, checkpoint_dir=tmp_path)
+    resumed, _, _ = trained("auto", breaks=(2, 3), rounds=4, checkpoint_dir=tmp_path, resume=True)
+    assert same(resumed._model.handed_out, whole._model.handed_out)
+    assert same(resumed._model.tensors, whole._model.tensors)
+
+
+def test_a_model_of_other_widths_is_not_kept():
+    model = GlobalModel({"w": torch.ones(2)})
+    assert same(model.better_than({"w": torch.zeros(2)}), {"w": torch.ones(2)})
+    assert model.better_than({"w": torch.zeros(3)}) == {}
