@@ -1,53 +1,13 @@
-"""The server's arithmetic: hand-computed cases, a slow reference, and what must not matter."""
-
-from dataclasses import replace
+"""The server's arithmetic: cases that are computed by hand."""
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
 
-from fedma_flwr.averaging import Averaging, ClientUpdate, RoundStart, settle_stage
+from fedma_flwr.averaging import Averaging, ClientUpdate, settle_stage
 from fedma_flwr.matching import BBPMAP, IdentityMatching, Matching
-from fedma_flwr.server.settings import max_width
-from fedma_flwr.structure import PermutationSpec, StagePlan, resize, sequential_spec
-
-SPEC = PermutationSpec(
-    groups={"h": 2}, axes={"a.weight": "h, 1", "a.bias": "h", "b.weight": "2, h", "b.bias": "2"}
-)
-
-
-def tensors(**values):
-    return {name.replace("_", "."): torch.tensor(value) for name, value in values.items()}
-
-
-def fixed(*assignments, width):
-    """A matcher that returns these assignments, whatever the units."""
-
-    class Fixed:
-        output = "mean"
-
-        def match(self, units, *, weights=None, max_width=None, seed=0):
-            arrays = tuple(np.array(a) for a in assignments)
-            popularity = np.bincount(np.concatenate(arrays), minlength=width)
-            return Matching(arrays, np.zeros((width, units[0].shape[1])), popularity, 0.0, 0)
-
-    return Fixed()
-
-
-def settle(spec, updates, matcher, stage=0, matched=(), **options):
-    plan = StagePlan.build(spec)
-    return settle_stage(
-        spec,
-        plan[stage],
-        updates,
-        matched=frozenset(matched),
-        matcher=matcher,
-        max_widths=dict.fromkeys(spec.groups, 100),
-        **options,
-    )
+from fedma_flwr.structure import PermutationSpec, StagePlan
+from tests.averaging.settling import SPEC, fixed, settle, tensors
 
 
 def test_matched_units_are_averaged_over_their_holders():
@@ -162,80 +122,6 @@ def test_where_nobody_holds_a_pair_a_variance_is_one_and_all_else_nothing():
     assert outcome.tensors["pair.mean"].tolist() == [[2.0, 0.0], [0.0, -4.0]]
 
 
-class Posterior:
-    """Puts unit i of all clients together, and says what the posterior mean is: 7, 8, 9..."""
-
-    output = "posterior"
-
-    def match(self, units, *, weights=None, max_width=None, seed=0):
-        same = tuple(np.arange(len(rows)) for rows in units)
-        found = 7.0 + np.arange(units[0].size).reshape(units[0].shape)
-        return Matching(same, found, np.full(len(units[0]), len(units)), 0.0, 0)
-
-
-def test_posterior_means_take_the_place_of_averages():
-    tensors_of = [tensors(a_weight=[[1.0], [2.0]], a_bias=[v, v]) for v in (1.0, 3.0)]
-    updates = [ClientUpdate(each, 1.0) for each in tensors_of]
-    found = settle(SPEC, updates, Posterior()).tensors
-    # A unit's row is its weight, then its bias.
-    assert found["a.weight"].tolist() == [[7.0], [9.0]]
-    assert found["a.bias"].tolist() == [8.0, 10.0]
-    assert found["a.bias"].dtype == torch.float32
-    averaging = fixed([0, 1], [0, 1], width=2)
-    assert settle(SPEC, updates, averaging).tensors["a.bias"].tolist() == [2.0, 2.0]
-
-
-def test_posterior_means_wait_until_all_tensors_of_a_unit_settle():
-    """A row is whole or not: of a unit whose bias settles later, the average is what counts."""
-    stage = StagePlan.build(SPEC)[0]
-    later = replace(stage, settles=("a.weight",))
-    updates = [ClientUpdate(tensors(a_weight=[[1.0], [2.0]], a_bias=[v, v]), 1.0) for v in (1, 3.0)]
-    outcome = settle_stage(
-        SPEC,
-        later,
-        updates,
-        matched=frozenset(),
-        matcher=Posterior(),
-        max_widths={"h": 10},
-    )
-    assert outcome.tensors.keys() == {"a.weight"}
-    assert outcome.tensors["a.weight"].tolist() == [[1.0], [2.0]]
-
-
-def test_a_matcher_is_told_what_it_needs():
-    """One seed a group, weights only where units are weighted, and the cap of each group."""
-    told = []
-
-    class Told(IdentityMatching):
-        def match(self, units, *, weights=None, max_width=None, seed=0):
-            told.append((weights, max_width, seed, [rows.shape for rows in units]))
-            return super().match(units)
-
-    spec = PermutationSpec({"g": 2, "h": 3}, {"a": "g, 1", "b": "h, g", "c": "2, h"})
-    updates = [
-        ClientUpdate({"a": torch.ones(2, 1), "b": torch.ones(3, 2)}, examples)
-        for examples in (2.0, 5.0)
-    ]
-
-    def settle_both(**options):
-        told.clear()
-        settle_stage(
-            spec,
-            StagePlan.build(spec, "all")[0],
-            updates,
-            matched=frozenset(),
-            matcher=Told(),
-            max_widths={"g": 4, "h": 6},
-            **{"seed": 40, **options},
-        )
-        return [entry[:3] for entry in told]
-
-    assert settle_both() == [(None, 4, 40), (None, 6, 41)]
-    assert settle_both(weighted=True) == [([2.0, 5.0], 4, 40), ([2.0, 5.0], 6, 41)]
-    assert told[1][3] == [(3, 2), (3, 2)]
-    assert settle_both(saved={"g": IdentityMatching()}) == [(None, 6, 41)]
-
-
 def test_what_has_no_matched_unit_is_averaged_by_examples():
     """Units count equally unless told otherwise; a tensor of its own weighs as its client does."""
     spec = PermutationSpec(
@@ -307,21 +193,6 @@ def test_only_weights_are_scaled_down_for_a_robust_average():
     assert found["w"].item() == 14.0
 
 
-def test_seed_and_rate_have_defaults():
-    seeds = []
-
-    class Noting(IdentityMatching):
-        def match(self, units, *, weights=None, max_width=None, seed=0):
-            seeds.append(seed)
-            return super().match(units)
-
-    updates = [ClientUpdate(tensors(a_weight=[[1.0], [2.0]], a_bias=[8.0, 9.0]), 1.0)]
-    past = tensors(a_weight=[[0.0], [0.0]], a_bias=[0.0, 0.0])
-    start = RoundStart(past, [{"h": torch.arange(2)}], [{}], {})
-    assert settle(SPEC, updates, Noting(), start=start).tensors["a.bias"].tolist() == [8.0, 9.0]
-    assert seeds == [0]
-
-
 def test_integers_are_rounded_not_cut_off():
     spec = PermutationSpec(
         groups={"h": 2}, axes={"w": "h, 1", "n": "", "out": "1, h"}, head=["out"]
@@ -329,146 +200,3 @@ def test_integers_are_rounded_not_cut_off():
     updates = [ClientUpdate({"w": torch.ones(2, 1), "n": torch.tensor(n)}, 1.0) for n in (3, 4, 4)]
     outcome = settle(spec, updates, IdentityMatching())
     assert outcome.tensors["n"].tolist() == 4  # of 3.67
-
-
-def test_max_width():
-    assert max_width(20, True, 1.5) == 30
-    assert max_width(20, False, 1.5) == 20
-    assert max_width(3, True, 1.0) == 3
-    assert max_width(10, True, 1.1) == 11  # 10 * 1.1 is 11.000000000000002
-    assert max_width(100, True, 1.15) == 115  # and 100 * 1.15 is 114.99999999999999
-    assert max_width(10, True, 1.19) == 11
-
-
-# ---------------------------------------------------------------- whole models, one shot
-
-
-def make_net(seed, hidden=(6, 5)):
-    torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Conv2d(1, hidden[0], 3), nn.ReLU(), nn.Flatten(), nn.Linear(hidden[0] * 4, hidden[1])
-    )
-    net.append(nn.ReLU())
-    net.append(nn.Linear(hidden[1], 3))
-    return net.double()
-
-
-NET_SPEC = sequential_spec(make_net(0))
-
-
-def one_shot(models, matcher, groups_per_stage=1):
-    """Matched averaging without retraining; what clients do between stages is done here."""
-    plan = StagePlan.build(NET_SPEC, groups_per_stage)
-    clients = [dict(model) for model in models]
-    result, matched = {}, frozenset()
-    for stage in plan.stages:
-        updates = [ClientUpdate({n: c[n] for n in stage.uploads}, 1.0) for c in clients]
-        outcome = settle_stage(
-            NET_SPEC,
-            stage,
-            updates,
-            matched=matched,
-            matcher=matcher,
-            max_widths=dict.fromkeys(NET_SPEC.groups, 100),
-        )
-        result.update(outcome.tensors)
-        matched |= outcome.widths.keys()
-        for client, assignments in zip(clients, outcome.assignments, strict=True):
-            rest = {n: t for n, t in client.items() if n not in result}
-            client.update(NET_SPEC.expand(rest, assignments, outcome.widths))
-    return result
-
-
-def function_of(state_dict):
-    net = resize(make_net(0), state_dict)
-    net.load_state_dict(state_dict)
-    x = torch.linspace(-1, 1, 5 * 16, dtype=torch.float64).reshape(5, 1, 4, 4)
-    return net(x).detach()
-
-
-def random_permutations(seed):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randperm(group.size, generator=generator)
-        for name, group in NET_SPEC.groups.items()
-    }
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000), per_stage=st.sampled_from([1, 2, "all"]))
-def test_permuting_every_client_changes_nothing_but_the_order_of_units(seed, per_stage):
-    base = make_net(seed).state_dict()
-    generator = torch.Generator().manual_seed(seed)
-    models = [
-        {n: t + 0.01 * torch.randn(t.shape, generator=generator).double() for n, t in base.items()}
-        for _ in range(3)
-    ]
-    shuffled = [
-        NET_SPEC.permute(model, random_permutations(seed + i)) for i, model in enumerate(models)
-    ]
-    first = one_shot(models, BBPMAP(), per_stage)
-    second = one_shot(shuffled, BBPMAP(), per_stage)
-    assert {n: t.shape for n, t in first.items()} == {n: t.shape for n, t in second.items()}
-    torch.testing.assert_close(function_of(first), function_of(second), rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("matcher", [BBPMAP(), IdentityMatching()], ids=["bbpmap", "identity"])
-@pytest.mark.parametrize("per_stage", [1, "all"])
-def test_identical_clients_give_back_the_same_model(matcher, per_stage):
-    model = make_net(3).state_dict()
-    result = one_shot([model] * 4, matcher, per_stage)
-    permuted = [NET_SPEC.permute(model, random_permutations(i)) for i in range(4)]
-    for name, tensor in model.items():
-        assert torch.equal(result[name], tensor), name
-    if isinstance(matcher, BBPMAP):
-        again = one_shot(permuted, matcher, per_stage)
-        torch.testing.assert_close(function_of(again), function_of(model), rtol=1e-12, atol=1e-12)
-
-
-def slow_mean(spec, name, updates, assignments, widths):
-    """Entry by entry, from the definition: the mean over the clients that hold all its units."""
-    shape = spec.shapes(widths)[name]
-    result = np.zeros(shape)
-    for index in np.ndindex(*shape):
-        values = []
-        for update, units in zip(updates, assignments, strict=True):
-            local = []
-            for axis, position in zip(spec.axes[name], index, strict=True):
-                own = axis.positions(
-                    {g: units[g] for g in axis.groups}, {g: widths[g] for g in axis.groups}
-                )
-                local.append((own == position).nonzero().flatten().tolist())
-            if all(local):
-                values.append(float(update.tensors[name][tuple(place[0] for place in local)]))
-        result[index] = np.mean(values) if values else 0.0
-    return result
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 1000),
-    clients=st.integers(1, 4),
-    widths=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-)
-def test_average_agrees_with_the_definition(seed, clients, widths):
-    spec = PermutationSpec(
-        groups={"g": widths[0], "h": widths[1]},
-        axes={"ih": "g + g, 2", "hh": "g + g, g", "next": "h, g x 2", "out": "1, h"},
-    )
-    rng = np.random.default_rng(seed)
-    shapes = spec.shapes()
-    updates = [
-        ClientUpdate({n: torch.tensor(rng.normal(size=shapes[n])) for n in ("ih", "hh", "next")}, 1)
-        for _ in range(clients)
-    ]
-    outcome = settle_stage(
-        spec,
-        StagePlan.build(spec, "all")[0],
-        updates,
-        matched=frozenset(),
-        matcher=BBPMAP.reference(output="mean"),
-        max_widths={"g": 100, "h": 100},
-    )
-    for name in ("ih", "hh", "next"):
-        slow = slow_mean(spec, name, updates, outcome.assignments, outcome.widths)
-        np.testing.assert_allclose(outcome.tensors[name].numpy(), slow, atol=1e-12)

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, RecordDict
 from fedma_flwr import FedMA, Stage, fedma_mod, load_model
 from fedma_flwr.client_config_reads import WatchedConfig
 from fedma_flwr.testing import InProcessGrid
-from tests.server.test_batch_norm import SPEC as NORMED
+from tests.server.normed import SPEC as NORMED
 from tests.toy import SPEC, LayerwiseFedMA, Net, fit, initial_arrays, make_app, reply
 
 WARNING = "The train function never looks at"

@@ -7,7 +7,7 @@ from flwr.serverapp.exception import AggregationError
 
 from fedma_flwr import Stage, load_model, private_head_moments
 from tests.client.test_private_head_moments import GradSampleModule
-from tests.server.test_solved_head import accuracy, run, stages
+from tests.server.solved_head import accuracy, run, stages
 from tests.toy import Net, data, fit, make_app, reply
 
 

@@ -4,18 +4,14 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 
-from fedma_flwr import FedAvg, FedProx, Stage, load_model, proximal_term
+from fedma_flwr import FedAvg, Stage, load_model
 from fedma_flwr.matching import BBPMAP, IdentityMatching
-from fedma_flwr.structure import PermutationSpec, SpecError, UnsupportedModelError, sequential_spec
+from fedma_flwr.structure import sequential_spec
 from fedma_flwr.testing import InProcessGrid
+from tests.server.toy_runs import run, stage_records
 from tests.toy import CLIENTS, SPEC, LayerwiseFedMA, Net, fit, initial_arrays, make_app, reply
 
 FULL, UPDATE = "full", "update"
-
-
-def run(strategy, app=None, rounds=1, clients=CLIENTS, **grid_options):
-    grid = InProcessGrid(app or make_app(), clients, **grid_options)
-    return strategy.start(grid, initial_arrays(), num_rounds=rounds)
 
 
 def spy(log):
@@ -28,10 +24,6 @@ def spy(log):
             log.append((dict(message.content["fedma"]), {n: a.shape for n, a in arrays.items()}))
 
     return intercept
-
-
-def stage_records(strategy):
-    return [record for record in strategy.history if record.name != "hello"]
 
 
 @pytest.mark.parametrize(("per_stage", "names"), [
@@ -265,112 +257,3 @@ def test_records_count_and_describe():
     units = sum(count * held for count, held in enumerate(local.popularity["a"], start=1))
     assert units == 12 * CLIENTS
     assert local.objective["a"] > 0
-
-
-def test_one_client_app_serves_all_three_strategies():
-    app = make_app()
-    for strategy in (LayerwiseFedMA(spec=SPEC), FedAvg(), FedProx(proximal_mu=0.1)):
-        result = run(strategy, app, rounds=2)
-        assert len(result.evaluate_metrics_clientapp) == 2
-
-
-def test_fedprox_sends_mu_and_its_term_is_half_mu_times_the_squared_distance():
-    seen = []
-
-    def train(message, context, client):
-        seen.append(message.content["config"]["proximal-mu"])
-        model = load_model(Net(), message)
-        return reply(message, model, client)
-
-    run(FedProx(proximal_mu=0.25), make_app(train))
-    assert seen == [0.25] * CLIENTS
-
-    model = torch.nn.Linear(2, 1)
-    reference = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[1.0, 2.0]]))
-        model.bias.copy_(torch.tensor([3.0]))
-    term = proximal_term(model, 0.5, reference)
-    assert term.item() == pytest.approx(0.5 / 2 * (1 + 4 + 9))
-    term.backward()
-    torch.testing.assert_close(model.weight.grad, 0.5 * model.weight.detach())
-
-
-def test_fedavg_is_flowers_average():
-    strategy = FedAvg()
-    uploads = []
-
-    def train(message, context, client):
-        model = load_model(Net(), message)
-        fit(model, client)
-        uploads.append((model.state_dict(), 10 * (client + 1)))
-        return reply(message, model, client, **{"num-examples": 10 * (client + 1)})
-
-    result = run(strategy, make_app(train))
-    total = sum(weight for _, weight in uploads)
-    mean = sum(state["a.weight"] * (weight / total) for state, weight in uploads)
-    torch.testing.assert_close(torch.from_numpy(result.arrays["a.weight"].numpy()), mean)
-
-
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        ({"max_growth": 0.5}, "max_growth"),
-        ({"weighted_units": True, "matcher": BBPMAP.reference()}, "weighted_units"),
-        ({"initialisation": "random"}, "initialisation"),
-        ({"groups_per_stage": 0}, "groups_per_stage"),
-        ({"groups_per_stage": "both"}, "groups_per_stage"),
-        ({"fraction_train": 1.5}, "fraction_train"),
-        ({"min_train_nodes": 0}, "min_train_nodes"),
-        ({"seed": -1}, "seed"),
-        ({"node_timeout": 0}, "node_timeout"),
-        ({"stage_timeout": -3}, "stage_timeout"),
-        ({"model": Net()}, "example_inputs"),
-        ({"spec": PermutationSpec({}, {"a": "3, 2", "b": "3, 2"})}, "no groups"),
-        ({"spec": None}, "spec"),
-    ],
-)
-def test_bad_arguments_are_refused_at_construction(options, word):
-    with pytest.raises(ValueError, match=word):
-        LayerwiseFedMA(**{"spec": SPEC, **options})
-
-
-def test_the_spec_is_derived_from_the_model_or_proven():
-    inputs = (torch.zeros(2, 2),)
-    derived = LayerwiseFedMA(model=Net(), example_inputs=inputs).settings.spec
-    assert {name: group.size for name, group in derived.groups.items()} == {"a": 12, "b": 8}
-    proven = LayerwiseFedMA(spec=SPEC, model=Net(), example_inputs=inputs).settings.spec
-    assert proven.axes == SPEC.axes
-    wrong = PermutationSpec(SPEC.groups, {**SPEC.axes, "b.weight": "b, 12", "c.weight": "2, 8"})
-    with pytest.raises(SpecError):
-        LayerwiseFedMA(spec=wrong, model=Net(), example_inputs=inputs)
-
-
-def test_a_model_without_a_spec_is_refused():
-    class Broken(Net):
-        def forward(self, x):
-            return super().forward(x.T)
-
-    with pytest.raises(UnsupportedModelError):
-        LayerwiseFedMA(model=Broken(), example_inputs=(torch.zeros(3, 2),))
-
-
-def test_gamma_must_be_positive():
-    with pytest.raises(ValueError, match="gamma"):
-        BBPMAP(gamma=0.0)
-
-
-def test_arrays_that_do_not_fit_the_spec_are_refused_before_the_first_exchange():
-    log = []
-    grid = InProcessGrid(make_app(), CLIENTS, intercept=lambda m, c: log.append(m))
-    right = Net().state_dict()
-    for wrong in ({**right, "b.bias": torch.zeros(9)}, {**right, "d": torch.zeros(9)}):
-        with pytest.raises(SpecError, match=r"b\.bias|'d'"):
-            LayerwiseFedMA(spec=SPEC).start(grid, ArrayRecord(wrong))
-    with pytest.raises(SpecError, match="none of the model's tensors"):
-        LayerwiseFedMA(spec=SPEC).start(grid, ArrayRecord({"d": torch.zeros(9)}))
-    with pytest.raises(ValueError, match="num_rounds"):
-        LayerwiseFedMA(spec=SPEC).start(grid, initial_arrays(), num_rounds=0)
-    with pytest.raises(ValueError, match="num_rounds"):
-        FedAvg().start(grid, initial_arrays(), num_rounds=0)
-    assert log == []
