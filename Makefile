@@ -21,7 +21,7 @@ help:
 	@echo "make demo         FedMA, FedAvg and FedProx on handwritten digits; writes outputs/demo"
 	@echo "make deploy-demo  FedMA on a SuperLink and SuperNodes with TLS and keys; writes outputs/deploy"
 	@echo "make test         lint, format check, type check and all tests but the next two lines'"
-	@echo "make test-long    tests that train the examples, and 10,000 hostile replies (minutes)"
+	@echo "make test-long    tests that train the examples, run Flower with Ray, and 10,000 hostile replies (minutes)"
 	@echo "make test-deploy  tests with real SuperNodes that are killed and come back (minutes)"
 	@echo "make docs         the documentation, in site/; a warning is an error"
 	@echo "make setup        install everything in $(VENV) (the other commands do it when needed)"

@@ -58,6 +58,7 @@ def test_a_run_leaves_its_result_its_exchanges_and_its_model(tmp_path):
     assert accuracy == last["accuracy"]
 
 
+@pytest.mark.long
 def test_a_resumed_run_leaves_what_an_uninterrupted_one_leaves(tmp_path):
     def leaves(name):
         rounds = json.loads((tmp_path / name / "result.json").read_text(encoding="utf-8"))["rounds"]

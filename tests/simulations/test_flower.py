@@ -101,6 +101,7 @@ TINY = {
 
 
 @pytest.mark.flower
+@pytest.mark.long
 def test_flower_runs_this_repository_and_leaves_no_process(tmp_path):
     runs = {}
     with LocalFlower() as flower:
