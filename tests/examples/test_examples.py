@@ -25,6 +25,7 @@ CASES = {
     "text": ("role_text", "transformers", 2, 1),
     "lora": ("lora_digits", "peft", 4, 2),
     "personal": ("personal_norms", None, 4, 1),
+    "devices": ("device_digits", None, 6, 1),
 }
 
 

@@ -1,0 +1,1 @@
+"""One model for devices of several sizes, in a Flower app."""
