@@ -2,55 +2,12 @@
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp.exception import AggregationError
 from torch import nn
-from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrizations, spectral_norm
 
-from fedma_flwr import FedMA, Stage, fedma_mod, load_model
-from fedma_flwr.testing import InProcessGrid
-from tests.toy import Net, data, fit
-
-INPUTS = (torch.zeros(4, 2),)
-PLANS = {
-    "default": {},
-    "trained head": {"head": "trained"},
-    "layer by layer": {"groups_per_stage": 1, "head": "trained"},
-    "as sent": {"groups_per_stage": 1, "head": "trained", "reestimate_statistics": False},
-    "one shot": {"one_shot": True},
-    "damped": {"groups_per_stage": 1, "head": "trained", "server_learning_rate": 0.5},
-}
-
-
-def run(make, *, seen=None, change=lambda model: model, optimizer=None, **options):
-    """The model after two rounds; `seen` gets each stage and the model as it was trained."""
-    app = ClientApp(mods=[fedma_mod])
-
-    @app.train()
-    def train(message, context):
-        client = context.node_config["partition-id"]
-        model = change(load_model(make(), message)).train()
-        if optimizer is None:
-            fit(model, client)
-        else:
-            steps, (x, y) = optimizer(model), data(client)
-            for _ in range(3):
-                steps.zero_grad()
-                cross_entropy(model(x), y).backward()
-                steps.step()
-        if seen is not None:
-            state = {n: t.detach().clone() for n, t in model.state_dict().items()}
-            seen.append((Stage.from_message(message), state))
-        metrics = MetricRecord({"num-examples": 60})
-        records = {"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}
-        return Message(RecordDict(records), reply_to=message)
-
-    strategy = FedMA(model=make(), example_inputs=INPUTS, fraction_evaluate=0.0, **options)
-    initial = ArrayRecord(make().state_dict())
-    result = strategy.start(InProcessGrid(app, 3), initial, num_rounds=2)
-    return result.arrays.to_torch_state_dict()
+from fedma_flwr import FedMA, load_model
+from tests.client.settled_runs import INPUTS, PLANS, run
+from tests.toy import Net
 
 
 class Step(nn.Module):
@@ -175,77 +132,6 @@ def test_a_norm_on_the_output_settles_as_a_whole():
     assert names <= set(strategy.settings.plan.stages[-1].settles)
 
 
-class Frozen(Net):
-    """A model of which some layers are not trained."""
-
-    def __init__(self, *fixed, middle=nn.Identity):
-        super().__init__()
-        self.n = middle()
-        for name in fixed:
-            getattr(self, name).requires_grad_(False)
-
-    def forward(self, x):
-        return self.c(torch.relu(self.b(torch.relu(self.n(self.a(x))))))
-
-
-OPTIMIZERS = {
-    "sgd": None,
-    "all parameters": lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
-    "decay": lambda model: torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], weight_decay=0.5
-    ),
-}
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-@pytest.mark.parametrize("fixed", ["c", "b", "bc"])
-def test_a_stage_in_which_nothing_is_left_to_train_is_passed_through(fixed, plan, optimizer):
-    torch.manual_seed(0)
-    initial = Frozen(*fixed).state_dict()
-
-    def make():
-        model = Frozen(*fixed)
-        model.load_state_dict(initial)
-        return model
-
-    state = run(make, optimizer=optimizer, **plan)
-
-    if "c" in fixed:  # a classifier that is fixed is not solved either
-        assert torch.equal(state["c.bias"], initial["c.bias"])
-    assert not torch.equal(state["a.bias"], initial["a.bias"])
-
-
-def test_statistics_are_estimated_on_settled_weights_where_nothing_is_trained():
-    seen = []
-
-    def make():
-        return Frozen("c", middle=lambda: nn.BatchNorm1d(12))
-
-    run(make, seen=seen, optimizer=OPTIMIZERS["decay"], head="trained")
-
-    stages = [(stage, state) for stage, state in seen if stage.name != "local"]
-    assert stages
-    assert all(float(state["n.running_var"].min()) > 0 for _, state in stages)
-
-
-def test_who_unfreezes_what_is_settled_is_told_so():
-    def unfreeze(model):
-        return model.requires_grad_(True)
-
-    with pytest.raises(AggregationError, match=r"'a.weight' was changed.*it was unfrozen"):
-        run(Net, change=unfreeze, head="trained")
-
-
-def test_who_freezes_the_rest_after_loading_is_told_to_do_it_before():
-    def freeze(model):
-        model.c.requires_grad_(False)
-        return model
-
-    with pytest.raises(AggregationError, match=r"Nothing is left to train.*Freeze them before"):
-        run(Net, change=freeze, head="trained")
-
-
 class Outputs(Net):
     """A net whose outputs go through something without parameters."""
 
@@ -270,13 +156,6 @@ def test_a_head_behind_which_a_norm_stands_is_trained(last, solved):
     settings = FedMA(model=Outputs(last), example_inputs=INPUTS).settings
 
     assert (settings.solver is not None) == solved
-
-
-def test_a_head_that_is_frozen_is_solved_only_if_that_is_asked_for():
-    arguments = {"model": Frozen("c"), "example_inputs": INPUTS}
-
-    assert FedMA(**arguments).settings.solver is None
-    assert FedMA(**arguments, head="solved").settings.solver is not None
 
 
 class Table(nn.Module):

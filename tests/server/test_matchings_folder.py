@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from fedma_flwr.matching import BBPMAP, IdentityMatching, Matching, SavedMatching
+from fedma_flwr.matching import BBPMAP, IdentityMatching, Matching
 from fedma_flwr.protocol import to_tensors
-from fedma_flwr.server.matchings_folder import GroupMatching, MatchingsFolder
+from fedma_flwr.server.matchings_folder import MatchingsFolder
 from fedma_flwr.testing import InProcessGrid, SilentError
 from tests.toy import CLIENTS, SPEC, LayerwiseFedMA, initial_arrays, make_app
 
 ROUNDS = 2
+
+
 FIRST = "round-000001.json"
 
 
@@ -124,17 +126,6 @@ def test_a_client_that_fails_is_left_out_of_the_saved_matching(copied):
         assert held[:3] == np.bincount(counts, minlength=CLIENTS)[1:].tolist()
 
 
-def test_units_of_missing_clients_close_up():
-    group = GroupMatching(
-        {"x": np.array([2, 0]), "y": np.array([1, 3]), "z": np.array([3, 2])}, 7.0, 1
-    )
-    assert [a.tolist() for a in group.matcher(["z", "x"]).assignments] == [[2, 1], [1, 0]]
-    assert group.matcher(["z", "x"]).objective is None
-    everyone = group.matcher(["z", "y", "x"])
-    assert [a.tolist() for a in everyone.assignments] == [[3, 2], [1, 3], [2, 0]]
-    assert everyone.objective == 7.0
-
-
 def set_units(units):
     return lambda content: content["groups"]["b"]["clients"].update({"0": units})
 
@@ -190,19 +181,6 @@ def test_an_objective_may_be_a_whole_number(copied, saved):
     told = {group: value for r in again.history for group, value in r.objective.items()}
     assert told["b"] == 3.0
     assert isinstance(told["b"], float)
-
-
-def test_as_many_units_as_may_be_pass(tmp_path):
-    """Sixteen of b, twice its initial number, and not one more."""
-    folder = MatchingsFolder(tmp_path, {"b": 16})
-    units = {"x": np.arange(8), "y": np.arange(8, 16)}
-    folder.save(1, {"b": GroupMatching(units, 0.5, 0)})
-    (found,) = folder.read(1).values()
-    assert found.width == 16
-    assert found.popularity.tolist() == [1] * 16
-    folder.max_widths["b"] = 15
-    with pytest.raises(ValueError, match="group 'b': it has 16 units, at most 15 may be"):
-        folder.read(1)
 
 
 def test_files_of_all_rounds_to_come_are_checked_before_the_run(copied):
@@ -312,18 +290,3 @@ def test_clients_of_other_widths_are_refused_before_the_model_is_touched(copied)
 def test_posterior_output_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"matchings was .* output is 'posterior'"):
         run(tmp_path, matcher=BBPMAP.reference())
-
-
-def test_the_matcher_by_itself_checks_what_it_is_given():
-    rows = [np.eye(3), np.eye(3)]
-    same = (np.arange(3), np.arange(3))
-    with pytest.raises(ValueError, match=r"\[3, 3\] units, the saved matching \[3\]"):
-        SavedMatching(same[:1]).match(rows)
-    with pytest.raises(ValueError, match="max_width: 3, the saved matching has 6"):
-        SavedMatching((np.arange(3), np.arange(3, 6)), max_width=3).match(rows)
-    with pytest.raises(ValueError, match="at least one client"):
-        SavedMatching(())
-    weighted = SavedMatching(same).match([np.ones((3, 1)), 4 * np.ones((3, 1))], weights=[2, 1])
-    assert weighted.units[:, 0].tolist() == [2.0, 2.0, 2.0]
-    identity = IdentityMatching().match(rows)
-    assert SavedMatching(same).match(rows).objective == identity.objective

@@ -1,163 +1,13 @@
-"""Personal tensors: they stay with the client, in the client's units, through all stages."""
+"""Personal tensors stay with their client; what names none of them is refused."""
 
-import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp.exception import AggregationError
-from torch import nn
 
-from fedma_flwr import FedMA, fedma_mod, load_model
-from fedma_flwr.matching import Matching
-from fedma_flwr.testing import InProcessGrid
-from tests.toy import data, fit, reply
-
-CLIENTS = 4
-
-
-class Net(nn.Module):
-    """Group a (6 units) with a batch norm, group b (5), head c."""
-
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(2, 6)
-        self.bn = nn.BatchNorm1d(6)
-        self.b = nn.Linear(6, 5)
-        self.c = nn.Linear(5, 2)
-
-    def forward(self, x):
-        return self.c(torch.relu(self.b(torch.relu(self.bn(self.a(x))))))
-
-
-def make_strategy(net=Net, **arguments):
-    arguments = {"max_growth": 1.0, **arguments}
-    return FedMA(model=net(), example_inputs=(torch.zeros(4, 2),), **arguments)
-
-
-def run(strategy, train, *, rounds=3, evaluate=None, net=Net, intercept=None, mods=()):
-    app = ClientApp(mods=[*mods, fedma_mod])
-
-    @app.train()
-    def train_function(message, context):
-        client = context.node_config["partition-id"]
-        torch.manual_seed(client)
-        return train(message, context, client)
-
-    @app.evaluate()
-    def evaluate_function(message, context):
-        client = context.node_config["partition-id"]
-        if evaluate:
-            evaluate(message, client)
-        metrics = MetricRecord({"num-examples": 1, "accuracy": 1.0})
-        return Message(RecordDict({"metrics": metrics}), reply_to=message)
-
-    grid = InProcessGrid(app, CLIENTS, intercept=intercept)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        arrays = ArrayRecord(net().state_dict())
-    return strategy.start(grid, arrays, num_rounds=rounds), grid
-
-
-class Apart:
-    """Half of the clients' units become global units of their own."""
-
-    output = "mean"
-
-    def match(self, units, *, weights=None, max_width=None, seed=0):
-        first = [0 if client % 2 else max_width - len(rows) for client, rows in enumerate(units)]
-        own = tuple(np.arange(len(rows)) + at for rows, at in zip(units, first, strict=True))
-        held = np.bincount(np.concatenate(own), minlength=max_width)
-        return Matching(own, np.zeros((max_width, units[0].shape[1])), held, 1.0, 1)
-
-
-class Marked:
-    """Clients with the same units, each in an order of its own.
-
-    A personal bias says whose it is and which unit's: it is the shared bias plus the client's mark.
-    """
-
-    def __init__(self):
-        torch.manual_seed(1)
-        self.base = Net().state_dict()
-        self.base["a.bias"] = torch.arange(6.0)
-        self.seen = []  # client, stage or "evaluate", whether all units fit
-
-    def train(self, message, _, client):
-        model = load_model(Net(), message)
-        instruction = message.content["fedma"]
-        if instruction["round"] == 1 and instruction.get("stage", 0) == 0:
-            self.begin(model, client)
-        self.check(model, client, "train")
-        assert model.bn.weight.requires_grad or "head-module" in instruction
-        if "head-module" in instruction:
-            x, y = data(client)
-            nn.functional.cross_entropy(model(x), y).backward()
-        return reply(message, model, client)
-
-    def begin(self, model, client):
-        order = torch.randperm(6)
-        state = {**model.state_dict(), **self.base}
-        state["a.weight"], state["a.bias"] = state["a.weight"][order], state["a.bias"][order]
-        state["b.weight"] = state["b.weight"][:, order]
-        state["bn.bias"] = state["a.bias"] + 0.1 * (client + 1)
-        model.load_state_dict(state)
-
-    def check(self, model, client, where):
-        mark = model.bn.bias - model.a.bias
-        self.seen.append((client, where, bool((mark - 0.1 * (client + 1)).abs().max() < 1e-4)))
-
-    def evaluate(self, message, client):
-        self.check(load_model(Net(), message), client, "evaluate")
-
-
-@pytest.mark.parametrize(
-    "plan",
-    [{}, {"groups_per_stage": 1}, {"one_shot": True}, {"groups_per_stage": 1, "head": "trained"}],
-)
-@pytest.mark.parametrize("initialisation", ["common", "own"])
-def test_they_follow_their_units(plan, initialisation):
-    marked = Marked()
-    strategy = make_strategy(personal=("bn.*",), initialisation=initialisation, **plan)
-
-    run(strategy, marked.train, evaluate=marked.evaluate)
-
-    assert {client for client, _, _ in marked.seen} == set(range(CLIENTS))
-    assert all(fits for _, _, fits in marked.seen), marked.seen
-    assert sum(where == "evaluate" for _, where, _ in marked.seen) == 3 * CLIENTS
-
-
-@pytest.mark.parametrize("plan", [{}, {"groups_per_stage": 1}])
-def test_they_follow_their_units_through_rounds_without_their_client(plan):
-    marked = Marked()
-    strategy = make_strategy(
-        personal=("bn.*",),
-        fraction_train=0.5,
-        min_train_nodes=2,
-        min_available_nodes=CLIENTS,
-        **plan,
-    )
-    started = set()
-
-    def train(message, context, client):
-        if message.content["fedma"].get("stage", 0) == 0 and client not in started:
-            started.add(client)
-            model = load_model(Net(), message)
-            if message.content["fedma"]["round"] == 1:
-                marked.begin(model, client)
-            with torch.no_grad():
-                model.bn.bias.copy_(model.a.bias + 0.1 * (client + 1))
-            return reply(message, model, client)
-        if client not in started:  # asked for moments only
-            model = load_model(Net(), message)
-            nn.functional.cross_entropy(model(data(client)[0]), data(client)[1]).backward()
-            return reply(message, model, client)
-        return marked.train(message, context, client)
-
-    run(strategy, train, rounds=7, evaluate=lambda m, c: c in started and marked.evaluate(m, c))
-
-    assert started == set(range(CLIENTS))
-    assert all(fits for _, _, fits in marked.seen), marked.seen
+from fedma_flwr import load_model
+from tests.server.personal import CLIENTS, Net, make_strategy, run
+from tests.toy import fit, reply
 
 
 def test_they_cross_once_and_are_never_sent_back():
@@ -228,29 +78,6 @@ def test_a_personal_head_has_no_stage():
     assert len(result.train_metrics_clientapp) == 3
     with pytest.raises(ValueError, match=r"head was 'solved'.*c\.weight.*not shared"):
         make_strategy(personal=("c.*",), head="solved")
-
-
-def test_grown_units_have_the_initial_values_of_others():
-    def train(message, context, client):
-        model = load_model(Net(), message)
-        if message.content["fedma"].get("stage", 0) == 0:
-            assert model.a.out_features == 6
-        fit(model, client)
-        return reply(message, model, client)
-
-    def evaluate(message, client):
-        model = load_model(Net(), message)
-        assert model.a.out_features == 9
-        # Units that the client lacks are switched off, as they are in its moments.
-        assert int((model.bn.weight == 0).sum()) == model.a.out_features - 6
-
-    strategy = make_strategy(personal=("bn.*",), max_growth=1.5, matcher=Apart())
-    result, _ = run(strategy, train, evaluate=evaluate)
-    weights = result.arrays.to_torch_state_dict()
-
-    assert len(weights["a.weight"]) == len(weights["bn.weight"]) == 9
-    assert torch.equal(weights["bn.weight"], torch.ones_like(weights["bn.weight"]))
-    load_model(Net(), result.arrays)
 
 
 def test_a_client_that_has_lost_all_begins_with_the_initial_ones():
