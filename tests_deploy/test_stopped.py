@@ -13,11 +13,12 @@ class Standstill:
 
     def __init__(self, federation, run):
         self.node, self.run = federation.nodes[STILL], run
+        self.said_before = len(self.node.said())  # by the runs before: the node is shared
         self.stopped = []
         self.gone_on = False
 
     def __call__(self):
-        if not self.stopped and "ROUND 1.1]" in self.node.said():
+        if not self.stopped and "ROUND 1.1]" in self.node.said()[self.said_before :]:
             self.stopped = self.node.processes()
             self.send(signal.SIGSTOP)
         if self.stopped and not self.gone_on and 1 in self.run.stages(1):
