@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 Integers = NDArray[np.int64]
+
+
+class UnitsOnDemand(Sequence[Floats]):
+    """Units of many clients: each client's are made when they are asked for, and not kept.
+
+    Parameters
+    ----------
+    widths : sequence of J int
+        How many units each client has.
+    make : callable
+        Takes a client's index and returns its units, a float array of shape (L_j, D).
+
+    Examples
+    --------
+    >>> units = UnitsOnDemand([2, 3], lambda client: np.full((2 + client, 4), client, float))
+    >>> len(units), units.widths, units[1].shape
+    (2, (2, 3), (3, 4))
+    """
+
+    def __init__(self, widths: Sequence[int], make: Callable[[int], Floats]) -> None:
+        self.widths, self._make = tuple(widths), make
+
+    def __len__(self) -> int:
+        return len(self.widths)
+
+    @overload
+    def __getitem__(self, client: int) -> Floats: ...
+
+    @overload
+    def __getitem__(self, client: slice) -> list[Floats]: ...
+
+    def __getitem__(self, client: int | slice) -> Floats | list[Floats]:
+        clients = range(len(self))[client]  # an index beyond the last one raises here
+        return self._make(clients) if isinstance(clients, int) else [self._make(k) for k in clients]
+
+    def __iter__(self) -> Iterator[Floats]:
+        return (self._make(client) for client in range(len(self)))
+
+
+def widths_of(units: Sequence[Floats]) -> tuple[int, ...]:
+    """Return how many units each client has, without making any."""
+    return units.widths if isinstance(units, UnitsOnDemand) else tuple(map(len, units))
 
 
 def average_members(

@@ -10,18 +10,18 @@ Wang et al., "Federated Learning with Matched Averaging", ICLR 2020 (FedMA, sect
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from . import validate
+from .anchors import assign_others, orders_of_anchors
 from .arrays import Floats, Integers
 from .assignment import Backend, check_backend
-from .calibration import calibrate
 from .matcher import Matching, Output
+from .model_choice import choose_model
 from .pricing import Pricing
 from .search import Search
 from .threads import threads_to_match, using_threads
-from .unit_model import UnitModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,11 @@ class BBPMAP:
         updates, before later ones get an approximate assignment (``Matching.settled``). Unrelated
         units stay below 3. Infinity: always the best.
 
+    anchors : int (default: 32)
+        So many clients, the first ones, are matched jointly; each further one is assigned once, to
+        the sums of all before it, and the anchors are then visited again. Memory does not grow with
+        the cohort, and time no faster than it. ``fit`` matches all jointly.
+
     Raises
     ------
     ValueError
@@ -126,9 +131,10 @@ class BBPMAP:
     popularity_cap: int = 10
     soft_width: int | Literal["double"] | None = None
     default_prior_mean: Literal["zero", "rows"] = "rows"
-    # The text names a run's settings: none of these two.
+    # The text names a run's settings: none of these.
     threads: int | None = field(default=None, repr=False)
     effort: float = field(default=16.0, repr=False)
+    anchors: int = field(default=32, repr=False)
 
     def __post_init__(self) -> None:
         check_backend(self.backend)
@@ -137,6 +143,7 @@ class BBPMAP:
         validate.check_variances(self.local_variance, self.prior_variance, fit=self.fit)
         validate.check_choice("default_prior_mean", self.default_prior_mean, ("zero", "rows"))
         validate.check_effort(self.sweeps, self.threads, self.effort)
+        validate.check_anchors(self.anchors)
         validate.check_choice("output", self.output, get_args(Output))
 
     @classmethod
@@ -269,30 +276,25 @@ class BBPMAP:
         >>> matching.units[:, :3].round(2).tolist()
         [[1.15, 0.0, 0.0], [0.0, 1.15, 0.0], [0.0, 0.0, 1.15]]
         """
-        arrays = validate.check_sizes(validate.check_units(units))
-        limit = validate.check_max_width(arrays, self.max_width, max_width)
-        mass = validate.check_weights(weights, len(arrays))
+        anchors = len(units) if self.fit else min(self.anchors, len(units))
+        arrays = validate.check_sizes(validate.check_units(units[:anchors]))
+        limit = validate.check_max_width(units, self.max_width, max_width)
+        mass = validate.check_weights(weights, len(units))
         if mass is not None and self.output == "posterior":
             raise ValueError('weights: only output="mean" is weighted, output is "posterior"')
-        visits = validate.check_orders(orders, self.sweeps, len(arrays), seed)
+        every = validate.check_orders(orders, self.sweeps, len(units), seed)
+        visits = orders_of_anchors(every, anchors)
         mean = validate.check_prior_mean(prior_mean, arrays, self.default_prior_mean)
-        model, pricing = self._model_and_pricing(arrays, mean, limit)
+        weight, cap = self.popularity_weight, self.popularity_cap
+        pricing = Pricing(self.gamma, weight, cap, self.soft_width, limit)
+        variances, with_logs = (self.local_variance, self.prior_variance), self.log_determinant
+        model, pricing = choose_model(arrays, mean, variances, pricing, log_determinant=with_logs)
         with using_threads(self.threads or threads_to_match(arrays)):
             search = Search(
                 arrays, model, pricing, backend=self.backend, fit=self.fit, effort=self.effort
             )
-            return search.result(arrays, search.run(visits), mass, self.output == "posterior")
-
-    def _model_and_pricing(
-        self, units: Sequence[Floats], mean: Floats, max_width: int | None
-    ) -> tuple[UnitModel, Pricing]:
-        weight, cap = self.popularity_weight, self.popularity_cap
-        pricing = Pricing(self.gamma, weight, cap, self.soft_width, max_width)
-        if self.local_variance is not None and self.prior_variance is not None:
-            local, prior = float(self.local_variance), float(self.prior_variance)
-            return UnitModel(local, prior, mean, self.log_determinant), pricing
-        found = calibrate(units, mean, self.gamma)
-        pricing = replace(pricing, gamma=found.mass, price=found.price)
-        if not found.told:
-            pricing = replace(pricing, popularity_weight=1.0, popularity_cap=len(units))
-        return UnitModel(found.local, found.prior, mean, log_determinant=False), pricing
+            sweeps = search.run(visits)
+            if anchors < len(units):
+                sweeps += assign_others(search, units, arrays[0], anchors, visits)
+            members = arrays if anchors == len(units) else units
+            return search.result(members, sweeps, mass, self.output == "posterior")

@@ -39,6 +39,10 @@ class Gain(Protocol):
         """Return all of a client's gains, without error, while it is taken out."""
         ...
 
+    def forget(self, client: int) -> None:
+        """Keep nothing of a client, which will not be visited again."""
+        ...
+
 
 class ScalarGain:
     """The gain with one local and one prior variance for all dimensions.
@@ -67,6 +71,10 @@ class ScalarGain:
         if client not in self._products:
             self._products[client] = Products(global_units, client, self.mean)
         return self._products[client]
+
+    def forget(self, client: int) -> None:
+        """Keep nothing of a client."""
+        self._products.pop(client, None)
 
     def __call__(self, global_units: GlobalUnits, client: int) -> Gains:
         """Return all of a client's gains while it is taken out."""
@@ -196,6 +204,9 @@ class VectorGain:
             self._logs(np.zeros(1)) - distance.cpu().numpy(),
             np.zeros(len(popularity)),
         )
+
+    def forget(self, client: int) -> None:
+        """Nothing is kept."""
 
     def _logs(self, popularity: Integers | Floats) -> Floats:
         if not self._log_determinant:

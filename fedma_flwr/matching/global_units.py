@@ -62,7 +62,7 @@ class GlobalUnits:
         self._centre = torch.from_numpy(centre).to(device)
         self._is_centred = not centre.any()
         # No product of a row with a sum is larger: Cauchy and Schwarz.
-        self.largest_product = len(units) * square
+        self._square, self.largest_product = square, len(units) * square
         # Room to grow: memory that is not written to takes none, copies do.
         widest = max(len(array) for array in units)
         capacity = widest + widest // 8 + 1
@@ -75,6 +75,19 @@ class GlobalUnits:
         # The time of a client's last visit; only others' changes after it are news to it.
         self.visited = np.zeros(len(units), dtype=np.int64)
         self.time = 0
+
+    def append(self, units: Floats) -> int:
+        """Take in a further client, whose units are nowhere yet; return its index."""
+        self._units.append(torch.from_numpy(units).to(self._centre.device))
+        self.slots.append(np.empty(0, dtype=np.int64))
+        self.visited = np.append(self.visited, 0)
+        self._square += float(np.vdot(units, units))
+        self.largest_product = len(self._units) * self._square
+        return len(self._units) - 1
+
+    def let_go(self, client: int) -> None:
+        """Forget a client's rows: it stays where it is, and cannot be visited any more."""
+        self._units[client] = self._units[client][:0]
 
     def blocks(self, rows: int, itemsize: int = 8) -> list[slice]:
         """Return the pieces of the signature in which so many rows are worked on.

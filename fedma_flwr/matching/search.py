@@ -95,6 +95,32 @@ class Search:
         self._bounds = None  # The result takes as much memory.
         return done
 
+    def add(self, units: Floats) -> None:
+        """Assign a further client, whose units are then let go.
+
+        Parameters
+        ----------
+        units : float array, shape (L_j, D)
+            Of a client behind those that the search began with, its anchors.
+        """
+        client = self.global_units.append(units)
+        self._widths.append(len(units))
+        self._movable.append(np.zeros(len(units), dtype=bool))
+        self._visit(client)
+        self._gain.forget(client)
+        self.global_units.let_go(client)
+        self._movable[client] = self._movable[client][:0]
+
+    def sweep_again(self, orders: Integers) -> int:
+        """Sweep over the anchors once more; return the number of sweeps done.
+
+        Parameters
+        ----------
+        orders : int array, shape (sweeps, anchors)
+            Their order in every sweep.
+        """
+        return self._sweep(orders)
+
     def result(
         self,
         units: Sequence[Floats],

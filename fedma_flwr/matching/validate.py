@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Floats, Integers, mean_row
+from .arrays import Floats, Integers, mean_row, widths_of
 
 #: Products of two sums of squares of such numbers are finite.
 LARGEST = 1e70
@@ -24,24 +24,41 @@ def check_units(units: Sequence[Any]) -> list[Floats]:
     """
     if len(units) == 0:
         raise ValueError("units: expected at least one client's array (L_j, D), got none")
-    arrays = [_as_floats(array, client) for client, array in enumerate(units)]
-    size = arrays[0].shape[1]
-    for client, array in enumerate(arrays):
-        if array.shape[1] != size:
-            raise ValueError(
-                f"units: client {client} has shape {array.shape}, expected (L_j, {size}) "
-                f"as client 0 has shape {arrays[0].shape}"
-            )
-        # A sum of squares is finite only if all terms are, and costs no array of flags; the
-        # slow test then decides whether it was merely an overflow.
-        if not np.isfinite(np.vdot(array, array)) and not np.isfinite(array).all():
-            raise ValueError(f"units: client {client}, shape {array.shape}, has NaN or infinity")
+    arrays = [check_client(units[0], 0)]
+    arrays += [check_client(units[k], k, arrays[0]) for k in range(1, len(units))]
     return arrays
 
 
-def check_sizes(arrays: list[Floats]) -> list[Floats]:
-    """Refuse units whose squares could not be summed and multiplied; return the others."""
-    for client, array in enumerate(arrays):
+def check_client(units: Any, client: int, first: Floats | None = None) -> Floats:
+    """Return one client's units as a float array; errors are those of `check_units`.
+
+    Parameters
+    ----------
+    units : array-like, shape (L_j, D)
+    client : int
+        Its index, for the error.
+    first : float array, shape (L_0, D), or None
+        The first client's units, which all others must be as long as.
+    """
+    array = _as_floats(units, client)
+    if first is not None and array.shape[1] != first.shape[1]:
+        raise ValueError(
+            f"units: client {client} has shape {array.shape}, expected (L_j, {first.shape[1]}) "
+            f"as client 0 has shape {first.shape}"
+        )
+    # A sum of squares is finite only if all terms are, and costs no array of flags; the
+    # slow test then decides whether it was merely an overflow.
+    if not np.isfinite(np.vdot(array, array)) and not np.isfinite(array).all():
+        raise ValueError(f"units: client {client}, shape {array.shape}, has NaN or infinity")
+    return array
+
+
+def check_sizes(arrays: list[Floats], start: int = 0) -> list[Floats]:
+    """Refuse units whose squares could not be summed and multiplied; return the others.
+
+    The first array is client number `start`'s.
+    """
+    for client, array in enumerate(arrays, start):
         with np.errstate(over="ignore"):
             small = np.vdot(array, array) <= LARGEST**2
         if not small and np.abs(array).max() > LARGEST:
@@ -140,8 +157,9 @@ def check_max_width(units: Sequence[Floats], own: int | None, given: int | None)
         It is below the widest client.
     """
     max_width = own if given is None else given
-    widest = max(range(len(units)), key=lambda client: len(units[client]))
-    if max_width is not None and max_width < len(units[widest]):
+    widths = widths_of(units)
+    widest = max(range(len(widths)), key=widths.__getitem__)
+    if max_width is not None and max_width < widths[widest]:
         raise ValueError(
             f"max_width: {max_width} is below client {widest}, which has shape "
             f"{units[widest].shape}"
@@ -161,6 +179,18 @@ def check_variances(local: float | None, prior: float | None, *, fit: bool) -> N
         raise ValueError(f"local_variance, prior_variance: {local}, {prior}, expected both or none")
     if fit and local is None:
         raise ValueError("fit: needs local_variance and prior_variance to start from")
+
+
+def check_anchors(anchors: Any) -> None:
+    """Refuse what is no number of clients.
+
+    Raises
+    ------
+    ValueError
+        It names the argument.
+    """
+    if isinstance(anchors, bool) or not isinstance(anchors, int) or anchors < 1:
+        raise ValueError(f"anchors: {anchors!r}, expected a whole number >= 1")
 
 
 def check_effort(sweeps: int, threads: Any, effort: float) -> None:

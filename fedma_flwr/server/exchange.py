@@ -185,7 +185,10 @@ class Exchange:
             first_round=not self.current.model.token,
         )
         for node, reason in refused.items():
-            self._refuse(node, reason)
+            # Training that has got out of hand says nothing about the client's examples: only it
+            # may have a class, and its moments are those of settled layers.
+            trained = received[node].update is not None and received[node].update.moments is None
+            (self._drop if trained else self._refuse)(node, reason)
         key = settings.weighted_by_key
         return {node: received[node].weighing(update, key) for node, update in updates.items()}
 

@@ -61,7 +61,7 @@ def documented(text):
 
 def test_the_defaults_are_those_of_the_docstring():
     defaults = documented(inspect.getdoc(BBPMAP))
-    assert len(defaults) == 15
+    assert len(defaults) == 16
     assert {name: getattr(BBPMAP(), name) for name in defaults} == defaults
 
 

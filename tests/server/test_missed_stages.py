@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array
 
-from fedma_flwr import FedMA
+from fedma_flwr import FedMA, fedma_mod
 from fedma_flwr.testing import InProcessGrid, SilentError
 from tests.toy import CLIENTS, SPEC, LayerwiseFedMA, initial_arrays, make_app
 
@@ -57,6 +58,29 @@ def test_its_moments_count_although_it_has_missed_local_training():
     strategy = FedMA(spec=SPEC)
     run(strategy, missing((1, 0)))
     assert answered(strategy) == [CLIENTS - 1, CLIENTS]
+
+
+@pytest.mark.parametrize("server_round", [1, 2])
+def test_training_that_got_out_of_hand_costs_a_client_the_stage_and_not_its_moments(server_round):
+    """Only it may have a class, and what its examples are in settled layers is as good as ever."""
+
+    def diverge(message, context, call_next):
+        instruction, answer = message.content.get("fedma"), call_next(message, context)
+        trained = (instruction["round"], instruction["stage"]) == (server_round, 0)
+        if context.node_config["partition-id"] == BAD and trained and "arrays" in answer.content:
+            arrays = answer.content["arrays"]
+            for name in arrays:
+                arrays[name] = Array(arrays[name].numpy() * 1000)
+        return answer
+
+    strategy = FedMA(spec=SPEC)
+    result = run(strategy, None, rounds=2, app=make_app(mods=(diverge, fedma_mod)))
+    assert answered(strategy, server_round) == [CLIENTS - 1, CLIENTS]
+    assert answered(strategy, 3 - server_round) == [CLIENTS, CLIENTS]
+    (first,) = (r for r in strategy.history if (r.round, r.stage) == (server_round, 0) and r.dropped)
+    assert "max_norm_ratio" in first.dropped[str(BAD)]
+    for array in result.arrays.values():
+        assert np.isfinite(array.numpy()).all()
 
 
 def test_it_goes_on_with_the_units_that_its_own_would_have_become():
