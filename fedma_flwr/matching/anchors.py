@@ -36,30 +36,32 @@ def orders_of_anchors(orders: Integers, anchors: int) -> Integers:
     )
 
 
-def assign_others(
-    search: Search, units: Sequence[Floats], first: Floats, anchors: int, orders: Integers
+def search_all(
+    search: Search, units: Sequence[Floats], anchors: Sequence[Floats], orders: Integers
 ) -> int:
-    """Assign all clients behind the anchors; return the number of sweeps done after it.
+    """Match the anchors and assign all clients behind them; return the number of sweeps done.
 
     Parameters
     ----------
     search : Search
-        Which has matched the anchors.
+        Of the anchors.
     units : sequence of J float arrays, shapes (L_j, D)
         All clients'; those behind the anchors are asked for once, one after the other.
-    first : float array, shape (L_0, D)
-        The first client's units, for errors.
-    anchors : int
-        How many clients are matched already.
-    orders : int array, shape (sweeps, anchors)
-        The anchors' order in every sweep.
+    anchors : sequence of float arrays, shapes (L_j, D)
+        The first clients' units; all clients' in a small cohort.
+    orders : int array, shape (sweeps, J)
+        The clients' order in every sweep.
 
     Raises
     ------
     ValueError
         As `check_units`, for whoever it is.
     """
-    for client in range(anchors, len(units)):
-        (own,) = check_sizes([check_client(units[client], client, first)], client)
+    visits = orders_of_anchors(orders, len(anchors))
+    done = search.run(visits)
+    if len(anchors) == len(units):
+        return done
+    for client in range(len(anchors), len(units)):
+        (own,) = check_sizes([check_client(units[client], client, anchors[0])], client)
         search.add(own)
-    return search.sweep_again(orders[:_SWEEPS])
+    return done + search.sweep_again(visits[:_SWEEPS])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from . import validate
-from .anchors import assign_others, orders_of_anchors
+from .anchors import search_all
 from .arrays import Floats, Integers
 from .assignment import Backend, check_backend
 from .matcher import Matching, Output
@@ -267,7 +267,7 @@ class BBPMAP:
 
         Examples
         --------
-        The second client's units are longer, in another order, and count three times as much:
+        The second client's units are longer, and count three times as much:
 
         >>> units = np.eye(3, 10)
         >>> matching = BBPMAP().match([units, 1.2 * units[[2, 0, 1]]], weights=[1.0, 3.0])
@@ -276,25 +276,23 @@ class BBPMAP:
         >>> matching.units[:, :3].round(2).tolist()
         [[1.15, 0.0, 0.0], [0.0, 1.15, 0.0], [0.0, 0.0, 1.15]]
         """
-        anchors = len(units) if self.fit else min(self.anchors, len(units))
+        anchors = len(units) if self.fit else self.anchors
         arrays = validate.check_sizes(validate.check_units(units[:anchors]))
         limit = validate.check_max_width(units, self.max_width, max_width)
         mass = validate.check_weights(weights, len(units))
         if mass is not None and self.output == "posterior":
             raise ValueError('weights: only output="mean" is weighted, output is "posterior"')
-        every = validate.check_orders(orders, self.sweeps, len(units), seed)
-        visits = orders_of_anchors(every, anchors)
+        visits = validate.check_orders(orders, self.sweeps, len(units), seed)
         mean = validate.check_prior_mean(prior_mean, arrays, self.default_prior_mean)
-        weight, cap = self.popularity_weight, self.popularity_cap
-        pricing = Pricing(self.gamma, weight, cap, self.soft_width, limit)
+        prices = self.gamma, self.popularity_weight, self.popularity_cap, self.soft_width, limit
         variances, with_logs = (self.local_variance, self.prior_variance), self.log_determinant
-        model, pricing = choose_model(arrays, mean, variances, pricing, log_determinant=with_logs)
+        model, pricing = choose_model(
+            arrays, mean, variances, Pricing(*prices, clients=len(units)), with_logs
+        )
         with using_threads(self.threads or threads_to_match(arrays)):
             search = Search(
                 arrays, model, pricing, backend=self.backend, fit=self.fit, effort=self.effort
             )
-            sweeps = search.run(visits)
-            if anchors < len(units):
-                sweeps += assign_others(search, units, arrays[0], anchors, visits)
-            members = arrays if anchors == len(units) else units
-            return search.result(members, sweeps, mass, self.output == "posterior")
+            sweeps = search_all(search, units, arrays, visits)
+            every = arrays if len(arrays) == len(units) else units
+            return search.result(every, sweeps, mass, self.output == "posterior")

@@ -16,7 +16,6 @@ def choose_model(
     mean: Floats,
     variances: tuple[float | None, float | None],
     pricing: Pricing,
-    *,
     log_determinant: bool,
 ) -> tuple[UnitModel, Pricing]:
     """Return the model of units, and the pricing; both from the data if there are no variances.
@@ -24,7 +23,7 @@ def choose_model(
     Parameters
     ----------
     units : sequence of float arrays, shapes (L_j, D)
-        What variances are calibrated on.
+        What variances are calibrated on: all clients', or the anchors'.
     mean : float64 array, shape (D,)
         The prior mean.
     variances : (float or None, float or None)
@@ -40,5 +39,5 @@ def choose_model(
     found = calibrate(units, mean, pricing.gamma)
     pricing = replace(pricing, gamma=found.mass, price=found.price)
     if not found.told:
-        pricing = replace(pricing, popularity_weight=1.0, popularity_cap=len(units))
+        pricing = replace(pricing, popularity_weight=1.0, popularity_cap=pricing.clients)
     return UnitModel(found.local, found.prior, mean, log_determinant=False), pricing

@@ -104,7 +104,6 @@ class Search:
             Of a client behind those that the search began with, its anchors.
         """
         client = self.global_units.append(units)
-        self._widths.append(len(units))
         self._movable.append(np.zeros(len(units), dtype=bool))
         self._visit(client)
         self._gain.forget(client)
@@ -261,10 +260,10 @@ class Search:
     def _problem(self, existing: Floats, new: Floats) -> Problem:
         """Price new units."""
         slots = self._pricing.slots(len(new), self.global_units.width)
-        return Problem(existing, new, self._pricing.prices(slots, len(self._widths)))
+        return Problem(existing, new, self._pricing.prices(slots))
 
     def _worth(self, popularity: Integers) -> Floats:
-        return self._pricing.popularity_gain(popularity, len(self._widths))
+        return self._pricing.popularity_gain(popularity)
 
     def _popularity_gain(self) -> Floats:
         return self._worth(self.global_units.popularity[self.global_units.numbering])

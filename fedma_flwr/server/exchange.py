@@ -175,10 +175,10 @@ class Exchange:
     def _bound(self, received: Mapping[int, StageReply]) -> dict[int, StageReply]:
         """Drop clients whose units are out of all proportion, and bound what the others weigh."""
         settings, model = self.current.settings, self.current.model.tensors
-        updates = {node: reply.update for node, reply in received.items() if reply.update}
+        sent = {node: reply.update for node, reply in received.items() if reply.update}
         updates, refused = judge(
             settings.spec,
-            updates,
+            sent,
             model,
             settings.limits,
             settings.averaging,
@@ -187,8 +187,7 @@ class Exchange:
         for node, reason in refused.items():
             # Training that has got out of hand says nothing about the client's examples: only it
             # may have a class, and its moments are those of settled layers.
-            trained = received[node].update is not None and received[node].update.moments is None
-            (self._drop if trained else self._refuse)(node, reason)
+            (self._drop if sent[node].moments is None else self._refuse)(node, reason)
         key = settings.weighted_by_key
         return {node: received[node].weighing(update, key) for node, update in updates.items()}
 

@@ -17,17 +17,17 @@ PRICING = Pricing(
 
 
 def test_popularity_is_worth_its_odds_up_to_the_cap():
-    gain = PRICING.popularity_gain(np.array([1, 3, 4, 8]), clients=9)
+    gain = replace(PRICING, clients=9).popularity_gain(np.array([1, 3, 4, 8]))
     np.testing.assert_allclose(gain, 2 * np.log([1 / 8, 3 / 6, 3 / 6, 3 / 6]))
-    everyone = replace(PRICING, popularity_cap=9).popularity_gain(np.array([9]), clients=9)
+    everyone = replace(PRICING, popularity_cap=9, clients=9).popularity_gain(np.array([9]))
     np.testing.assert_allclose(everyone, 2 * np.log([9.0]))
 
 
 def test_the_kth_new_unit_costs_twice_the_logarithm_of_k_more():
     """1 - 2 log(6 / 12) for the first one."""
-    prices = PRICING.prices(slots=3, clients=12)
+    prices = replace(PRICING, clients=12).prices(slots=3)
     np.testing.assert_allclose(prices, 1 + 2 * np.log(2) + 2 * np.log([1.0, 2.0, 3.0]))
-    assert PRICING.prices(slots=0, clients=12).shape == (0,)
+    assert PRICING.prices(slots=0).shape == (0,)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,9 @@ def test_training_that_got_out_of_hand_costs_a_client_the_stage_and_not_its_mome
     result = run(strategy, None, rounds=2, app=make_app(mods=(diverge, fedma_mod)))
     assert answered(strategy, server_round) == [CLIENTS - 1, CLIENTS]
     assert answered(strategy, 3 - server_round) == [CLIENTS, CLIENTS]
-    (first,) = (r for r in strategy.history if (r.round, r.stage) == (server_round, 0) and r.dropped)
+    (first,) = (
+        r for r in strategy.history if (r.round, r.stage) == (server_round, 0) and r.dropped
+    )
     assert "max_norm_ratio" in first.dropped[str(BAD)]
     for array in result.arrays.values():
         assert np.isfinite(array.numpy()).all()
