@@ -111,7 +111,7 @@ def npy_header(data: bytes) -> NpyHeader:
     length = _NPY_PREFIX + int.from_bytes(data[_NPY_PREFIX - 2 : _NPY_PREFIX], "little")
     # A model's tensors have the same headers in every message.
     read = _read_header if length <= _USUAL_HEADER else _read_header.__wrapped__
-    return read(data[:length])
+    return read(bytes(data[:length]))
 
 
 @lru_cache(maxsize=4096)
@@ -123,12 +123,21 @@ def _read_header(data: bytes) -> NpyHeader:
 
 
 def _numbers(array: Array) -> NDArray[Any]:
-    """A copy of an array's numbers: the only one, and the data can be let go."""
+    """A copy of an array's numbers: the only one, and the data can be let go.
+
+    What lies on disk is not copied: it is as good as memory, and takes none.
+    """
     if array.stype != NPY:
         return array.numpy().copy()  # Flower's error
     shape, columns_first, dtype, start = npy_header(array.data)
     flat = np.frombuffer(array.data, dtype, math.prod(shape), start)
-    return flat.reshape(shape, order="F" if columns_first else "C").copy()
+    numbers = flat.reshape(shape, order="F" if columns_first else "C")
+    return numbers if _is_on_disk(array) and not columns_first else numbers.copy()
+
+
+def _is_on_disk(array: Array) -> bool:
+    """Whether data is a view of a file, and not the bytes that Flower has received."""
+    return not isinstance(array.data, bytes)
 
 
 def _to_npy(numbers: NDArray[Any]) -> Array:
@@ -223,7 +232,7 @@ def _item_bytes(name: str, record: Any, known: dict[int, int]) -> int:
 
 def _array_bytes(array: Array) -> int:
     """Bytes of an array's message in Flower's protocol."""
-    if not isinstance(array.data, bytes):
+    if not isinstance(array.data, bytes | memoryview):
         raise TypeError(f"an array's data is a {type(array.data).__name__}")
     without = ProtoArray(dtype=array.dtype, shape=array.shape, stype=array.stype)
     return int(without.ByteSize()) + _unless_empty(len(array.data))

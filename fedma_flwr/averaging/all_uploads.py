@@ -12,6 +12,7 @@ from fedma_flwr.averaging.averages import Averaging
 from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.head import class_weights
 from fedma_flwr.averaging.holders import holding_mask
+from fedma_flwr.averaging.wide_tensors import of_each
 from fedma_flwr.matching import Matching
 from fedma_flwr.structure import PermutationSpec, PlannedStage
 
@@ -82,7 +83,7 @@ class AllUploads:
         if weights is None:
             examples = [update.examples for update in self.updates]
             weights = torch.tensor(examples, dtype=torch.float64)
-        values = [tensors[name] for tensors in self.wide[: len(self.updates)]]
+        values = of_each(self.wide[: len(self.updates)], name)
         if not any(update.narrow for update in self.updates):
             return as_dtype(averaging.combine(values, list(weights)), values[0].dtype)
         masks = [

@@ -17,6 +17,7 @@ CENTRED_CLIPPING = "centred_clipping"
 AVERAGES = (MEAN, MEDIAN, TRIMMED_MEAN, CENTRED_CLIPPING)
 _TINY = torch.finfo(torch.float64).tiny
 _BLOCK = 2**20  # numbers that are added at a time
+_STACKED = 64  # clients whose tensors may be there at once
 _WHOLE = 32  # columns that torch adds at a time, at most
 
 
@@ -145,8 +146,11 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
 def _mean(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """The mean where everybody holds everything: sums of values times shares of the weight.
 
-    Dividing a sum of products would differ in the last bit, and training makes more of that.
+    Dividing a sum of products would differ in the last bit, and training makes more of that. The
+    tensors of many clients are not there at once, and only their sum of products is.
     """
+    if len(values) > _STACKED:
+        return _mean_of_holders(values, weights)[0]
     shape = values[0].shape or torch.Size([1])
     tensors = [value.reshape(shape) for value in values]
     wide = [weight.to(torch.float64).expand(shape) for weight in weights]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +19,9 @@ from fedma_flwr.averaging.pooled_statistics import from_pooled, to_poolable
 from fedma_flwr.averaging.robust import scale_down
 from fedma_flwr.averaging.server_step import RoundStart, take_step
 from fedma_flwr.averaging.similarity import similarity_of_matched
+from fedma_flwr.averaging.wide_tensors import WideTensors, of_each
 from fedma_flwr.matching import Matcher, Matching, check_matching
+from fedma_flwr.matching.arrays import Floats, UnitsOnDemand, widths_of
 from fedma_flwr.matching.threads import threads_for, using_threads
 from fedma_flwr.structure import (
     PermutationSpec,
@@ -37,7 +40,7 @@ class _Matched:
 
     updates: Sequence[ClientUpdate]
     # At the global widths of all groups matched so far; behind the clients' the last model's.
-    wide: list[dict[str, Tensor]]
+    wide: list[WideTensors]
     assignments: tuple[dict[str, Tensor], ...]
     widths: dict[str, int] = field(default_factory=dict)
     matchings: dict[str, Matching] = field(default_factory=dict)
@@ -124,23 +127,23 @@ def settle_stage(
     uploads = _usual_sizes(spec, updates, like, averaging)
     if last is not None:
         uploads.append(to_poolable(spec, last))
-    found = _Matched(updates, uploads, tuple({} for _ in uploads))
+    wide = [WideTensors(spec, tensors) for tensors in uploads]
+    found = _Matched(updates, wide, tuple({} for _ in uploads))
     found.before = matched if isinstance(matched, Mapping) else {}
     earlier = frozenset(matched)
     for number, group in enumerate(stage.groups):
         found.signatures[group] = signature_tensors(spec, group, earlier | found.widths.keys())
         chosen = (saved or {}).get(group, matcher)
-        names, known = found.signatures[group], found.known
-        units = [signature(spec, group, names, t, known).numpy() for t in found.wide]
+        units = _units_of(spec, group, found, chosen)
         matching = chosen.match(
             units,
             weights=[*weights, 1.0][: len(units)] if weighted else None,
             max_width=max_widths[group],
             seed=seed + number,
         )
-        check_matching(matching, [len(rows) for rows in units], max_widths[group])
+        check_matching(matching, widths_of(units), max_widths[group])
         found.similarity[group] = similarity_of_matched(units, matching)
-        _take(spec, group, matching, found)
+        _take(group, matching, found)
     with using_threads(1):  # sums wait for the memory, and threads for one another
         settled = _average_units(spec, stage, found, weights, averaging)
         sent = AllUploads(spec, updates, found.wide, found.assignments, found.known)
@@ -226,17 +229,28 @@ def _usual_sizes(
     return scale_down(tensors, weights)
 
 
-def _take(spec: PermutationSpec, group: str, matching: Matching, found: _Matched) -> None:
+def _units_of(
+    spec: PermutationSpec, group: str, found: _Matched, matcher: Matcher
+) -> Sequence[Floats]:
+    """The clients' signatures: one by one, where the matcher need not hold all of them."""
+    names, known, wide = found.signatures[group], found.known, found.wide
+
+    def units(client: int) -> Floats:
+        rows: Floats = signature(spec, group, names, wide[client], known).numpy()
+        return rows
+
+    if len(wide) <= getattr(matcher, "anchors", math.inf):
+        return [units(client) for client in range(len(wide))]
+    return UnitsOnDemand([tensors.width(group, names, known) for tensors in wide], units)
+
+
+def _take(group: str, matching: Matching, found: _Matched) -> None:
     """Put every client's units of a group where the matching says."""
     found.widths[group], found.matchings[group] = len(matching.units), matching
     for client, assignment in enumerate(matching.assignments):
         units = torch.as_tensor(assignment, dtype=torch.int64)
         found.assignments[client][group] = units
-        tensors = found.wide[client]
-        if len(units) == found.widths[group] and torch.equal(units, torch.arange(len(units))):
-            continue  # they are there already
-        touched = {name: t for name, t in tensors.items() if group in spec.tensor_groups(name)}
-        tensors.update(spec.expand(touched, {group: units}, found.widths))
+        found.wide[client].place(group, units, found.widths)
 
 
 def _average_units(
@@ -258,7 +272,7 @@ def _average_units(
             holding_mask(spec, name, {**update.held, **units}, widths) * weight
             for update, units, weight in zip(clients, found.assignments, weights, strict=False)
         )
-        values = [tensors[name] for tensors in found.wide[: len(clients)]]
+        values = of_each(found.wide[: len(clients)], name)
         rule = averaging.of_statistics if name in spec.statistics else averaging
         mean, held = rule.of_holders(values, masks, sum(weights))
         # Where nobody holds a pair of units, there is nothing to average.

@@ -35,7 +35,8 @@ def similarity_of_matched(units: Sequence[Floats], matching: Matching) -> list[f
         sums[assignment] += rows  # no unit twice within a client
         held[assignment] += 1
     cosines = []
-    for rows, assignment in list(zip(units, matching.assignments, strict=True))[:_MOST_CLIENTS]:
+    for client in range(min(len(units), _MOST_CLIENTS)):
+        rows, assignment = units[client], matching.assignments[client]
         shared = held[assignment] > 1
         own, others = rows[shared], sums[assignment[shared]] - rows[shared]
         sizes = np.linalg.norm(own, axis=1) * np.linalg.norm(others, axis=1)

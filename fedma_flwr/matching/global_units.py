@@ -87,7 +87,7 @@ class GlobalUnits:
 
     def let_go(self, client: int) -> None:
         """Forget a client's rows: it stays where it is, and cannot be visited any more."""
-        self._units[client] = self._units[client][:0]
+        self._units[client] = torch.empty(0, len(self._centre))  # a view would keep them
 
     def blocks(self, rows: int, itemsize: int = 8) -> list[slice]:
         """Return the pieces of the signature in which so many rows are worked on.

@@ -108,7 +108,7 @@ class Search:
         self._visit(client)
         self._gain.forget(client)
         self.global_units.let_go(client)
-        self._movable[client] = self._movable[client][:0]
+        self._movable[client] = np.zeros(0, dtype=bool)
 
     def sweep_again(self, orders: Integers) -> int:
         """Sweep over the anchors once more; return the number of sweeps done.

@@ -116,7 +116,9 @@ _RULES: dict[str, _Rule] = {
         lambda value: value in WIDTH_SELECTIONS,
         f"it must be one of {WIDTH_SELECTIONS}",
     ),
-    **dict.fromkeys(("checkpoint_dir", "matchings", "output_dir", "spec_cache"), _FOLDER),
+    **dict.fromkeys(
+        ("checkpoint_dir", "matchings", "output_dir", "spec_cache", "spill_dir"), _FOLDER
+    ),
     **dict.fromkeys(("retrain_config", "head_config"), _CONFIG),
     **dict.fromkeys(("weighted_by_key", "arrayrecord_key", "configrecord_key"), _KEY),
     **dict.fromkeys(

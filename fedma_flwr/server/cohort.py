@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO, WARNING
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from fedma_flwr.server.arguments import check_arguments
 from fedma_flwr.server.client_keys import LONGEST_KEY, ClientKeys
 from fedma_flwr.server.client_widths import ClientWidths
 from fedma_flwr.server.evaluation import usable_evaluations
+from fedma_flwr.server.folders import as_folder, make_folder
 from fedma_flwr.server.hello import HelloLike, say_hello
 from fedma_flwr.server.history import History, OnExchange
 from fedma_flwr.server.messages import make_message, node_of, sent_to
 from fedma_flwr.server.overriding import OverridableStrategy
 from fedma_flwr.server.pulling import guarded
+from fedma_flwr.server.spill import Spill
 from fedma_flwr.server.waiting import Waiting
 
 _POLL_SECONDS = 1.0
@@ -60,6 +63,10 @@ class SeededCohort(OverridableStrategy):
     client_widths : mapping of str to float, optional (default: None)
         By client key, how wide a narrow client's model is, relative to the initial one: above 0, at
         most 1. It wins over the node config's ``client-width``, which clients say themselves.
+    spill_dir : str or Path, optional (default: None)
+        Folder where a stage's replies wait on disk once they take more than 256 MiB of memory, in a
+        file without a name, of which nothing is left. None: `output_dir` or `checkpoint_dir`;
+        without these all replies are kept in memory.
     **fedavg : Any
         FedAvg's keyword arguments.
     """
@@ -79,6 +86,7 @@ class SeededCohort(OverridableStrategy):
         registered_nodes: bool = False,
         on_exchange: OnExchange | None = None,
         client_widths: Mapping[str, float] | None = None,
+        spill_dir: str | Path | None = None,
         **fedavg: Any,
     ) -> None:
         """Check the arguments and keep them. Long because each has a line."""
@@ -95,6 +103,8 @@ class SeededCohort(OverridableStrategy):
         self.registered_nodes = registered_nodes
         self.client_widths = dict(client_widths or {})
         self._widths = ClientWidths(self.client_widths)
+        self.spill_dir = None if spill_dir is None else as_folder("spill_dir", spill_dir)
+        self._spill = Spill(None)
         self._keys = ClientKeys(registered=registered_nodes)
         self._online: list[int] = []  # nodes at the last sampling, in the order of the client keys
         self._timeout = stage_timeout or _TIMEOUT
@@ -118,7 +128,14 @@ class SeededCohort(OverridableStrategy):
         self._waiting = Waiting(self.quorum)
         self._asked_in_vain = set()
         self._made_do_with = None
+        if (folder := self._spill_folder()) is not None:
+            make_folder("spill_dir", folder)
+        self._spill = Spill(folder)
         self._timeout = self.stage_timeout or timeout
+
+    def _spill_folder(self) -> Path | None:
+        """Where replies may wait on disk."""
+        return self.spill_dir
 
     def client_key(self, node_id: int) -> str:
         """What identifies the client on a node; its node id while nothing better is known."""
@@ -144,7 +161,7 @@ class SeededCohort(OverridableStrategy):
         fraction = self.fraction_train if train else self.fraction_evaluate
         minimum = self.min_train_nodes if train else self.min_evaluate_nodes
         grid = guarded(grid)
-        grid.waiting = self._waiting
+        grid.waiting, grid.spill = self._waiting, self._spill
         nodes = self._wait_for_nodes(grid, max(self.min_available_nodes, minimum), server_round)
         self._waiting.keep(nodes)
         self._greet(grid, nodes, server_round, like)

@@ -20,6 +20,7 @@ from flwr.supercore.run import Run
 
 from fedma_flwr import reading
 from fedma_flwr.server.progress import WaitingNote
+from fedma_flwr.server.spill import Spill
 from fedma_flwr.server.waiting import Waiting
 
 #: A grid whose class has this attribute has all replies there will be as soon as it has pushed.
@@ -45,11 +46,14 @@ class GuardedGrid(Grid):
     ----------
     waiting : Waiting
         When it stops waiting for replies before the deadline.
+    spill : Spill
+        Where replies go that are too many for the memory.
     """
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.waiting = Waiting()
+        self.spill = Spill(None)
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else a grid has."""
@@ -109,6 +113,7 @@ class GuardedGrid(Grid):
             If messages cannot be sent, or if the grid has lost its connection.
         """
         messages = list(messages)
+        self.spill.begin()
         deadline = None if timeout is None else time.monotonic() + timeout
         if _pushes_and_pulls(self.grid):
             pushed = set(self.grid.push_messages(messages))
@@ -145,6 +150,8 @@ class GuardedGrid(Grid):
             for key in list(waiting):
                 if (reply := self._pull(key, sent, failures)) is not None:
                     received.append(reply)
+                    if not reply.has_error():
+                        self.spill.put(reply.content)
                     node, last = waiting.pop(key), time.monotonic() - started
                     if not reply.has_error():
                         self.waiting.heard(key, node)

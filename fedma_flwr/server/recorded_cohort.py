@@ -49,6 +49,9 @@ class RecordedCohort(ResumableCohort):
         super().__init__(**cohort)
         self.output_dir = None if output_dir is None else as_folder("output_dir", output_dir)
 
+    def _spill_folder(self) -> Path | None:
+        return super()._spill_folder() or self.output_dir
+
     def _begin(self, initial_arrays: ArrayRecord, timeout: float) -> None:
         super()._begin(initial_arrays, timeout)
         self.history.details = self.keeps_details or self.output_dir is not None

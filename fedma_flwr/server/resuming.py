@@ -78,6 +78,9 @@ class ResumableCohort(SeededCohort):
         self._given = initial_arrays
         self._open(initial_arrays)
 
+    def _spill_folder(self) -> Path | None:
+        return super()._spill_folder() or self.checkpoint_dir
+
     def _adopt(self, arrays: ArrayRecord) -> None:
         """Go on from other arrays than the last round's, if a subclass has changed them.
 

@@ -99,15 +99,11 @@ def test_weights_count_in_the_means():
     assert np.allclose(matching.units, total / weights.sum())
 
 
-class Watched(np.ndarray):
-    """An array that can be watched."""
-
-
 def test_no_more_clients_are_held_at_a_time_than_anchors_and_one():
     rng, living, most = np.random.default_rng(6), [], []
 
     def make(client):
-        rows = rng.normal(size=(WIDTH, SIZE)).view(Watched)
+        rows = rng.normal(size=(WIDTH, SIZE))
         living.append(weakref.ref(rows))
         gc.collect()
         most.append(sum(ref() is not None for ref in living))
