@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .arrays import Floats, Integers
+from .memory import give_back
 from .search import Search
 from .validate import check_client, check_sizes
 
@@ -64,4 +65,5 @@ def search_all(
     for client in range(len(anchors), len(units)):
         (own,) = check_sizes([check_client(units[client], client, anchors[0])], client)
         search.add(own)
+        give_back(client)
     return done + search.sweep_again(visits[:_SWEEPS])

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from fedma_flwr import protocol, wire
 from fedma_flwr.averaging import judge
+from fedma_flwr.matching.memory import give_back
 from fedma_flwr.server.history import ExchangeRecord, mean_epochs
 from fedma_flwr.server.ignored_config import IgnoredConfig
 from fedma_flwr.server.members import Member
@@ -231,7 +232,8 @@ class Exchange:
         sent = sent_to(self._sent)
         waiting = {message.metadata.dst_node_id for message in self._sent}
         received = {}
-        for reply in replies:
+        for number, reply in enumerate(replies):
+            give_back(number)
             node = node_of(reply, sent)
             if node not in waiting:  # answered twice, or nobody has asked it
                 continue

@@ -88,7 +88,15 @@ class CommunicationRound(NarrowRound):
         return carried is not None
 
     def _reference(self, stage: int) -> dict[str, Tensor]:
-        """The head that a stage's step starts from, as clients get it; empty without a step."""
+        """The head that a stage's step starts from, as clients get it; empty without a step.
+
+        Made once a stage, so that all messages share its tensors.
+        """
+        if stage not in self._references:
+            self._references[stage] = self._made_reference(stage)
+        return self._references[stage]
+
+    def _made_reference(self, stage: int) -> dict[str, Tensor]:
         solver = self.settings.solver
         # Heads of several widths have no step in common.
         if solver is None or not self.settings.plan[stage].solves_head or self.has_narrow:

@@ -73,6 +73,7 @@ class RoundState:
         self.config = dict(config)
         self.nonce = nonce
         self.settled = SettledSoFar()
+        self._references: dict[int, dict[str, Tensor]] = {}  # by stage: heads to step from
         self.saved = saved or SavedRound(None, number, [])
 
     # ------------------------------------------------------------------ what a client holds

@@ -30,12 +30,12 @@ class Spill:
     ----------
     folder : Path or None
         Of the file; it is there. None: all replies are kept in memory.
-    in_memory : int (default: 256 MiB)
+    in_memory : int, optional (default: 256 MiB)
         Bytes of a stage's replies that are kept in memory.
     """
 
-    def __init__(self, folder: Path | None, in_memory: int = IN_MEMORY) -> None:
-        self.folder, self._most = folder, in_memory
+    def __init__(self, folder: Path | None, in_memory: int | None = None) -> None:
+        self.folder, self._most = folder, IN_MEMORY if in_memory is None else in_memory
         self.begin()
 
     def begin(self) -> None:

@@ -80,6 +80,7 @@ LIMITS = {
     "checkpoint_dir": FOLDER,
     "matchings": FOLDER,
     "spec_cache": FOLDER,
+    "spill_dir": FOLDER,
     "output_dir": FOLDER,
     "retrain_config": CONFIG,
     "head_config": CONFIG,
