@@ -1,6 +1,6 @@
 """A round of a large cohort: the server's CPU and memory, with replies that wait on disk.
 
-``python -m benchmarks.large_cohorts [--case VGG-9] [--clients 1000] [--folder FOLDER] [--json FILE]``
+``python -m benchmarks.large_cohorts [--case VGG-9] [--clients 1000] [--folder F] [--json FILE]``
 
 Clients answer when they are asked for it, one after the other, as in a deployment; what they take
 is not counted. Memory is what the process holds beside files that are mapped into it: those pages

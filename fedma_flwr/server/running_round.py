@@ -135,19 +135,25 @@ class RunningRound:
                 messages = self._exchange.messages()
                 self._exchange.sending(messages)
                 replies = list(self.grid.send_and_receive(messages, timeout=self.timeout))
-            received = end_stage(
-                self._exchange,
-                replies,
-                self.grid,
-                self.history,
-                min_train_nodes=self.min_train_nodes,
-            )
-            if received is None:
+            if not self._end_stage(replies):
                 return False
-            self.told_ratios |= {node: reply.ratio for node, reply in received.items()}
-            self.told_keys |= {node: reply.client_key for node, reply in received.items()}
-            # Metrics only: the tensors of all clients and stages would not fit into memory.
-            self.told.append({node: reply.told for node, reply in received.items()})
+        return True
+
+    def _end_stage(self, replies: Sequence[Message]) -> bool:
+        """End a stage; its replies' tensors are let go before the next one's come."""
+        received = end_stage(
+            self._exchange,
+            replies,
+            self.grid,
+            self.history,
+            min_train_nodes=self.min_train_nodes,
+        )
+        if received is None:
+            return False
+        self.told_ratios |= {node: reply.ratio for node, reply in received.items()}
+        self.told_keys |= {node: reply.client_key for node, reply in received.items()}
+        # Metrics only: the tensors of all clients and stages would not fit into memory.
+        self.told.append({node: reply.told for node, reply in received.items()})
         return True
 
     def _check_replies(self, replies: Sequence[Message]) -> None:
