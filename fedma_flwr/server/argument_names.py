@@ -86,7 +86,7 @@ def check_names(
         own = {*arguments_of(strategy), *known}
         told = "; ".join(f"{name!r}: {_meant(name, own, base)}" for name in unknown)
         plural = "s" * (len(unknown) > 1)
-        raise TypeError(f"{strategy.__name__} has no such argument{plural}: {told}.")
+        raise TypeError(f"{strategy.__name__} has no such argument{plural}: {told}")
 
 
 def arguments_of(strategy: type) -> set[str]:
