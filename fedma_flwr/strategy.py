@@ -56,9 +56,9 @@ class FedMA(StagedCohort):
 
     Parameters
     ----------
-    model, example_inputs : nn.Module, and tuple or dict, optional
-        The model, and inputs for which ``model(*example_inputs)`` (a dict: ``**``) works: the spec
-        is derived from them and proven.
+    model, example_inputs : nn.Module, and Tensor, tuple or dict, optional
+        The model, and inputs for which ``model(*example_inputs)`` works (a dict: ``**``; a tensor
+        is the only argument): the spec is derived from them and proven.
     spec : PermutationSpec, optional
         A spec made by hand. It is proven if `model` and `example_inputs` are given too.
     spec_cache : str or Path, optional

@@ -28,9 +28,9 @@ def derive_spec(model: nn.Module, example_inputs: Inputs) -> PermutationSpec:
     ----------
     model : nn.Module
         Any model that ``torch.export`` can capture. It is copied, never changed.
-    example_inputs : tuple or dict
-        Inputs as in ``model(*example_inputs)``, or ``model(**example_inputs)``. Batches of at
-        least two let layers with training-only branches be seen as well.
+    example_inputs : Tensor, tuple or dict
+        Inputs as in ``model(*example_inputs)``, or ``model(**example_inputs)``; a tensor is the
+        only argument. Batches of at least two let training-only branches be seen as well.
 
     Returns
     -------

@@ -28,7 +28,7 @@ def refuse_failing_call(model: nn.Module, example_inputs: Inputs) -> None:
     ----------
     model : nn.Module
         It is copied, never changed.
-    example_inputs : tuple or dict
+    example_inputs : Tensor, tuple or dict
         As in ``model(*example_inputs)`` or ``model(**example_inputs)``.
 
     Raises

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from fedma_flwr.structure.axes import UnsupportedModelError
 from fedma_flwr.structure.refusals import first_line, unsupported
 
-#: Positional arguments, or keyword arguments by name.
-Inputs = Sequence[Any] | Mapping[str, Any]
+#: The only argument, positional arguments, or keyword arguments by name.
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 def private_copy(model: nn.Module, example_inputs: Inputs) -> nn.Module:
@@ -118,10 +118,10 @@ def check_model_and_inputs(model: object, example_inputs: object) -> None:
         raise UnsupportedModelError(f"model must be an nn.Module, but was {type(model).__name__}.")
     if isinstance(example_inputs, Mapping) and all(isinstance(k, str) for k in example_inputs):
         return
-    if not isinstance(example_inputs, (tuple, list)):
+    if not isinstance(example_inputs, Tensor | tuple | list):
         raise UnsupportedModelError(
-            f"example_inputs must be a tuple of tensors, as in model(*example_inputs), or a dict "
-            f"of them, as in model(**example_inputs), but was {type(example_inputs).__name__}."
+            "example_inputs must be a tensor, a tuple of them, as in model(*example_inputs), or a "
+            f"dict of them, as in model(**example_inputs), but was {type(example_inputs).__name__}."
         )
 
 
@@ -168,7 +168,9 @@ def cpu_inputs(example_inputs: Inputs) -> tuple[Any, ...] | dict[str, Any]:
 
 
 def _plain(example_inputs: Inputs) -> tuple[Any, ...] | dict[str, Any]:
-    """A tuple or dict of whatever sequence or mapping (a tokenizer's result) they are."""
+    """A tuple or dict of whatever tensor, sequence or mapping (a tokenizer's result) they are."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,)
     return dict(example_inputs) if isinstance(example_inputs, Mapping) else tuple(example_inputs)
 
 

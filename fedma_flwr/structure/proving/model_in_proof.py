@@ -43,7 +43,7 @@ class ModelInProof:
         The spec to test.
     model : nn.Module
         The model; it is copied.
-    example_inputs : tuple or dict
+    example_inputs : Tensor, tuple or dict
         Inputs as in ``model(*example_inputs)`` or ``model(**example_inputs)``.
 
     Raises
