@@ -64,7 +64,8 @@ class HeadSolver:
         See `solve_head`.
     scale : float (default: 10.0)
         What the outputs, which regression puts between 0 and 1, are multiplied by. Decisions do
-        not depend on it, but probabilities do: 8 to 16 was best for digits, 10 lies between.
+        not depend on it, but probabilities do: 8 to 16 was best for digits, 10 lies between. Where
+        targets are values the outputs stay what they are.
     start_norm : float (default: 0.0)
         Frobenius norm of the head that local training goes on from, times that of a new linear
         layer. It is the solved head on a scale of its own: the solved heads of LeNet's first rounds
@@ -141,6 +142,8 @@ class HeadSolver:
             strength = choose_regularisation(total, bias=bias, positions=positions)
         regression = solve_head(total, bias=bias, regularisation=strength)
         plain = self._named(regression, shape)
+        if total.squares is not None:  # values mean what they are, on no other scale
+            return SolvedHead(plain, plain, None, unexplained_share(total, *regression))
         solved = {name: self.scale * tensor for name, tensor in plain.items()}
         if total.expected is None:  # of a client, or because nobody was asked
             reference = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fedma_flwr.averaging import ClientUpdate
@@ -29,12 +29,12 @@ class RememberedMoments:
 
     def fits(self, size: tuple[int, int] | None) -> bool:
         """Whether they are of a head of so many inputs and outputs: no unit has come since."""
-        return size == (self.moments.inputs, len(self.moments.cross))
+        return size == (self.moments.inputs, self.moments.outputs)
 
 
 def stand_ins(
     remembered: Mapping[str, RememberedMoments],
-    present: Collection[str],
+    present: Mapping[str, ClientUpdate],
     size: tuple[int, int] | None,
 ) -> list[ClientUpdate]:
     """What stands in for clients that have sent no moments in this round.
@@ -43,15 +43,16 @@ def stand_ins(
     ----------
     remembered : mapping of str to RememberedMoments
         By client key.
-    present : collection of str
-        Keys of the clients that have sent theirs.
+    present : mapping of str to ClientUpdate
+        What others have sent, by client key.
     size : (int, int) or None
         Inputs and outputs of the head now.
     """
+    values = any(u.moments and u.moments.squares is not None for u in present.values())
     return [
         ClientUpdate({}, own.examples, moments=own.moments)
         for key, own in remembered.items()
-        if key not in present and own.fits(size)
+        if key not in present and own.fits(size) and (own.moments.squares is not None) == values
     ]
 
 
