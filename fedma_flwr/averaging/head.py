@@ -142,9 +142,8 @@ class HeadSolver:
             strength = choose_regularisation(total, bias=bias, positions=positions)
         regression = solve_head(total, bias=bias, regularisation=strength)
         plain = self._named(regression, shape)
-        if total.squares is not None:  # values mean what they are, on no other scale
-            return SolvedHead(plain, plain, None, unexplained_share(total, *regression))
-        solved = {name: self.scale * tensor for name, tensor in plain.items()}
+        values = total.squares is not None  # they mean what they are, on no other scale
+        solved = plain if values else {n: self.scale * tensor for n, tensor in plain.items()}
         if total.expected is None:  # of a client, or because nobody was asked
             reference = {}
         if reference:
@@ -153,6 +152,9 @@ class HeadSolver:
             if self._left(total, stepped) < self._left(total, plain) + STRAYED:
                 solved = stepped
         start = self._start_scale(plain[self.head.weight]) if self.start_norm else 0.0
+        # Of values the solved head is large, and would spoil the layers below: the trained ones'
+        # average takes its place, if there is one.
+        start = 0.0 if values and self.steps_from_trained else start
         local_head = {name: start * tensor for name, tensor in plain.items()} if start else {}
         factor = self._share_factor(total, reference) if reference else None
         return SolvedHead(solved, local_head, factor, unexplained_share(total, *regression))
