@@ -22,8 +22,9 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from fedma_flwr import protocol
+from fedma_flwr.averaging.head_moments import NO_TARGETS
 from fedma_flwr.client_heads import as_rows, count_items, find_head, unwrapped
-from fedma_flwr.client_losses import Losses, SeenOutput
+from fedma_flwr.client_losses import SIGMOIDS, Losses, SeenOutput
 from fedma_flwr.client_moment_sums import MomentSums, Reference, precise
 from fedma_flwr.client_narrower import NarrowerModels
 from fedma_flwr.client_passes import passes
@@ -36,7 +37,9 @@ ADVICE = (
 )
 
 
-NO_LOSS = "The head stage reads targets from the gradient"
+#: What a sigmoid's output is regressed on for a label of 1, and with its sign changed for 0: as far
+#: apart as two classes' outputs, see `HeadSolver.scale`. From zero, Newton's step goes to 2.
+SIGMOID_VALUE = 5.0
 
 
 class HeadMomentsHook:
@@ -136,11 +139,14 @@ class HeadMomentsHook:
         if not self._sums.rows:
             self._sums, self._pooled = MomentSums(values=True), None
         # Padding has no curvature. Outputs of which one alone counts would need squares of its own.
+        targets = -gradient / curvature.where(curvature > 0, 1.0)
+        if self.losses.kind == SIGMOIDS:
+            targets = targets * (SIGMOID_VALUE / 2)
         counted = (curvature > 0).any(1)
         odd = counted & ~(curvature > 0).all(1)
         self._odd_rows += int(odd.sum())
         counted &= ~odd
-        self._sums.add(features[counted], -gradient[counted] / curvature[counted], items)
+        self._sums.add(features[counted], targets[counted], items)
 
     def _counted(self, features: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The rows that have a label, and their targets."""
@@ -165,8 +171,8 @@ class HeadMomentsHook:
         """
         if self._odd_rows:
             raise ClientError(
-                f"{NO_LOSS} of a cross-entropy or a squared error, but {self._odd_rows} examples "
-                f"have a loss that is neither. If it is one in another form, {ADVICE}."
+                f"{NO_TARGETS} of a cross-entropy or a squared error, but the loss is neither (of "
+                f"{self._odd_rows} examples). If it is one in another form, {ADVICE}."
             )
         if not self._sums.rows:
             raise ClientError(
@@ -213,11 +219,13 @@ def head_moments(
     batches: Iterable[tuple[Any, Tensor]],
     *,
     head: str | None = None,
+    values: bool = False,
 ) -> ArrayRecord:
     """The moments of a head's inputs, for the reply to a head stage.
 
-    For train functions whose labels cannot be read from a gradient: compiled models, replicas,
-    losses that are no cross-entropy. `fedma_mod` takes it in place of the model's arrays.
+    For train functions whose targets cannot be read from a gradient: compiled models, replicas,
+    losses that are neither a cross-entropy nor a squared error. `fedma_mod` takes it in place of
+    the model's arrays.
 
     Parameters
     ----------
@@ -228,12 +236,16 @@ def head_moments(
         are passed over), or C probabilities each.
     head : str, optional
         The head's path in the model. None: that of the head stage.
+    values : bool (default: False)
+        Whether labels are the values that the C outputs are to come near to, (n, C), or (n,) for
+        one output, as with a squared error.
 
     Returns
     -------
     ArrayRecord
         ``head.gram``, (d (d + 1) / 2,), and ``head.cross``, (C, d + 1), of an average example; in
-        a head stage that asks for it ``head.expected`` too, as large as ``head.cross``.
+        a head stage that asks for it ``head.expected`` too, as large as ``head.cross``. With
+        `values` ``head.cross`` is (C + 1, d + 1), and there is ``head.squares``, (C,).
 
     Raises
     ------
@@ -241,8 +253,9 @@ def head_moments(
         Outside a head stage without `head`, or without an example.
     """
     stage, layer = current_hook(), find_layer("head_moments", model, head)
-    model, sums = unwrapped(model), MomentSums(None if stage is None else stage.reference)
-    for seen in passes(model, layer, batches):
+    sums = MomentSums(None if stage is None else stage.reference, values=values)
+    model = unwrapped(model)
+    for seen in passes(model, layer, batches, values=values):
         features = seen.features if stage is None else stage.narrower.joined(seen.features)
         sums.add(features[seen.kept], seen.targets, seen.items)
     if not sums.rows:

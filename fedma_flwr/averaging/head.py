@@ -154,7 +154,8 @@ class HeadSolver:
         start = self._start_scale(plain[self.head.weight]) if self.start_norm else 0.0
         # Of values the solved head is large, and would spoil the layers below: the trained ones'
         # average takes its place, if there is one.
-        start = 0.0 if values and self.steps_from_trained else start
+        if values:
+            start = 0.0 if self.steps_from_trained else min(start, 1.0)
         local_head = {name: start * tensor for name, tensor in plain.items()} if start else {}
         factor = self._share_factor(total, reference) if reference else None
         return SolvedHead(solved, local_head, factor, unexplained_share(total, *regression))

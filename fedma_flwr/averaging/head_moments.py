@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: What a client says whose loss tells no targets: no moments will ever come from it.
+NO_TARGETS = "The head stage reads targets from the gradient"
 #: Up to here a client's moments are factorised exactly to see whether they can be moments.
 _FACTORISED = 1024
 #: Above, in float32 and of inputs of size 1, so much is taken for rounding.

@@ -280,5 +280,6 @@ class CommunicationRound(NarrowRound):
             narrow=self.settled.narrow_heads,
             reference_share=self.model.next_share(self.settled.share_factor),
             unexplained=min(self.model.unexplained, self.settled.unexplained),
+            head_averaged=self.settled.head_averaged,
             fell=self.model.has_fallen(self.settled.unexplained),
         )
