@@ -56,9 +56,7 @@ def end_stage(
     """
     received = exchange.receive(replies, grid)
     if exchange.lacks_targets(received) and exchange.current.may_average_head(exchange.stage):
-        _average_head(exchange)
-        history.add(exchange.record)
-        return {}
+        return _average_head(exchange, history)
     if len(received) < max(min_train_nodes, 1):
         history.add(exchange.record)
         _give_up(exchange, len(received), history, min_train_nodes)
@@ -80,7 +78,7 @@ def end_stage(
     return received
 
 
-def _average_head(exchange: Exchange) -> None:
+def _average_head(exchange: Exchange, history: History) -> dict[int, StageReply]:
     """Go on with the average of the trained heads, and say so once."""
     log(
         WARNING,
@@ -92,6 +90,8 @@ def _average_head(exchange: Exchange) -> None:
     )
     exchange.record.dropped.clear()
     exchange.current.average_head()
+    history.add(exchange.record)
+    return {}
 
 
 def _settle(exchange: Exchange, received: Mapping[int, StageReply], *, details: bool) -> None:
