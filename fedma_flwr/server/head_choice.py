@@ -50,7 +50,13 @@ def make_solver(
         found = _why_rather_trained(spec, found, subject) or found
     if isinstance(found, str):
         if head == AUTO:
-            log(WARNING, "The head is trained, it cannot be solved: %s.", found)
+            log(
+                WARNING,
+                "The head is trained, it cannot be solved: %s. That is an exchange of its own, and "
+                "costs clients as many epochs again. With one_shot=True it is averaged with all "
+                "else, as in FedAvg.",
+                found,
+            )
             return None
         raise ValueError(
             f"head was {SOLVED!r}, but this model's head cannot be solved: {found}. Use "
