@@ -105,7 +105,10 @@ def odd_kinds(updates: Mapping[int, ClientUpdate]) -> dict[int, str]:
 
 
 def oversized_targets(updates: Mapping[int, ClientUpdate], max_norm_ratio: float) -> dict[int, str]:
-    """Clients with values to be learned that are far larger than is usual for that output.
+    """Clients with values to be learned that are far larger than is usual.
+
+    All outputs together: a single one may be nearly always zero for most clients, as a pixel at the
+    edge is, and not for another.
 
     Parameters
     ----------
@@ -115,18 +118,14 @@ def oversized_targets(updates: Mapping[int, ClientUpdate], max_norm_ratio: float
         How much larger than the cohort's median one client's root mean square may be.
     """
     sizes = {
-        node: (u.moments.squares.to(torch.float64) / u.moments.examples).sqrt()
+        node: math.sqrt(u.moments.target_square / (u.moments.examples * u.moments.outputs))
         for node, u in updates.items()
         if u.moments is not None and u.moments.squares is not None
     }
-    refused: dict[int, str] = {}
-    for output, own in enumerate(zip(*(s.tolist() for s in sizes.values()), strict=True)):
-        usual = lower_median(list(own))
-        for node, size in zip(sizes, own, strict=True):
-            if usual > 0 and size > max_norm_ratio * usual:
-                refused[node] = (
-                    f"its targets of output {output} have size {size:.3g} (root mean square); "
-                    f"usual is {usual:.3g}, and at most {max_norm_ratio:g} times that "
-                    "(max_norm_ratio)"
-                )
-    return refused
+    usual = lower_median(list(sizes.values())) if sizes else 0.0
+    return {
+        node: f"its targets have size {size:.3g} (root mean square); usual is {usual:.3g}, and at "
+        f"most {max_norm_ratio:g} times that (max_norm_ratio)"
+        for node, size in sizes.items()
+        if 0.0 < max_norm_ratio * usual < size
+    }
