@@ -110,7 +110,7 @@ def _targets(labels: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
             raise ClientError(
                 f"head_moments: labels that are no class numbers must be {outputs} probabilities "
                 "each, 1 in all. If they are values that the outputs are to come near to, as with "
-                "a squared error, say values=True."
+                'a squared error, say values=True. For others give the strategy head="trained".'
             )
         return torch.ones(len(rows), dtype=torch.bool, device=labels.device), rows
     flat = labels.reshape(-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from fedma_flwr.averaging import ClientUpdate
@@ -34,8 +34,10 @@ class RememberedMoments:
 
 def stand_ins(
     remembered: Mapping[str, RememberedMoments],
-    present: Mapping[str, ClientUpdate],
+    present: Collection[str],
     size: tuple[int, int] | None,
+    *,
+    values: bool = False,
 ) -> list[ClientUpdate]:
     """What stands in for clients that have sent no moments in this round.
 
@@ -43,12 +45,13 @@ def stand_ins(
     ----------
     remembered : mapping of str to RememberedMoments
         By client key.
-    present : mapping of str to ClientUpdate
-        What others have sent, by client key.
+    present : collection of str
+        Keys of the clients that have sent theirs.
     size : (int, int) or None
         Inputs and outputs of the head now.
+    values : bool (default: False)
+        Whether targets are values now.
     """
-    values = any(u.moments and u.moments.squares is not None for u in present.values())
     return [
         ClientUpdate({}, own.examples, moments=own.moments)
         for key, own in remembered.items()

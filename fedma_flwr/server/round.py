@@ -215,7 +215,9 @@ class CommunicationRound(NarrowRound):
         if settings.solver is not None and planned.solves_head:
             self.settled.moments = sent
             size = settings.moments(stage, self.settled.widths)
-            every = [*sent.values(), *stand_ins(self.model.remembered, sent, size)]
+            values = any(u.moments and u.moments.squares is not None for u in sent.values())
+            away = stand_ins(self.model.remembered, sent, size, values=values)
+            every = [*sent.values(), *away]
             return self._solved(settings.solver, every, self._reference(stage))
         return settle_stage(
             settings.spec,
