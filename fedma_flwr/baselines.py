@@ -41,7 +41,7 @@ class FedAvg(RecordedCohort):
 
     Parameters
     ----------
-    model, example_inputs : nn.Module, and tuple or dict, optional
+    model, example_inputs : nn.Module, and Tensor, tuple or dict, optional
         As for `FedMA`: narrow clients need a spec.
     spec : PermutationSpec, optional
         The same.

@@ -38,6 +38,8 @@ class MomentSums:
     ----------
     reference : Reference, optional
         The head whose expectations are summed up as well.
+    values : bool (default: False)
+        Whether targets are values, of which the squares are summed up too, and no classes.
 
     Attributes
     ----------
@@ -45,9 +47,11 @@ class MomentSums:
         What was added so far; an example has one row for each position that the head maps.
     """
 
-    def __init__(self, reference: Reference | None = None) -> None:
+    def __init__(self, reference: Reference | None = None, *, values: bool = False) -> None:
         self.rows = 0
-        self._reference = reference
+        self._reference = None if values else reference
+        self._values = values
+        self._squares = torch.zeros(0)  # (C,), float64
         self._expected = torch.zeros(0, 0)  # (C, d + 1), float64
         self._items = 0
         self._gram = torch.zeros(0, 0)  # (d, d), float64
@@ -57,6 +61,10 @@ class MomentSums:
         """Add n rows of so many examples: (n, d) inputs of the head and (n, C) targets."""
         features = features.detach().to(_summed_in(features))
         targets = targets.to(features)
+        if self._values:
+            squares = targets.to(precise(targets)).square().sum(0).cpu().to(torch.float64)
+            self._squares = squares + (self._squares if self.rows else 0.0)
+            targets = torch.cat([targets, torch.ones_like(targets[:, :1])], 1)
         gram, cross = (features.T @ features).cpu(), _by_class(targets, features)
         if not self.rows:
             self._gram = torch.zeros_like(gram, dtype=torch.float64)
@@ -72,13 +80,15 @@ class MomentSums:
     def moments(self) -> dict[str, Tensor]:
         """Those of an average example, float32: ``head.gram`` and ``head.cross``.
 
-        With a reference head ``head.expected`` as well. Several passes over the same examples
-        only repeat the sums.
+        With a reference head ``head.expected`` as well, with values ``head.squares``. Several
+        passes over the same examples only repeat the sums.
         """
         gram = upper_triangle(self._gram / self._items)
         tensors = {protocol.GRAM_KEY: gram, protocol.CROSS_KEY: self._cross / self._items}
         if self._reference is not None:
             tensors[protocol.EXPECTED_KEY] = self._expected / self._items
+        if self._values:
+            tensors[protocol.SQUARES_KEY] = self._squares / self._items
         return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
 
 

@@ -4,12 +4,14 @@ In the head stage the head is zero, and a hook undoes whatever an optimizer does
 logits the gradient of a cross-entropy is ``s (1/C - y)`` for each example, with a scale ``s > 0``
 that depends on reduction, accumulation, loss scaling and class weights. Its largest entry is
 ``s / C``, since every example has a class with ``y = 0``: that gives ``s``, and ``y``.
+
+Of a squared error the gradient is ``-s y``: there the second derivative gives ``s``; see `Losses`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,7 +22,9 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from fedma_flwr import protocol
+from fedma_flwr.averaging.head_moments import NO_TARGETS
 from fedma_flwr.client_heads import as_rows, count_items, find_head, unwrapped
+from fedma_flwr.client_losses import SIGMOIDS, Losses, SeenOutput
 from fedma_flwr.client_moment_sums import MomentSums, Reference, precise
 from fedma_flwr.client_narrower import NarrowerModels
 from fedma_flwr.client_passes import passes
@@ -31,6 +35,11 @@ ADVICE = (
     "reply with `fedma_flwr.head_moments(model, batches)` in this stage, or give the strategy "
     'head="trained"'
 )
+
+
+#: What a sigmoid's output is regressed on for a label of 1, and with its sign changed for 0: as far
+#: apart as two classes' outputs, see `HeadSolver.scale`. From zero, Newton's step goes to 2.
+SIGMOID_VALUE = 5.0
 
 
 class HeadMomentsHook:
@@ -58,6 +67,7 @@ class HeadMomentsHook:
         self.reference: Reference | None = None
         self._sums = MomentSums()
         self._pooled: MomentSums | None = MomentSums()  # until positions turn out to differ
+        self.losses = Losses()
         self._odd_rows = 0
         self._handles: list[RemovableHandle] = []
         self._trainable: list[tuple[nn.Parameter, bool]] = []
@@ -94,16 +104,23 @@ class HeadMomentsHook:
         refuse_bare_moments(head)
         if output.requires_grad:
             features = self.narrower.joined(as_rows(head, inputs[0].detach()))
-            items = count_items(inputs[0])
-            output.register_hook(
-                lambda gradient: self._read(features, as_rows(head, gradient), items)
-            )
+            items, seen = count_items(inputs[0]), self.losses.expect(head, output)
 
-    def _read(self, features: Tensor, gradient: Tensor, items: int) -> None:
+            def read(gradient: Tensor) -> None:
+                if not self.losses.looking:
+                    self._read(features, as_rows(head, gradient), items, seen)
+
+            output.register_hook(read)
+
+    def _read(self, features: Tensor, gradient: Tensor, items: int, seen: SeenOutput) -> None:
         """Add a batch: (n, d) features and the (n, C) gradient of the loss by the logits."""
         gradient = gradient.detach().to(precise(gradient))
         if not bool(gradient.isfinite().all()):
             return  # a scaled loss overflowed: its step would be skipped as well
+        if seen.curvature is not None:
+            curvature = as_rows(seen.head, seen.curvature).to(gradient)
+            self._read_values(features, gradient, curvature, items)
+            return
         self._sums.add(*self._counted(features, gradient), items)
         if self._pooled is None or items >= len(gradient):
             return
@@ -114,6 +131,22 @@ class HeadMomentsHook:
             self._pooled.add(*self._counted(mean, by_item[:, 0]), items)
         else:
             self._pooled = None
+
+    def _read_values(
+        self, features: Tensor, gradient: Tensor, curvature: Tensor, items: int
+    ) -> None:
+        """Add a batch of a loss that has a minimum of its own for each output."""
+        if not self._sums.rows:
+            self._sums, self._pooled = MomentSums(values=True), None
+        # Padding has no curvature. Outputs of which one alone counts would need squares of its own.
+        targets = -gradient / curvature.where(curvature > 0, 1.0)
+        if self.losses.kind == SIGMOIDS:
+            targets = targets * (SIGMOID_VALUE / 2)
+        counted = (curvature > 0).any(1)
+        odd = counted & ~(curvature > 0).all(1)
+        self._odd_rows += int(odd.sum())
+        counted &= ~odd
+        self._sums.add(features[counted], targets[counted], items)
 
     def _counted(self, features: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The rows that have a label, and their targets."""
@@ -127,18 +160,19 @@ class HeadMomentsHook:
         return features[counted], _sharp(targets, rounding)
 
     def moments(self) -> dict[str, Tensor]:
-        """The moments of an average example, float32: ``head.gram`` and ``head.cross``.
+        """The moments of an average example, float32: ``head.gram``, ``head.cross``.
+
+        Of values ``head.squares`` too.
 
         Raises
         ------
         ClientError
-            If nothing has been seen, or a loss that is no cross-entropy.
+            If nothing has been seen, or a loss that is neither a cross-entropy nor a squared error.
         """
         if self._odd_rows:
             raise ClientError(
-                "The head stage reads labels from the gradient of a cross-entropy, but "
-                f"{self._odd_rows} examples have a loss that is none. If it is one in another "
-                f"form, {ADVICE}."
+                f"{NO_TARGETS} of a cross-entropy or a squared error, but the loss is neither (of "
+                f"{self._odd_rows} examples). If it is one in another form, {ADVICE}."
             )
         if not self._sums.rows:
             raise ClientError(
@@ -160,7 +194,8 @@ def collecting(
     hook = HeadMomentsHook(path, with_expected, narrower)
     token = _HOOK.set(hook)
     try:
-        yield hook
+        with hook.losses if path else nullcontext():
+            yield hook
     finally:
         _HOOK.reset(token)
         hook.detach()
@@ -184,11 +219,13 @@ def head_moments(
     batches: Iterable[tuple[Any, Tensor]],
     *,
     head: str | None = None,
+    values: bool = False,
 ) -> ArrayRecord:
     """The moments of a head's inputs, for the reply to a head stage.
 
-    For train functions whose labels cannot be read from a gradient: compiled models, replicas,
-    losses that are no cross-entropy. `fedma_mod` takes it in place of the model's arrays.
+    For train functions whose targets cannot be read from a gradient: compiled models, replicas,
+    losses that are neither a cross-entropy nor a squared error. `fedma_mod` takes it in place of
+    the model's arrays.
 
     Parameters
     ----------
@@ -199,12 +236,16 @@ def head_moments(
         are passed over), or C probabilities each.
     head : str, optional
         The head's path in the model. None: that of the head stage.
+    values : bool (default: False)
+        Whether labels are the values that the C outputs are to come near to, (n, C), or (n,) for
+        one output, as with a squared error.
 
     Returns
     -------
     ArrayRecord
         ``head.gram``, (d (d + 1) / 2,), and ``head.cross``, (C, d + 1), of an average example; in
-        a head stage that asks for it ``head.expected`` too, as large as ``head.cross``.
+        a head stage that asks for it ``head.expected`` too, as large as ``head.cross``. With
+        `values` ``head.cross`` is (C + 1, d + 1), and there is ``head.squares``, (C,).
 
     Raises
     ------
@@ -212,8 +253,9 @@ def head_moments(
         Outside a head stage without `head`, or without an example.
     """
     stage, layer = current_hook(), find_layer("head_moments", model, head)
-    model, sums = unwrapped(model), MomentSums(None if stage is None else stage.reference)
-    for seen in passes(model, layer, batches):
+    sums = MomentSums(None if stage is None else stage.reference, values=values)
+    model = unwrapped(model)
+    for seen in passes(model, layer, batches, values=values):
         features = seen.features if stage is None else stage.narrower.joined(seen.features)
         sums.add(features[seen.kept], seen.targets, seen.items)
     if not sums.rows:

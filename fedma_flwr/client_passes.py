@@ -37,7 +37,11 @@ class SeenBatch:
 
 
 def passes(
-    model: nn.Module, layer: nn.Module, batches: Iterable[tuple[Any, Tensor]]
+    model: nn.Module,
+    layer: nn.Module,
+    batches: Iterable[tuple[Any, Tensor]],
+    *,
+    values: bool = False,
 ) -> Iterator[SeenBatch]:
     """Pass over batches in evaluation mode, without gradients.
 
@@ -49,11 +53,13 @@ def passes(
         The head.
     batches : iterable of (inputs, labels)
         See `head_moments`.
+    values : bool (default: False)
+        Whether labels are values, and neither classes nor probabilities.
 
     Raises
     ------
     ClientError
-        If labels are no classes of the head's, and no probabilities.
+        If labels are no classes of the head's, and no probabilities, or no values for its outputs.
     """
     device = next(layer.parameters()).device
     seen: list[Tensor] = []
@@ -64,7 +70,8 @@ def passes(
         for inputs, labels in batches:
             with torch.no_grad():  # not around the yield: whoever asks would be within it too
                 _call(model, inputs, device)
-            kept, targets = _targets(torch.as_tensor(labels).to(device), layer)
+            found = _values if values else _targets
+            kept, targets = found(torch.as_tensor(labels).to(device), layer)
             features = torch.cat([as_rows(layer, rows) for rows in seen])
             yield SeenBatch(features, kept, targets, sum(map(count_items, seen)))
             seen.clear()
@@ -82,6 +89,18 @@ def _call(model: nn.Module, inputs: Any, device: torch.device) -> None:
         model(inputs.to(device))
 
 
+def _values(labels: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
+    """Which rows count, all of them, and their targets, (n, C)."""
+    outputs = next(head.parameters()).shape[0]
+    rows = labels.reshape(-1, 1) if outputs == 1 else as_rows(head, labels)
+    if rows.shape[1] != outputs or not bool(rows.isfinite().all()):
+        raise ClientError(
+            f"head_moments: values must be {outputs} finite numbers for each example; the shape is "
+            f"{tuple(labels.shape)}."
+        )
+    return torch.ones(len(rows), dtype=torch.bool, device=labels.device), rows
+
+
 def _targets(labels: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
     """Which rows count, and their targets, (n, C)."""
     outputs = next(head.parameters()).shape[0]
@@ -90,7 +109,8 @@ def _targets(labels: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
         if rows.shape[1] != outputs or bool(((rows.sum(1) - 1).abs() > 1e-3).any()):
             raise ClientError(
                 f"head_moments: labels that are no class numbers must be {outputs} probabilities "
-                'each, 1 in all. For other targets give the strategy head="trained".'
+                "each, 1 in all. If they are values that the outputs are to come near to, as with "
+                'a squared error, say values=True. For others give the strategy head="trained".'
             )
         return torch.ones(len(rows), dtype=torch.bool, device=labels.device), rows
     flat = labels.reshape(-1)

@@ -12,6 +12,7 @@ from fedma_flwr import protocol
 from fedma_flwr.protocol import ClientError, Instruction, KeptState
 from fedma_flwr.settled_values import LoadedModels, put_back
 from fedma_flwr.structure import PermutationSpec
+from fedma_flwr.structure.name_patterns import patterns_for
 from fedma_flwr.structure.wrapped_models import under_names
 
 
@@ -49,11 +50,12 @@ def checked_model(
     settled = {name: merged[name] for name in instruction.settled if name in merged}
     trained = {**settled, **trained}
     if missing := [name for name in spec.axes if name not in trained]:
+        more = f" and {len(missing) - 5} others" if len(missing) > 5 else ""
         raise ClientError(
-            f"The train function's reply lacks the tensors {missing[:10]}: reply with all of the "
-            "model's, as in `ArrayRecord(model.state_dict())`. If they are to stay with the client,"
-            f" give the strategy personal={tuple(missing[:3])!r}, or leave them out of "
-            "initial_arrays."
+            f"The train function's reply lacks the tensors {missing[:5]}{more}: reply with all of "
+            "the model's, as in `ArrayRecord(model.state_dict())`. If they are to stay with the "
+            f"client, give the strategy personal={patterns_for(missing, spec.axes)!r}, or leave "
+            "them out of initial_arrays."
         )
     _check_precision(merged, trained)
     trained = put_back(spec, instruction.settled, merged, trained, loaded)

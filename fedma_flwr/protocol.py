@@ -40,9 +40,9 @@ ADD_THE_MOD = (
     "make the ClientApp with `ClientApp(mods=[fedma_mod])` (from fedma_flwr import fedma_mod)"
 )
 
-#: Arrays of a reply with moments; the last one only where it was asked for.
+#: Arrays of a reply with moments: the third only where asked for, the last only for values.
 GRAM_KEY, CROSS_KEY, EXPECTED_KEY = "head.gram", "head.cross", "head.expected"
-
+MOMENTS_PREFIX, SQUARES_KEY = "head.", "head.squares"
 Assignments = unit_records.Assignments
 to_arrays, to_tensors, to_tensor = wire.to_arrays, wire.to_tensors, wire.to_tensor
 count_bytes = wire.count_bytes

@@ -56,9 +56,9 @@ class FedMA(StagedCohort):
 
     Parameters
     ----------
-    model, example_inputs : nn.Module, and tuple or dict, optional
-        The model, and inputs for which ``model(*example_inputs)`` (a dict: ``**``) works: the spec
-        is derived from them and proven.
+    model, example_inputs : nn.Module, and Tensor, tuple or dict, optional
+        The model, and inputs for which ``model(*example_inputs)`` works (a dict: ``**``; a tensor
+        is the only argument): the spec is derived from them and proven.
     spec : PermutationSpec, optional
         A spec made by hand. It is proven if `model` and `example_inputs` are given too.
     spec_cache : str or Path, optional
@@ -77,9 +77,10 @@ class FedMA(StagedCohort):
         (see `StagePlan`), instead of sending those of their own weights with them.
     head : {"auto", "solved", "trained"} (default: "auto")
         How the head is made. ``"solved"``: in closed form from moments of its inputs, as if one
-        machine had all data; it must be one linear layer, with a cross-entropy behind it.
-        ``"trained"``: clients train it, and it is averaged by class counts. ``"auto"``: solved if
-        it is one linear layer.
+        machine had all data; it must be one linear layer, with a cross-entropy, a squared error or
+        sigmoids behind it. ``"trained"``: clients train it, and it is averaged by class counts.
+        ``"auto"``: solved if it is one linear layer; if the loss turns out to be another one, the
+        average of the heads that clients train with all else.
     head_start : {"auto", "solved", "averaged"} (default: "auto")
         With a solved head, the head that the next round's local training goes on from: the
         solved one, at four times a new layer's norm, or the trained ones' average, as in FedAvg.

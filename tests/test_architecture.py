@@ -24,6 +24,7 @@ ROOMS = [
     "incompatible_mods",
     "client_statistics",
     "client_heads",
+    "client_losses",
     "client_moment_sums",
     "client_narrower",
     "client_passes",

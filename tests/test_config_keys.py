@@ -202,3 +202,19 @@ def test_the_papers_preset_sets_what_is_at_its_default():
 def test_presets_know_the_defaults():
     for preset in PRESETS.values():
         assert {key: default for key, (default, _) in preset.items()}.items() <= DEFAULTS.items()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("max-grow", "max-growth"), ("fraction_train", "fraction-train")]
+)
+def test_a_misspelt_key_is_refused_with_the_right_one(wrong, right):
+    for config in ({**DEFAULTS, wrong: 0.5}, {k: v for k, v in DEFAULTS.items() if k != right}):
+        with pytest.raises(ValueError, match=f"has '{wrong}', which is no key.*{right}"):
+            run(InProcessGrid(app, 2, config), {**config, wrong: 0.5})
+    with pytest.raises(ValueError, match=f"^{right} is missing .*has '{wrong}', which is no key$"):
+        READERS[right]({wrong: 0.5}, right)
+
+
+def test_a_key_that_nothing_reads_is_named_in_the_log(caplog):
+    check_types({**DEFAULTS, "note-to-myself": "x"})
+    assert "'note-to-myself', which nothing reads" in caplog.text

@@ -83,7 +83,8 @@ def contrary_moments(updates: Mapping[int, ClientUpdate]) -> dict[int, str]:
     metric that the head is solved in. Only classes that others know are judged, so that a client
     which alone has a class is not refused. Whoever contradicts most is left out first, and the
     rest are compared anew: a hostile minority stands among the others as well. Where only two
-    clients have a class, nobody can tell which of them is right.
+    clients have a class, nobody can tell which of them is right. Targets that are values have no
+    classes, and contradict nobody.
 
     Parameters
     ----------
@@ -91,7 +92,7 @@ def contrary_moments(updates: Mapping[int, ClientUpdate]) -> dict[int, str]:
         What the clients sent, by node, with weights and sizes within their bounds.
     """
     found: dict[int, str] = {}
-    given = {node: u for node, u in updates.items() if u.moments is not None}
+    given = {n: u for n, u in updates.items() if u.moments and u.moments.squares is None}
     if len(given) < 2:
         return found
     means = _whitened_means(given)

@@ -64,7 +64,8 @@ class HeadSolver:
         See `solve_head`.
     scale : float (default: 10.0)
         What the outputs, which regression puts between 0 and 1, are multiplied by. Decisions do
-        not depend on it, but probabilities do: 8 to 16 was best for digits, 10 lies between.
+        not depend on it, but probabilities do: 8 to 16 was best for digits, 10 lies between. Where
+        targets are values the outputs stay what they are.
     start_norm : float (default: 0.0)
         Frobenius norm of the head that local training goes on from, times that of a new linear
         layer. It is the solved head on a scale of its own: the solved heads of LeNet's first rounds
@@ -141,7 +142,8 @@ class HeadSolver:
             strength = choose_regularisation(total, bias=bias, positions=positions)
         regression = solve_head(total, bias=bias, regularisation=strength)
         plain = self._named(regression, shape)
-        solved = {name: self.scale * tensor for name, tensor in plain.items()}
+        values = total.squares is not None  # they mean what they are, on no other scale
+        solved = plain if values else {n: self.scale * tensor for n, tensor in plain.items()}
         if total.expected is None:  # of a client, or because nobody was asked
             reference = {}
         if reference:
@@ -150,6 +152,10 @@ class HeadSolver:
             if self._left(total, stepped) < self._left(total, plain) + STRAYED:
                 solved = stepped
         start = self._start_scale(plain[self.head.weight]) if self.start_norm else 0.0
+        # Of values the solved head is large, and would spoil the layers below: the trained ones'
+        # average takes its place, if there is one.
+        if values:
+            start = 0.0 if self.steps_from_trained else min(start, 1.0)
         local_head = {name: start * tensor for name, tensor in plain.items()} if start else {}
         factor = self._share_factor(total, reference) if reference else None
         return SolvedHead(solved, local_head, factor, unexplained_share(total, *regression))

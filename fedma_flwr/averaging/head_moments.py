@@ -3,6 +3,9 @@
 With the head's inputs ``phi`` (d numbers an example) and its targets ``y`` (C numbers, 1 in all),
 they are ``gram = sum phi phi^T`` and ``cross = sum y [phi, 1]^T``. Since the targets of an example
 sum to 1, the sums of `phi` are those of the rows of `cross`.
+
+Targets may be any values, as those of a squared error are. Then `cross` has one row more, of the
+target 1, and ``squares = sum y^2`` says how large the values are.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: What a client says whose loss tells no targets: no moments will ever come from it.
+NO_TARGETS = "The head stage reads targets from the gradient"
 #: Up to here a client's moments are factorised exactly to see whether they can be moments.
 _FACTORISED = 1024
 #: Above, in float32 and of inputs of size 1, so much is taken for rounding.
@@ -21,6 +26,7 @@ _BLOCK = 2**17  # numbers that are added at a time
 _ROUNDING = 1e-4  # relative: moments cross the wire in float32
 _SAME = 1e-3  # relative: probabilities may come from half precision
 _STEPS = 16  # of the search for the least eigenvalue
+_NAMES = ("gram", "cross", "expected", "squares")
 
 
 @dataclass(frozen=True)
@@ -32,14 +38,18 @@ class HeadMoments:
     gram : Tensor
         (d (d + 1) / 2,) the upper triangle of ``sum phi phi^T``, row by row.
     cross : Tensor
-        (C, d + 1) ``sum y [phi, 1]^T``; the last column has the class counts.
+        (C, d + 1) ``sum y [phi, 1]^T``; the last column has the class counts. With `squares`
+        (C + 1, d + 1): the last row is ``sum [phi, 1]``.
     expected : Tensor, optional
         (C, d + 1) ``sum p [phi, 1]^T`` with the probabilities ``p`` that a reference head gives.
+    squares : Tensor, optional
+        (C,) ``sum y^2``, if the targets are values and no classes.
     """
 
     gram: Tensor
     cross: Tensor
     expected: Tensor | None = None
+    squares: Tensor | None = None
 
     @property
     def inputs(self) -> int:
@@ -47,19 +57,41 @@ class HeadMoments:
         return self.cross.shape[1] - 1
 
     @property
+    def outputs(self) -> int:
+        """The number of the head's outputs, C."""
+        return len(self.cross) - int(self.squares is not None)
+
+    @property
+    def targets(self) -> Tensor:
+        """``sum y [phi, 1]^T``, (C, d + 1), float64."""
+        return self.cross[: self.outputs].to(torch.float64)
+
+    @property
+    def totals(self) -> Tensor:
+        """``sum [phi, 1]``, (d + 1,), float64."""
+        rows = self.cross.to(torch.float64)
+        return rows.sum(0) if self.squares is None else rows[-1]
+
+    @property
     def examples(self) -> float:
         """The rows that were summed, of all examples or of an average one."""
-        return float(self.cross[:, -1].sum())
+        return float(self.totals[-1])
+
+    @property
+    def target_square(self) -> float:
+        """``sum |y|^2``, as if soft labels of classes were hard ones."""
+        return self.examples if self.squares is None else float(self.squares.sum())
 
     def named(self) -> dict[str, Tensor]:
         """The tensors by name, for a file."""
-        return dict(zip(("gram", "cross", "expected"), _tensors(self), strict=False))
+        values = {name: getattr(self, name) for name in _NAMES}
+        return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], prefix: str) -> HeadMoments:
         """What `named` has given, of names with a prefix."""
-        expected = tensors.get(f"{prefix}expected")
-        return cls(tensors[f"{prefix}gram"], tensors[f"{prefix}cross"], expected)
+        found = {name: tensors[prefix + name] for name in _NAMES if prefix + name in tensors}
+        return cls(**found)
 
     def square(self) -> Tensor:
         """``sum [phi, 1] [phi, 1]^T``, (d + 1, d + 1), float64."""
@@ -67,7 +99,7 @@ class HeadMoments:
         full = torch.zeros(d + 1, d + 1, dtype=torch.float64)
         rows, columns = torch.triu_indices(d, d).unbind()
         full[rows, columns] = full[columns, rows] = self.gram.to(torch.float64)
-        full[d] = full[:, d] = self.cross.to(torch.float64).sum(0)
+        full[d] = full[:, d] = self.totals
         return full
 
 
@@ -96,6 +128,8 @@ def sum_moments(moments: Sequence[HeadMoments], weights: Sequence[float]) -> Hea
     cross = torch.zeros(moments[0].cross.shape, dtype=torch.float64)
     known = all(own.expected is not None for own in moments)
     expected = torch.zeros_like(cross) if known else None
+    values = moments[0].squares
+    squares = None if values is None else torch.zeros(values.shape, dtype=torch.float64)
     for own, weight in zip(moments, weights, strict=True):
         factor = weight / own.examples
         # In float64; a copy of the whole in that dtype would cost more than the sum.
@@ -104,7 +138,9 @@ def sum_moments(moments: Sequence[HeadMoments], weights: Sequence[float]) -> Hea
         cross.add_(own.cross, alpha=factor)
         if expected is not None and own.expected is not None:
             expected.add_(own.expected, alpha=factor)
-    return HeadMoments(gram, cross, expected)
+        if squares is not None and own.squares is not None:
+            squares.add_(own.squares, alpha=factor)
+    return HeadMoments(gram, cross, expected, squares)
 
 
 def fault_of(moments: HeadMoments) -> str:
@@ -113,26 +149,44 @@ def fault_of(moments: HeadMoments) -> str:
     They must be finite, with class counts from 0 up, a positive semidefinite ``square`` within
     rounding, and class sums within Cauchy and Schwarz: for each class c and input i,
     ``(sum y_c phi_i)^2 <= sum y_c sum phi_i^2``. What is expected of the classes is held to the
-    same, and sums up to what the classes do.
+    same, and sums up to what the classes do. Of targets that are values the squares are given:
+    ``(sum y_c phi_i)^2 <= sum y_c^2 sum phi_i^2``.
     """
-    if not all(bool(torch.isfinite(t).all()) for t in _tensors(moments)):
+    if not all(bool(torch.isfinite(t).all()) for t in moments.named().values()):
         return "they are not finite (NaN or infinity)"
     squares = _diagonal(moments)
     if bool((squares < 0).any()):
         return "they have negative squares"
-    for sums in _tensors(moments)[1:]:
-        if fault := _fault_of_sums(sums.to(torch.float64), squares):
-            return fault
-    if moments.expected is not None and not _same_totals(moments.cross, moments.expected, squares):
-        return "what is expected of the classes does not sum up to what they have"
+    if fault := _fault_of_targets(moments, squares):
+        return fault
     if not _semidefinite(moments, squares):
         return "they are not positive semidefinite"
     return ""
 
 
-def _tensors(moments: HeadMoments) -> list[Tensor]:
-    found = [moments.gram, moments.cross, moments.expected]
-    return [tensor for tensor in found if tensor is not None]
+def _fault_of_targets(moments: HeadMoments, squares: Tensor) -> str:
+    """Why sums by target fit no inputs of these squares."""
+    if moments.squares is not None:
+        return _fault_of_values(moments, moments.squares.to(torch.float64), squares)
+    for sums in (moments.cross, moments.expected):
+        if sums is not None and (fault := _fault_of_sums(sums.to(torch.float64), squares)):
+            return fault
+    if moments.expected is not None and not _same_totals(moments.cross, moments.expected, squares):
+        return "what is expected of the classes does not sum up to what they have"
+    return ""
+
+
+def _fault_of_values(moments: HeadMoments, of_values: Tensor, squares: Tensor) -> str:
+    """Why sums of values fit neither the values' squares nor those of the inputs."""
+    if not moments.examples > 0:
+        return "there are no examples"
+    if bool((of_values < 0).any()):
+        return "their targets have negative squares"
+    of_inputs = torch.cat([squares, squares.new_tensor([moments.examples])])
+    largest = (1 + _ROUNDING) * of_values[:, None] * of_inputs
+    if bool((moments.targets.square() > largest + _tiny(largest.flatten())).any()):
+        return "the sums of their targets are larger than their squares allow"
+    return ""
 
 
 def _fault_of_sums(sums: Tensor, squares: Tensor) -> str:

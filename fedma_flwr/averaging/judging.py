@@ -11,7 +11,12 @@ from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.contradictions import contrary_moments
 from fedma_flwr.averaging.integer_limits import bound_integers
 from fedma_flwr.averaging.limits import Limits, bound_weights, oversized, scaled_to_bounds
-from fedma_flwr.averaging.moment_limits import at_most_usual, oversized_moments
+from fedma_flwr.averaging.moment_limits import (
+    at_most_usual,
+    odd_kinds,
+    oversized_moments,
+    oversized_targets,
+)
 from fedma_flwr.averaging.unit_growth import bound_units
 from fedma_flwr.matching.threads import using_threads
 from fedma_flwr.structure import PermutationSpec
@@ -55,7 +60,9 @@ def judge(
     if first_round:
         updates = scaled_to_bounds(spec, updates, model, limits.max_norm_ratio)
     refused = oversized(spec, updates, model, limits.max_norm_ratio)
+    refused |= odd_kinds(updates)
     refused |= oversized_moments(updates, limits.max_norm_ratio)
+    refused |= oversized_targets(updates, limits.max_norm_ratio)
     kept = {node: update for node, update in updates.items() if node not in refused}
     kept = bound_units(spec, kept, model, limits.max_norm_ratio)
     if averaging.robust and any(update.moments is not None for update in kept.values()):

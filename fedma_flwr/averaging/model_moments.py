@@ -46,20 +46,26 @@ class Measured:
 
 @dataclass(frozen=True)
 class _Sums:
-    """``sum [phi, 1] [phi, 1]^T`` and ``sum y [phi, 1]^T`` of (weighed) examples, float64."""
+    """``sum [phi, 1] [phi, 1]^T`` and ``sum y [phi, 1]^T`` of (weighed) examples, float64.
+
+    Where targets are values, ``sum y^2`` too.
+    """
 
     square: Tensor
     cross: Tensor
+    squares: Tensor | None = None
 
     @property
     def rows(self) -> float:
         return float(self.square[-1, -1])
 
     def plus(self, other: _Sums) -> _Sums:
-        return _Sums(self.square + other.square, self.cross + other.cross)
+        both = [s for s in (self.squares, other.squares) if s is not None]
+        squares = both[0] + both[1] if len(both) == 2 else None
+        return _Sums(self.square + other.square, self.cross + other.cross, squares)
 
     def moments(self) -> HeadMoments:
-        return HeadMoments(upper_triangle(self.square[:-1, :-1]), self.cross)
+        return HeadMoments(upper_triangle(self.square[:-1, :-1]), self.cross, squares=self.squares)
 
 
 class ModelMoments:
@@ -91,7 +97,7 @@ class ModelMoments:
         for models in dict.fromkeys(own.models for own in measured):
             alike = [own for own in measured if own.models == models]
             total = sum_moments([m.moments for m in alike], [m.examples for m in alike])
-            self._pools.append((models, _Sums(total.square(), total.cross)))
+            self._pools.append((models, _Sums(total.square(), total.cross, total.squares)))
 
     def of(self, model: str) -> HeadMoments:
         """The moments of a model's features, estimated for clients that have not measured them."""
@@ -116,7 +122,7 @@ class ModelMoments:
         """Moments of some of the models that were measured together, in this order."""
         columns = [self._columns(models, model) for model in wanted]
         chosen = torch.cat([*(own[:-1] for own in columns), columns[0][-1:]])
-        return _Sums(sums.square[chosen][:, chosen], sums.cross[:, chosen])
+        return _Sums(sums.square[chosen][:, chosen], sums.cross[:, chosen], sums.squares)
 
     def _estimated(self, model: str, models: tuple[str, ...], sums: _Sums) -> _Sums | None:
         """What clients would have measured of a model; None if nobody has measured both."""
@@ -152,8 +158,10 @@ class ModelMoments:
         rows = float(seen[-1, -1])
         factors = torch.where(seen > 0, rows / seen.clamp_min(1e-30), 0.0)
         at = torch.cat([self._places[model], torch.tensor([self._inputs])])
-        whole = _Sums(square * factors, cross * factors[-1])
-        return _Sums(whole.square[at][:, at], whole.cross[:, at]).moments()
+        given = [sums.squares for _, sums in self._pools if sums.squares is not None]
+        squares = torch.stack(given).sum(0) if given else None
+        square, cross = square * factors, cross * factors[-1]
+        return _Sums(square[at][:, at], cross[:, at], squares).moments()
 
 
 def _sum(parts: Sequence[_Sums]) -> _Sums:
@@ -189,4 +197,4 @@ def _carried(both: Tensor, size: int, known: _Sums) -> _Sums:
     whole = torch.cat([transfer, last])  # of [phi, 1]
     square = whole @ known.square @ whole.T
     square[:size, :size] += known.rows * left
-    return _Sums(square, known.cross @ whole.T)
+    return _Sums(square, known.cross @ whole.T, known.squares)

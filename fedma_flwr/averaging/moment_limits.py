@@ -82,4 +82,50 @@ def _scaled(update: ClientUpdate, factor: float) -> HeadMoments | None:
     factors = torch.full((moments.inputs + 1,), factor)
     factors[-1] = 1.0  # counts
     expected = None if moments.expected is None else moments.expected * factors
-    return HeadMoments(moments.gram * factor**2, moments.cross * factors, expected)
+    cross = moments.cross * factors
+    return HeadMoments(moments.gram * factor**2, cross, expected, moments.squares)
+
+
+def odd_kinds(updates: Mapping[int, ClientUpdate]) -> dict[int, str]:
+    """Clients whose targets are values where most clients' are classes, or the other way round.
+
+    Parameters
+    ----------
+    updates : mapping of int to ClientUpdate
+        What the clients sent, by node.
+    """
+    values = {n: u.moments.squares is not None for n, u in updates.items() if u.moments}
+    usual = 2 * sum(values.values()) > len(values)
+    kinds = {True: "values (a squared error)", False: "classes (a cross-entropy)"}
+    return {
+        node: f"its head's targets are {kinds[own]}, those of most clients {kinds[usual]}"
+        for node, own in values.items()
+        if own != usual
+    }
+
+
+def oversized_targets(updates: Mapping[int, ClientUpdate], max_norm_ratio: float) -> dict[int, str]:
+    """Clients with values to be learned that are far larger than is usual.
+
+    All outputs together: a single one may be nearly always zero for most clients, as a pixel at the
+    edge is, and not for another.
+
+    Parameters
+    ----------
+    updates : mapping of int to ClientUpdate
+        What the clients sent, by node.
+    max_norm_ratio : float
+        How much larger than the cohort's median one client's root mean square may be.
+    """
+    sizes = {
+        node: math.sqrt(u.moments.target_square / (u.moments.examples * u.moments.outputs))
+        for node, u in updates.items()
+        if u.moments is not None and u.moments.squares is not None
+    }
+    usual = lower_median(list(sizes.values())) if sizes else 0.0
+    return {
+        node: f"its targets have size {size:.3g} (root mean square); usual is {usual:.3g}, and at "
+        f"most {max_norm_ratio:g} times that (max_norm_ratio)"
+        for node, size in sizes.items()
+        if 0.0 < max_norm_ratio * usual < size
+    }

@@ -129,9 +129,9 @@ def unexplained_share(moments: HeadMoments, weight: Tensor, bias: Tensor | None)
     """
     square, cross = _system(moments, bias is not None)
     solved = weight if bias is None else torch.cat([weight, bias[:, None]], 1)
-    examples, counts = moments.examples, moments.cross.to(torch.float64)[:, -1]
-    left = examples + float(((solved @ square - 2 * cross) * solved).sum())
-    total = examples - float(counts.square().sum()) / max(examples, 1e-30)
+    squares, counts = moments.target_square, moments.targets[:, -1]
+    left = squares + float(((solved @ square - 2 * cross) * solved).sum())
+    total = squares - float(counts.square().sum()) / max(moments.examples, 1e-30)
     return min(max(left / total, 0.0), 1.0) if total > 0 else 1.0
 
 
@@ -219,7 +219,10 @@ def choose_regularisation(moments: HeadMoments, *, bias: bool, positions: float 
             return math.inf
         if place not in errors:
             errors[place] = _error(
-                square, cross, GRID[place] * step, (d, moments.examples, positions)
+                square,
+                cross,
+                GRID[place] * step,
+                (d, moments.examples * positions, moments.target_square),
             )
         return errors[place]
 
@@ -234,16 +237,16 @@ def _error(
     square: Tensor, cross: Tensor, strength: float, sizes: tuple[int, float, float]
 ) -> float:
     """What generalised cross-validation expects, up to a factor that is the same for all."""
-    d, examples, positions = sizes
+    d, rows, squares = sizes
     factor = _factor(square, d, strength)
     if factor is None:
         return math.inf
     solved = torch.cholesky_solve(cross.T, factor).T
     parameters = len(square) - strength * _inverse_trace(factor, d)
-    left_over = 1 - parameters / (examples * positions)
+    left_over = 1 - parameters / rows
     if left_over <= _LEFT_OVER:
         return math.inf
-    residual = examples + float(((solved @ square - 2 * cross) * solved).sum())
+    residual = squares + float(((solved @ square - 2 * cross) * solved).sum())
     return residual / left_over**2
 
 
@@ -263,7 +266,7 @@ def _inverse_trace(factor: Tensor, d: int) -> float:
 def _system(moments: HeadMoments, bias: bool) -> tuple[Tensor, Tensor]:
     """``A`` and ``B`` with the bias's 1 among the inputs, or without it."""
     d = moments.inputs + int(bias)
-    return moments.square()[:d, :d], moments.cross.to(torch.float64)[:, :d]
+    return moments.square()[:d, :d], moments.targets[:, :d]
 
 
 def _mean_square(square: Tensor, d: int) -> float:

@@ -15,6 +15,7 @@ from flwr.serverapp.exception import AggregationError
 from flwr.supercore import log
 
 from fedma_flwr import protocol, reading
+from fedma_flwr.server.argument_names import arguments_of, check_names
 from fedma_flwr.server.arguments import check_arguments
 from fedma_flwr.server.client_keys import LONGEST_KEY, ClientKeys
 from fedma_flwr.server.client_widths import ClientWidths
@@ -91,6 +92,7 @@ class SeededCohort(OverridableStrategy):
     ) -> None:
         """Check the arguments and keep them. Long because each has a line."""
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__", "fedavg")}
+        check_names(type(self), SeededCohort, fedavg, arguments_of(OverridableStrategy))
         check_arguments({**given, **fedavg})
         super().__init__(**fedavg)
         self.seed = seed

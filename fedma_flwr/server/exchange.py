@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from fedma_flwr import protocol, wire
 from fedma_flwr.averaging import judge
+from fedma_flwr.averaging.head_moments import NO_TARGETS
 from fedma_flwr.matching.memory import give_back
 from fedma_flwr.server.history import ExchangeRecord, mean_epochs
 from fedma_flwr.server.ignored_config import IgnoredConfig
@@ -150,7 +151,7 @@ class Exchange:
         """
         self._forget_unsent(replies)
         received = self._with_lost(self._read(replies), grid)
-        if self._too_few(received):
+        if self._too_few(received) and not self.lacks_targets(received):
             missing = [node for node in self._asked if node not in received]
             received.update(self._ask_again(missing, grid, self._timeout))
         received = {node: received[node] for node in self._asked if node in received}
@@ -161,6 +162,11 @@ class Exchange:
         self.record.seconds_waiting = time.monotonic() - self._started
         self.record.epochs = mean_epochs(reply.metrics for reply in received.values())
         return received
+
+    def lacks_targets(self, received: Collection[int]) -> bool:
+        """Whether nobody has sent moments, since the clients' loss tells no targets."""
+        reasons = self.record.dropped.values()
+        return not received and bool(reasons) and all(NO_TARGETS in reason for reason in reasons)
 
     def _forget_unsent(self, replies: Sequence[Message]) -> None:
         """Go on without clients whose message never went out: a wrapper has left it out.

@@ -51,6 +51,9 @@ class GlobalModel:
         Whether a later round's features left much more of it.
     narrow : tuple of NarrowHead
         Solved heads of the narrow models that clients hold.
+    head_averaged : bool
+        Whether the clients' loss is none that a head could be solved for, so that nobody is asked
+        for moments any more.
     """
 
     tensors: dict[str, Tensor]
@@ -65,6 +68,7 @@ class GlobalModel:
     unexplained: float = 1.0
     fell: bool = False
     narrow: tuple[NarrowHead, ...] = ()
+    head_averaged: bool = False
 
     @property
     def to_train(self) -> dict[str, Tensor]:

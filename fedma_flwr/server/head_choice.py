@@ -18,6 +18,10 @@ from fedma_flwr.structure.output_heads import why_not_solved
 #: How large the solved head is that local training goes on from, times a new linear layer.
 START_NORM = 4.0
 
+_TRAINED = (
+    "The head is trained, it cannot be solved: %s. That is an exchange of its own, and costs "
+    "clients as many epochs again. With one_shot=True it is averaged with all else, as in FedAvg."
+)
 #: A model and inputs for it, if there are any.
 Subject = tuple[nn.Module | None, Inputs | None]
 
@@ -50,7 +54,7 @@ def make_solver(
         found = _why_rather_trained(spec, found, subject) or found
     if isinstance(found, str):
         if head == AUTO:
-            log(WARNING, "The head is trained, it cannot be solved: %s.", found)
+            log(WARNING, _TRAINED, found)
             return None
         raise ValueError(
             f"head was {SOLVED!r}, but this model's head cannot be solved: {found}. Use "

@@ -52,6 +52,7 @@ def _content(model: GlobalModel) -> dict[str, Any]:
         "reference_share": model.reference_share,
         "unexplained": model.unexplained,
         "fell": model.fell,
+        **({"head_averaged": True} if model.head_averaged else {}),
     }
 
 
@@ -76,6 +77,7 @@ def decoded(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Global
         reference_share=content.get("reference_share", FIRST_SHARE),
         unexplained=content.get("unexplained", 1.0),
         fell=content.get("fell", False),
+        head_averaged=content.get("head_averaged", False),
         **heads,
     )
 

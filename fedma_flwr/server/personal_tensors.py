@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fedma_flwr.server.members import Member
-from fedma_flwr.server.name_patterns import matching_names
 from fedma_flwr.structure import PermutationSpec
+from fedma_flwr.structure.name_patterns import matching_names
 from fedma_flwr.structure.shared_tensors import with_tensors, without_tensors
 from fedma_flwr.structure.unit_moves import move_units
 

@@ -29,13 +29,15 @@ class RememberedMoments:
 
     def fits(self, size: tuple[int, int] | None) -> bool:
         """Whether they are of a head of so many inputs and outputs: no unit has come since."""
-        return size == (self.moments.inputs, len(self.moments.cross))
+        return size == (self.moments.inputs, self.moments.outputs)
 
 
 def stand_ins(
     remembered: Mapping[str, RememberedMoments],
     present: Collection[str],
     size: tuple[int, int] | None,
+    *,
+    values: bool = False,
 ) -> list[ClientUpdate]:
     """What stands in for clients that have sent no moments in this round.
 
@@ -47,11 +49,13 @@ def stand_ins(
         Keys of the clients that have sent theirs.
     size : (int, int) or None
         Inputs and outputs of the head now.
+    values : bool (default: False)
+        Whether targets are values now.
     """
     return [
         ClientUpdate({}, own.examples, moments=own.moments)
         for key, own in remembered.items()
-        if key not in present and own.fits(size)
+        if key not in present and own.fits(size) and (own.moments.squares is not None) == values
     ]
 
 

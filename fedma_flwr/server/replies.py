@@ -81,7 +81,7 @@ class Expected:
     def _moments(self) -> list[int]:
         inputs, outputs = self.moments or (0, 0)
         inputs += self.part_inputs
-        return [triangle_size(inputs), outputs * (inputs + 1), outputs * (inputs + 1)]
+        return [triangle_size(inputs), (outputs + 1) * (inputs + 1), outputs * (inputs + 1)]
 
     def _tensors(self) -> list[int]:
         shapes = self.spec.shapes({**self.max_widths, **self.widths})
@@ -251,14 +251,18 @@ def _read_moments(
         protocol.GRAM_KEY: (triangle_size(inputs),),
         protocol.CROSS_KEY: (outputs, inputs + 1),
     }
-    if with_expected and protocol.EXPECTED_KEY in arrays:  # private moments have none
+    if protocol.SQUARES_KEY in arrays:  # of values, no classes; the totals are a row of their own
+        shapes[protocol.SQUARES_KEY] = (outputs,)
+        shapes[protocol.CROSS_KEY] = (outputs + 1, inputs + 1)
+    elif with_expected and protocol.EXPECTED_KEY in arrays:  # private moments have none
         shapes[protocol.EXPECTED_KEY] = (outputs, inputs + 1)
     if set(arrays) != set(shapes):
         raise ReplyError(
             f"the reply has the arrays {sorted(arrays)[:5]} instead of the moments of the head's "
             "inputs: install the same version of fedma-flwr on both"
         )
-    moments = HeadMoments(*(decode(n, arrays[n], torch.float32, s) for n, s in shapes.items()))
+    found = {n: decode(n, arrays[n], torch.float32, s) for n, s in shapes.items()}
+    moments = HeadMoments.of(found, protocol.MOMENTS_PREFIX)
     if fault := fault_of(moments):
         raise ReplyError(f"its moments of the head's inputs are refused: {fault}")
     return moments

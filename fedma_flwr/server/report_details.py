@@ -127,13 +127,14 @@ def scores_of(
     -------
     dict
         ``after`` and, where the head of before fits, ``before``: (C, C) lists, a row a true class,
-        None for one without examples. Empty if no head was solved, or of more than 20 classes.
+        None for one without examples. Empty if no head was solved, or of more than 20 classes or
+        none.
     """
     moments = [update.moments for update in updates if update.moments is not None]
     if solver is None or not outcome.head_solved or not moments:
         return {}
     shapes = {own.cross.shape for own in moments}
-    if len(shapes) > 1 or len(moments[0].cross) > _MOST_CLASSES:
+    if len(shapes) > 1 or moments[0].squares is not None or len(moments[0].cross) > _MOST_CLASSES:
         return {}
     weights = [update.examples for update in updates if update.moments is not None]
     cross = sum(

@@ -92,9 +92,9 @@ class CommunicationRound(NarrowRound):
 
         Made once a stage, so that all messages share its tensors.
         """
-        if stage not in self._references:
-            self._references[stage] = self._made_reference(stage)
-        return self._references[stage]
+        if stage not in self.settled.references:
+            self.settled.references[stage] = self._made_reference(stage)
+        return self.settled.references[stage]
 
     def _made_reference(self, stage: int) -> dict[str, Tensor]:
         solver = self.settings.solver
@@ -223,7 +223,9 @@ class CommunicationRound(NarrowRound):
         if settings.solver is not None and planned.solves_head:
             self.settled.moments = sent
             size = settings.moments(stage, self.settled.widths)
-            every = [*sent.values(), *stand_ins(self.model.remembered, sent, size)]
+            values = any(u.moments and u.moments.squares is not None for u in sent.values())
+            away = stand_ins(self.model.remembered, sent, size, values=values)
+            every = [*sent.values(), *away]
             return self._solved(settings.solver, every, self._reference(stage))
         return settle_stage(
             settings.spec,
@@ -288,5 +290,6 @@ class CommunicationRound(NarrowRound):
             narrow=self.settled.narrow_heads,
             reference_share=self.model.next_share(self.settled.share_factor),
             unexplained=min(self.model.unexplained, self.settled.unexplained),
+            head_averaged=self.settled.head_averaged,
             fell=self.model.has_fallen(self.settled.unexplained),
         )

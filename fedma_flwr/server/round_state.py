@@ -73,7 +73,6 @@ class RoundState:
         self.config = dict(config)
         self.nonce = nonce
         self.settled = SettledSoFar()
-        self._references: dict[int, dict[str, Tensor]] = {}  # by stage: heads to step from
         self.saved = saved or SavedRound(None, number, [])
 
     # ------------------------------------------------------------------ what a client holds
@@ -176,6 +175,21 @@ class RoundState:
         self.size = len(self.members)
 
     # ---------------------------------------------------------------- what has become of it
+
+    def may_average_head(self, stage: int) -> bool:
+        """Whether the average of the trained heads can stand in for a head to be solved."""
+        settings = self.settings
+        known = settings.spec.head and self.settled.local_head.keys() >= set(settings.spec.head)
+        return settings.head_may_be_averaged and settings.plan[stage].solves_head and bool(known)
+
+    def average_head(self) -> None:
+        """Let the average of the trained heads stay, as if no head had been to be solved."""
+        self.settled.average_head(self.settings.spec.head)
+        self.settled.unexplained = self.model.unexplained  # nothing is known of it
+
+    def skips(self, stage: int) -> bool:
+        """Whether nobody need be asked in a stage: it is known that no head can be solved."""
+        return self.model.head_averaged and self.may_average_head(stage)
 
     def _goes_on_from_averaged(self, unexplained: float | None) -> bool:
         """Whether local training had better go on from the average of the trained heads."""

@@ -130,6 +130,9 @@ class RunningRound:
         self._exchange.leave_out(self._came.keys() - _ids(replies), self.receiver)
         self._came.clear()
         for stage in range(len(self.current.settings.plan)):
+            if self.current.skips(stage):
+                self.current.average_head()
+                continue
             if stage:
                 self._exchange = self._stage(stage)
                 messages = self._exchange.messages()

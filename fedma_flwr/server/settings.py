@@ -53,6 +53,7 @@ class RoundSettings:
     config_overrides: Mapping[str, Mapping[str, Any]]  # by name of the stage
     solver: HeadSolver | None = None  # None: the head is trained
     own_growth: float = 1.0
+    head_may_be_averaged: bool = False  # where the loss turns out to be none that solves it
     start_may_change: bool = False  # local training goes on from another head if features fall
     head_memory: int = 0  # rounds that a client's moments stand in for it
     several_heads: bool = False  # then class counts must name theirs
@@ -122,6 +123,7 @@ class RoundSettings:
         """All settings as text: what must be the same in a resumed run."""
         texts = {f.name: str(getattr(self, f.name)) for f in fields(self)}
         del texts["several_heads"]  # the model says it
+        del texts["head_may_be_averaged"]  # the loss says it
         del texts["start_may_change"]  # it changes nothing in runs that go well
         for name, plain in _PLAIN.items():
             if getattr(self, name) == plain:
@@ -212,6 +214,7 @@ def make_settings(
             HEAD: dict(arguments["head_config"] or {}),
         },
         solver=solver,
+        head_may_be_averaged=arguments["head"] == AUTO,
         start_may_change=(
             solver is not None and solver.steps_from_trained and arguments["head_start"] == AUTO
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -35,6 +35,10 @@ class SettledSoFar:
         See `SolvedHead`; 1 as long as nothing was solved.
     unexplained : float
         The same; 1 as long as nothing was solved.
+    references : dict of int to dict of str to Tensor
+        By stage, the head that its step starts from, as clients get it.
+    head_averaged : bool
+        Whether the head is the average of trained ones, since it could not be solved.
     narrow_heads : tuple of NarrowHead
         Of the narrow models that clients hold.
     """
@@ -47,7 +51,14 @@ class SettledSoFar:
     moments: Mapping[str, ClientUpdate] = field(default_factory=dict)
     share_factor: float = 1.0
     unexplained: float = 1.0
+    references: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    head_averaged: bool = False
     narrow_heads: tuple[NarrowHead, ...] = ()
+
+    def average_head(self, names: Iterable[str]) -> None:
+        """Let the average of the trained heads stay."""
+        self.tensors.update({name: self.local_head[name] for name in names})
+        self.head_averaged = True
 
     def add(self, outcome: StageOutcome, clients: Sequence[str], wire_dtype: str) -> None:
         """Take over what a stage has given.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from logging import WARNING
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
+from flwr.supercore import log
 
 from fedma_flwr.server.exchange import Exchange
 from fedma_flwr.server.global_model import count_parameters
@@ -53,6 +55,8 @@ def end_stage(
         the clients share, in whatever form it comes.
     """
     received = exchange.receive(replies, grid)
+    if exchange.lacks_targets(received) and exchange.current.may_average_head(exchange.stage):
+        return _average_head(exchange, history)
     if len(received) < max(min_train_nodes, 1):
         history.add(exchange.record)
         _give_up(exchange, len(received), history, min_train_nodes)
@@ -72,6 +76,22 @@ def end_stage(
     )
     history.add(exchange.record)
     return received
+
+
+def _average_head(exchange: Exchange, history: History) -> dict[int, StageReply]:
+    """Go on with the average of the trained heads, and say so once."""
+    log(
+        WARNING,
+        "Round %s: the clients' loss is neither a cross-entropy nor a squared error, so that no "
+        "head can be solved. It is the average of the trained heads, as in FedAvg, from now on: "
+        "a round has one exchange less. To have it trained in an exchange of its own say "
+        'head="trained".',
+        exchange.record.round,
+    )
+    exchange.record.dropped.clear()
+    exchange.current.average_head()
+    history.add(exchange.record)
+    return {}
 
 
 def _settle(exchange: Exchange, received: Mapping[int, StageReply], *, details: bool) -> None:

@@ -60,8 +60,9 @@ def _check(reply: Message, initial: ArrayRecord, weighted_by_key: str) -> None:
             'RecordDict({"arrays": ArrayRecord(model.state_dict()), ...}) from the train function'
         )
     if missing := [name for name in initial if name not in records[0]]:
+        more = f" and {len(missing) - 5} others" if len(missing) > 5 else ""
         raise ReplyError(
-            f"the reply lacks the tensors {missing[:5]}: send all of the model's, as in "
+            f"the reply lacks the tensors {missing[:5]}{more}: send all of the model's, as in "
             "`ArrayRecord(model.state_dict())`"
         )
     if extra := [name for name in records[0] if name not in initial]:

@@ -9,8 +9,9 @@ from torch import nn
 
 from fedma_flwr.structure.axes import SpecError, UnsupportedModelError
 from fedma_flwr.structure.deriving.propose import propose_spec
+from fedma_flwr.structure.failing_calls import refuse_failing_call
 from fedma_flwr.structure.known_specs import remember_spec
-from fedma_flwr.structure.model_copies import Inputs
+from fedma_flwr.structure.model_copies import Inputs, check_model_and_inputs
 from fedma_flwr.structure.proving.prove import prove_spec
 from fedma_flwr.structure.refusals import unsupported
 from fedma_flwr.structure.spec import PermutationSpec
@@ -27,9 +28,9 @@ def derive_spec(model: nn.Module, example_inputs: Inputs) -> PermutationSpec:
     ----------
     model : nn.Module
         Any model that ``torch.export`` can capture. It is copied, never changed.
-    example_inputs : tuple or dict
-        Inputs as in ``model(*example_inputs)``, or ``model(**example_inputs)``. Batches of at
-        least two let layers with training-only branches be seen as well.
+    example_inputs : Tensor, tuple or dict
+        Inputs as in ``model(*example_inputs)``, or ``model(**example_inputs)``; a tensor is the
+        only argument. Batches of at least two let training-only branches be seen as well.
 
     Returns
     -------
@@ -44,17 +45,26 @@ def derive_spec(model: nn.Module, example_inputs: Inputs) -> PermutationSpec:
         If an operator has no rule (the message names the operator, the module and the source
         line), if the model cannot be captured, or if the spec cannot be proven.
     """
+    check_model_and_inputs(model, example_inputs)
+    try:
+        spec = _derived(model, example_inputs)
+    except UnsupportedModelError:
+        refuse_failing_call(model, example_inputs)  # then it says more
+        raise
+    _tell(type(model).__name__, spec)
+    return remember_spec(spec)
+
+
+def _derived(model: nn.Module, example_inputs: Inputs) -> PermutationSpec:
     try:
         spec = propose_spec(model, example_inputs)
-        spec = prove_spec(spec, model, example_inputs, drop_unused=True).spec
+        return prove_spec(spec, model, example_inputs, drop_unused=True).spec
     except UnsupportedModelError:
         raise
     except SpecError as error:
         raise unsupported(f"The derived spec could not be proven: {error}") from error
     except Exception as error:  # callers know nothing of graphs
         raise unsupported(f"Derivation failed ({type(error).__name__}: {error}).") from error
-    _tell(type(model).__name__, spec)
-    return remember_spec(spec)
 
 
 def _tell(model: str, spec: PermutationSpec) -> None:

@@ -53,9 +53,7 @@ def linear_head(spec: PermutationSpec) -> LinearHead | str:
     biases = [name for name in spec.head if len(spec.axes[name]) == 1]
     if len(weights) != 1 or len(biases) > 1 or len(weights + biases) < len(spec.head):
         return f"the head has other tensors than a weight and a bias: {', '.join(spec.head)}"
-    outputs, _, *kernel = spec.axes[weights[0]]
+    _, _, *kernel = spec.axes[weights[0]]
     if spec.output_axis(weights[0]) != 0 or any(a.groups or a.size({}) != 1 for a in kernel):
         return f"{weights[0]!r} is neither a linear layer's weight nor a 1 x 1 convolution's"
-    if outputs.size({}) < 2:
-        return f"{weights[0]!r} has one output only: there are no classes to choose from"
     return LinearHead(modules.pop(), weights[0], biases[0] if biases else None)

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from fedma_flwr.structure.axes import UnsupportedModelError
 from fedma_flwr.structure.refusals import first_line, unsupported
 
-#: Positional arguments, or keyword arguments by name.
-Inputs = Sequence[Any] | Mapping[str, Any]
+#: The only argument, positional arguments, or keyword arguments by name.
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 def private_copy(model: nn.Module, example_inputs: Inputs) -> nn.Module:
@@ -48,7 +49,7 @@ def private_copy(model: nn.Module, example_inputs: Inputs) -> nn.Module:
         raise unsupported(f"The model cannot be copied: {first_line(error)}") from error
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def _copy(model: nn.Module, known: Mapping[int, Any] = MappingProxyType({})) -> nn.Module:
     """A deep copy, also of modules that keep results of a pass: they are copied as values."""
     attributes = (value for module in model.modules() for value in module.__dict__.values())
     kept = torch.utils._pytree.tree_leaves(list(attributes))
@@ -57,7 +58,7 @@ def _copy(model: nn.Module) -> nn.Module:
         for value in kept
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    return copy.deepcopy(model, fresh)
+    return copy.deepcopy(model, {**fresh, **known})
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -79,20 +80,30 @@ def plain_attention() -> Iterator[None]:
 
 def with_lazy_layers_built(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """The model; if it has lazy layers a copy, in which one pass has given them their shapes."""
-    lazy = [t for t in (*model.parameters(), *model.buffers()) if nn.parameter.is_lazy(t)]
-    if not lazy:
+    if not _lazy_tensors(model):
         return model
-    # Torch copies no tensor without a shape: each gets one like it.
-    kinds: list[Any] = [type(tensor) for tensor in lazy]
-    pairs = zip(kinds, lazy, strict=True)
-    fresh: dict[int, Any] = {id(t): kind(device="cpu", dtype=t.dtype) for kind, t in pairs}
     try:
         with quiet(), torch.no_grad():
-            twin = copy.deepcopy(model, fresh).cpu()
-            call(twin.eval(), cpu_inputs(example_inputs))
+            twin = running_copy(model)
+            call(twin, cpu_inputs(example_inputs))
             return twin.train(model.training)
     except Exception:  # the model is refused with the names of what has no shape
         return model
+
+
+def _lazy_tensors(model: nn.Module) -> list[Tensor]:
+    return [t for t in (*model.parameters(), *model.buffers()) if nn.parameter.is_lazy(t)]
+
+
+def running_copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that may be run, lazy layers included; whatever copying raises."""
+    # Torch copies no tensor without a shape: each gets one like it.
+    lazy = _lazy_tensors(model)
+    kinds: list[Any] = [type(tensor) for tensor in lazy]
+    pairs = zip(kinds, lazy, strict=True)
+    fresh: dict[int, Any] = {id(t): kind(device="cpu", dtype=t.dtype) for kind, t in pairs}
+    twin = _copy(model, fresh)
+    return (twin if any(p.is_meta for p in twin.parameters()) else twin.cpu()).eval()
 
 
 def check_model_and_inputs(model: object, example_inputs: object) -> None:
@@ -107,10 +118,10 @@ def check_model_and_inputs(model: object, example_inputs: object) -> None:
         raise UnsupportedModelError(f"model must be an nn.Module, but was {type(model).__name__}.")
     if isinstance(example_inputs, Mapping) and all(isinstance(k, str) for k in example_inputs):
         return
-    if not isinstance(example_inputs, (tuple, list)):
+    if not isinstance(example_inputs, Tensor | tuple | list):
         raise UnsupportedModelError(
-            f"example_inputs must be a tuple of tensors, as in model(*example_inputs), or a dict "
-            f"of them, as in model(**example_inputs), but was {type(example_inputs).__name__}."
+            "example_inputs must be a tensor, a tuple of them, as in model(*example_inputs), or a "
+            f"dict of them, as in model(**example_inputs), but was {type(example_inputs).__name__}."
         )
 
 
@@ -157,7 +168,9 @@ def cpu_inputs(example_inputs: Inputs) -> tuple[Any, ...] | dict[str, Any]:
 
 
 def _plain(example_inputs: Inputs) -> tuple[Any, ...] | dict[str, Any]:
-    """A tuple or dict of whatever sequence or mapping (a tokenizer's result) they are."""
+    """A tuple or dict of whatever tensor, sequence or mapping (a tokenizer's result) they are."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,)
     return dict(example_inputs) if isinstance(example_inputs, Mapping) else tuple(example_inputs)
 
 

@@ -33,7 +33,7 @@ def model_digest(model: nn.Module, example_inputs: Inputs) -> str:
     ----------
     model : nn.Module
         The model.
-    example_inputs : tuple or dict
+    example_inputs : Tensor, tuple or dict
         As for `derive_spec`.
 
     Raises

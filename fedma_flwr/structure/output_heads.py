@@ -44,7 +44,7 @@ def has_several_heads(
     ----------
     spec : PermutationSpec
         The model's spec.
-    model, example_inputs : nn.Module and sequence, optional
+    model, example_inputs : nn.Module, and Tensor, tuple or dict, optional
         With them, layers of one width whose outputs are added up to one count as one head.
     """
     if len(head_layers(spec)) < 2:

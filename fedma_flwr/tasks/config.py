@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
+from logging import WARNING
 from typing import Any, Literal
+
+from flwr.supercore import log
 
 from fedma_flwr.protocol import EPOCHS_CONFIG_KEY, LEARNING_RATE_KEY
 
@@ -116,7 +120,14 @@ READERS: dict[str, Reader] = {
 
 
 def check_types(run_config: RunConfig) -> None:
-    """Raise ValueError if a value is not of its key's type, whether the run needs it or not."""
+    """Raise ValueError if a value is not of its key's type, whether the run needs it or not.
+
+    Also for a key that looks like one of the app's and is none; others are named in the log.
+    """
+    for key in run_config.keys() - READERS.keys():
+        if near := _nearest(key, READERS):
+            raise ValueError(f"the run config has {key!r}, which is no key: did you mean {near!r}?")
+        log(WARNING, "The run config has %r, which nothing reads.", key)
     for key in run_config:
         if key in READERS:
             READERS[key](run_config, key)
@@ -225,5 +236,13 @@ def check_bound(
 
 def _value(run_config: RunConfig, key: str) -> bool | float | int | str:
     if key not in run_config:
-        raise ValueError(f"{key} is missing from the run config")
+        near = _nearest(key, run_config.keys() - READERS.keys())
+        hint = f"; it has {near!r}, which is no key" if near else ""
+        raise ValueError(f"{key} is missing from the run config{hint}")
     return run_config[key]
+
+
+def _nearest(key: str, keys: Iterable[str]) -> str:
+    """The key that looks most like another; empty if none does."""
+    near = get_close_matches(key.lower().replace("_", "-"), sorted(keys), n=1, cutoff=0.75)
+    return near[0] if near else ""

@@ -125,6 +125,30 @@ def test_a_reply_without_them_is_an_error_that_says_what_to_write():
         return Message(RecordDict({"arrays": ArrayRecord(state), "m": metrics}), reply_to=message)
 
     with pytest.raises(
-        AggregationError, match=r"lacks the tensors \['c.weight', 'c.bias'\].*personal="
+        AggregationError,
+        match=r"lacks the tensors \['c.weight', 'c.bias'\].*personal=\('c\.\*',\)",
     ):
         run(make_strategy(), train)
+
+
+def test_batch_norms_that_are_kept_back_by_hand_are_all_named():
+    """FedBN as it is written for FedAvg: a reply without the norms' tensors, ten of them."""
+
+    class Normed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.bn1 = torch.nn.Linear(2, 6), torch.nn.BatchNorm1d(6)
+            self.b, self.bn2 = torch.nn.Linear(6, 6), torch.nn.BatchNorm1d(6)
+            self.c = torch.nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.c(self.bn2(self.b(self.bn1(self.a(x)).relu())).relu())
+
+    def train(message, context, client):
+        model = load_model(Normed(), message)
+        state = {n: t for n, t in model.state_dict().items() if "bn" not in n}
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"arrays": ArrayRecord(state), "m": metrics}), reply_to=message)
+
+    with pytest.raises(AggregationError, match=r"and 5 others.*personal=\('bn\*',\)"):
+        run(make_strategy(Normed), train, net=Normed)

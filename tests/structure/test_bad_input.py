@@ -38,14 +38,14 @@ class Orthogonal(nn.Module):
 @pytest.mark.parametrize(
     ("model", "inputs", "message"),
     [
-        (mlp(lambda n, x: x.relu()), (torch.zeros(4, 5),), "torch.export"),
-        (mlp(lambda n, x: x.relu()), (VECTOR, VECTOR), "torch.export"),
-        (mlp(lambda n, x: x.relu()), (), "torch.export"),
-        (mlp(lambda n, x: x.relu()), VECTOR, "tuple"),
+        (mlp(lambda n, x: x.relu()), (torch.zeros(4, 5),), r"does not work.*\(4, 5\).*'a'"),
+        (mlp(lambda n, x: x.relu()), (VECTOR, VECTOR), "does not work.*positional"),
+        (mlp(lambda n, x: x.relu()), (), r"does not work.*\(\).*positional"),
+        (mlp(lambda n, x: x.relu()), VECTOR[0, 0].item(), "tensor, a tuple"),
         (mlp(lambda n, x: x.relu()), None, "tuple"),
         (mlp(lambda n, x: x.relu()), (torch.zeros(0, 6),), r"entries.*\(0, 6\)"),
-        (words(), (torch.zeros(2, 5),), "torch.export"),
-        (words(), (torch.full((2, 5), 9),), "could not be proven.*index out of range"),
+        (words(), (torch.zeros(2, 5),), "does not work.*float32.*Embedding"),
+        (words(), (torch.full((2, 5), 9),), "does not work.*from 9 to 9.*index out of range"),
         (mlp(lambda n, x: chaotic(x)), (VECTOR,), "unstable"),
         (mlp(another_way_for_more), (VECTOR,), "could not be proven.*'a'"),
         (Net(lambda n, x: x * n.scale, scale=torch.rand(6)), (VECTOR,), "no parameters"),
@@ -56,6 +56,13 @@ class Orthogonal(nn.Module):
 def test_bad_input_is_a_clear_error(model, inputs, message):
     with pytest.raises(UnsupportedModelError, match=message):
         derive_spec(model, inputs)
+
+
+def test_a_tensor_is_the_only_argument():
+    model = mlp(lambda n, x: x.relu())
+    assert derive_spec(model, VECTOR).to_json() == derive_spec(model, (VECTOR,)).to_json()
+    with pytest.raises(UnsupportedModelError, match=r"float32 of shape \(4, 5\)"):
+        derive_spec(model, torch.zeros(4, 5))
 
 
 def test_views_of_the_same_memory_are_refused():

@@ -19,6 +19,7 @@ def head_of(outputs=None, **axes):
     [
         ({"b_weight": "2, h", "b_bias": "2"}, "b.bias"),
         ({"b_weight": "4, h"}, None),
+        ({"b_weight": "1, h", "b_bias": "1"}, "b.bias"),
         ({"b_weight": "4, h x 9", "b_bias": "4"}, "b.bias"),
         ({"b_weight": "4, h, 1, 1", "b_bias": "4"}, "b.bias"),
     ],
@@ -40,7 +41,6 @@ def test_one_linear_layer(axes, bias):
         ({"b_weight": "4, h, 3, 1"}, "neither"),
         ({"b_weight": "4, h, 1, 3"}, "neither"),
         ({"b_weight": "4, 2, h"}, "neither"),
-        ({"b_weight": "1, h", "b_bias": "1"}, "one output only"),
     ],
 )
 def test_what_is_no_linear_layer(axes, reason):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fedma_flwr.structure.axes import SpecError
+from fedma_flwr.structure.failing_calls import refuse_failing_call
 from fedma_flwr.structure.model_copies import (
     Inputs,
     call,
@@ -42,7 +43,7 @@ class ModelInProof:
         The spec to test.
     model : nn.Module
         The model; it is copied.
-    example_inputs : tuple or dict
+    example_inputs : Tensor, tuple or dict
         Inputs as in ``model(*example_inputs)`` or ``model(**example_inputs)``.
 
     Raises
@@ -69,7 +70,11 @@ class ModelInProof:
         self.parameters = {name for name, _ in self.module.named_parameters()}
         spec.check(self.tensors)
         self.tied = self._ties()
-        self.run()
+        try:
+            self.run()
+        except SpecError:
+            refuse_failing_call(model, example_inputs)
+            raise
 
     def _ties(self) -> set[str]:
         """Further names of tied parameters."""

@@ -83,7 +83,7 @@ def prove_spec(
         The spec, derived or written by hand.
     model : nn.Module
         The model. It is copied, never changed.
-    example_inputs : tuple or dict
+    example_inputs : Tensor, tuple or dict
         Inputs as in ``model(*example_inputs)``, or ``model(**example_inputs)``; their shapes and
         types matter, and integers stay in range.
     seed : int (default: 0)

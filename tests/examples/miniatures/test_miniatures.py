@@ -2,8 +2,8 @@
 
 Client epochs are those in which clients train, as in `strategy.history`: a pass that only sums up
 a head's moments is none. So equally many rounds of both strategies are equally many epochs here.
-Models without classes to solve a head for take `one_shot=True`. By default a head would be trained
-in an exchange of its own, which costs epochs: then FedMA was behind FedAvg.
+Models whose head is not one linear layer, or not all of the loss, take `one_shot=True`. By default
+a head would be trained in an exchange of its own, which costs epochs.
 """
 
 import logging
@@ -17,6 +17,7 @@ import torch
 from tests.examples.apps import MOST_CHANGED_LINES, apply, changed_lines, scores
 
 APPS = Path(__file__).parent / "apps"
+DOCS = Path(__file__).parents[3] / "docs"
 CLIENTS, ROUNDS = 4, 4
 ROUNDING = 1e-4  # sums in another order
 # By app: the config, and what must be installed.
@@ -54,6 +55,17 @@ def run(name, text, rounds=ROUNDS, seed=0):
 def test_few_lines_change(name):
     added, removed = changed_lines(diff_of(name))
     assert max(added, removed) <= MOST_CHANGED_LINES
+
+
+def test_the_docs_say_how_many_lines_change():
+    counts = {name: max(changed_lines(diff_of(name))) for name in CASES}
+    most = max(counts.values())
+    page = (DOCS / "from_fedavg.md").read_text(encoding="utf-8")
+    words = {7: "seven", 8: "eight"}
+    assert f"in at most {words[most]} changed lines, imports" in page
+    # The one file's import of FedMA, fedma_mod and load_model stands in both of two.
+    named = ", ".join(n.replace("_", "-") for n in CASES if counts[n] == most)
+    assert f"{words[most + 1]} at most ({named})" in page
 
 
 @pytest.mark.long
