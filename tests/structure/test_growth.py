@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedma_flwr.structure import derive_spec, resize
-from fedma_flwr.structure.proving.growability import without_sizes
+from fedma_flwr.structure.proving.growth_trials import without_sizes
 from tests.structure.networks import LSTM, Net, ResNet, tokens
 
 VECTOR = torch.zeros(4, 6)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.proving.model_in_proof import ModelInProof
-from fedma_flwr.structure.proving.norm_statistics import fit_statistics
+from fedma_flwr.structure.proving.model_in_proof import ModelInProof, Outputs
+from fedma_flwr.structure.proving.norm_statistics import fit_statistics, has_statistics
 
 _GAINS = (1.4, 1.0, 2.0, 1.4)
 ATTEMPTS = len(_GAINS)
 
 
-def redraw(model: ModelInProof, attempt: int, generator: torch.Generator) -> bool:
+def redraw(model: ModelInProof, attempt: int, generator: torch.Generator) -> Outputs | None:
     """Draw new tensors and inputs in place.
 
     Parameters
@@ -35,8 +35,9 @@ def redraw(model: ModelInProof, attempt: int, generator: torch.Generator) -> boo
 
     Returns
     -------
-    bool
-        Whether the model runs on what was drawn, with a finite output.
+    list of Tensor or None
+        The output for what was drawn; None if the model does not run on it, or if no entry of an
+        output is finite.
     """
     for name, tensor in model.tensors.items():
         if name in model.tied:
@@ -45,19 +46,23 @@ def redraw(model: ModelInProof, attempt: int, generator: torch.Generator) -> boo
     model.inputs = tree_map(
         lambda value: _draw_input(model, value, attempt, generator), model.example
     )
-    if not _runs(model):
+    output = _output(model, attempt, generator)
+    if output is None:
         model.inputs = model.example
-    if attempt != 1:
-        fit_statistics(model, generator)
-    return _runs(model)
+        output = _output(model, attempt, generator)
+    return output
 
 
-def _runs(model: ModelInProof) -> bool:
+def _output(model: ModelInProof, attempt: int, generator: torch.Generator) -> Outputs | None:
+    """The output, with statistics that fit unless the model's own weights are kept."""
     try:
+        if attempt != 1 and any(map(has_statistics, model.module.modules())):
+            fit_statistics(model, generator)
         outputs = model.run()
     except SpecError:
-        return False
-    return all(not out.is_floating_point() or bool(out.isfinite().any()) for out in outputs)
+        return None
+    finite = (not out.is_floating_point() or bool(out.isfinite().any()) for out in outputs)
+    return outputs if all(finite) else None
 
 
 def _draw(model: ModelInProof, name: str, attempt: int, generator: torch.Generator) -> Tensor:

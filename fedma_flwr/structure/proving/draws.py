@@ -1,0 +1,109 @@
+"""Draws of weights and inputs, until a model's output depends on all that a spec is about."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedma_flwr.structure.axes import SpecError
+from fedma_flwr.structure.proving.drawing import ATTEMPTS, redraw
+from fedma_flwr.structure.proving.invariance import (
+    check_another_batch,
+    check_invariance,
+    check_where_it_runs,
+    is_chaotic,
+    run_or_none,
+)
+from fedma_flwr.structure.proving.model_in_proof import ModelInProof, Outputs, relative_change
+from fedma_flwr.structure.proving.sensitivity import all_pairs, sensitive_pairs
+
+
+class Draws:
+    """Evidence for a spec from several draws.
+
+    Parameters
+    ----------
+    model : ModelInProof
+        The model in proof. It is left at the last draw for which its output depended on more than
+        before.
+    generator : torch.Generator
+        Where randomness comes from.
+
+    Attributes
+    ----------
+    pending : set of (str, str)
+        Groups and tensors that the output was not seen to depend on.
+    worst : float
+        The largest relative change under permutations.
+    evaluation, training : list of Tensor or None
+        The model's output as it is left, in each mode; None where nothing can be compared.
+    training_compared : bool
+        Whether it is known that training mode gives the same numbers each time.
+    alike : bool
+        Whether training mode gives the very same numbers: then it has nothing else to show.
+    """
+
+    def __init__(self, model: ModelInProof, generator: torch.Generator) -> None:
+        self.model, self.generator = model, generator
+        self.pending = all_pairs(model)
+        self.worst = 0.0
+        self.evaluation: Outputs = []
+        self.training: Outputs | None = None
+        self.alike = self.training_compared = False
+        self._good: tuple[int, Tensor] | None = None
+
+    def run(self) -> None:
+        """Draw, and check invariance for each draw that shows anything new.
+
+        Raises
+        ------
+        SpecError
+            If the spec is wrong, or if no draw is good for anything.
+        """
+        attempt = 0
+        for attempt in range(ATTEMPTS):
+            self._draw(attempt)
+            if self._good and not self.pending:
+                break
+        if self._good is None:
+            raise SpecError(
+                "For all weights and inputs tried, the model's output is not finite, or so "
+                "unstable that rounding errors change it: nothing can be proven about the model."
+            )
+        if attempt != self._good[0]:
+            self.generator.set_state(self._good[1])
+            self.evaluation = redraw(self.model, self._good[0], self.generator) or []
+        self.worst = max(self.worst, check_another_batch(self.model, self.generator))
+        self._train()
+
+    def _draw(self, attempt: int) -> None:
+        model, generator, again = self.model, self.generator, self._good is not None
+        before = generator.get_state()
+        output = redraw(model, attempt, generator)
+        if output is None:
+            return
+        seen: set[tuple[str, str]] = set()
+        if again:
+            seen = sensitive_pairs(model, self.pending, generator, output, by_trial=False)
+            if not seen:
+                return  # permuted, it would only be the same evidence once more
+        if is_chaotic(model, output, generator):
+            return
+        self._good, self.evaluation = (attempt, before), output
+        self.worst = max(self.worst, check_invariance(model, output, generator))
+        self.pending -= seen or sensitive_pairs(model, self.pending, generator, output)
+
+    def _train(self) -> None:
+        """Check invariance in training mode, if it can be; what matters there is struck off."""
+        model = self.model
+        model.training = True
+        output = run_or_none(model)
+        if output is not None:
+            self.alike = relative_change(output, self.evaluation) == 0.0
+            if not self.alike:
+                output, worst = check_where_it_runs(model, output, self.generator)
+                self.worst = max(self.worst, worst)
+            if output is not None and not self.alike:
+                self.pending -= sensitive_pairs(model, self.pending, self.generator, output)
+        self.training = output
+        model.training = False
