@@ -59,6 +59,8 @@ def _same(container: Any, contents: Any) -> bool:
     """Whether a list or dict holds the very same objects in the same order."""
     if len(container) != len(contents):
         return False
+    if not contents:
+        return True
     if isinstance(container, dict):
         same = all(map(operator.is_, container.values(), contents.values()))
         return same and list(container) == list(contents)

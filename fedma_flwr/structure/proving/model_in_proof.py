@@ -132,10 +132,11 @@ class ModelInProof:
     def _permute(self, permutations: Mapping[str, Tensor]) -> None:
         # One tensor at a time, and in place: large models are in memory once.
         for name, tensor in self.tensors.items():
-            own = self.spec.tensor_groups(name) & permutations.keys()
-            if own and name not in self.tied:
-                orders = {group: permutations[group] for group in own}
-                tensor.copy_(self.spec.select({name: tensor}, orders)[name])
+            for dim, axis in enumerate(self.spec.axes[name] if name not in self.tied else ()):
+                if axis.groups & permutations.keys():
+                    order = axis.positions(permutations, self.spec.sizes)
+                    moved = (order != torch.arange(len(order))).nonzero()[:, 0]
+                    tensor.index_copy_(dim, moved, tensor.index_select(dim, order[moved]))
 
     def change(self, state: Mapping[str, Tensor], reference: Outputs) -> float:
         """Relative change of the output when some tensors are replaced, for as long as it takes."""
