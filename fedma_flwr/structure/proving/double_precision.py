@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,12 @@ _COMPLEX_CASTS = frozenset({getattr(Tensor, name) for name in ("cfloat", "chalf"
 
 _GROUPED = frozenset({torch._grouped_mm, getattr(functional, "grouped_mm", torch._grouped_mm)})
 _EXPERTS = 3  # axes of the experts' matrices
+
+_CONVOLUTIONS = frozenset({torch.conv2d, functional.conv2d})
+# Entries of weights, and positions of an image, for which torch's own convolution in float64
+# mostly waits for memory: it reads the weights once for each image.
+_MANY, _FEW = 2**18, 64
+_ARGUMENTS, _IMAGES = 7, 4  # of a convolution; axes of a batch of images
 
 
 class InDouble(TorchFunctionMode):
@@ -40,6 +47,8 @@ class InDouble(TorchFunctionMode):
         if func in _GROUPED and args[1].dim() == _EXPERTS and options.get("bias") is None:
             return _grouped(*args, **options)
         options = {name: _widened(value) for name, value in (kwargs or {}).items()}
+        if func in _CONVOLUTIONS and not options and _is_narrow(*args):
+            return _convolved(*args)
         result = func(*map(_widened, args), **options)
         if isinstance(result, Tensor) and result.dtype in _FEWER_BITS:
             return result if _reads_fewer_bits((*args, *options.values())) else result.double()
@@ -61,6 +70,33 @@ def _grouped(rows: Tensor, experts: Tensor, offs: Tensor, **_: object) -> Tensor
     ends = [0, *offs.tolist()]
     parts = [rows[a:b] @ own for a, b, own in zip(ends, ends[1:], experts, strict=False)]
     return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], experts.shape[-1])])
+
+
+def _is_narrow(*args: Any) -> bool:
+    """Whether a convolution has many weights, few positions and nothing unusual about it."""
+    if len(args) != _ARGUMENTS or args[-1] != 1 or not isinstance(args[4], tuple):
+        return False
+    x, weight = args[:2]
+    return (
+        x.dim() == weight.dim() == _IMAGES
+        and x.dtype == weight.dtype == torch.float64
+        and x.shape[1] == weight.shape[1]
+        and weight.numel() >= _MANY
+        and x.shape[2] * x.shape[3] <= _FEW * math.prod(args[3])
+    )
+
+
+def _convolved(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, _: int
+) -> Tensor:
+    """A convolution as one product of matrices for all images."""
+    kernel = weight.shape[2:]
+    columns = functional.unfold(x, kernel, dilation, padding, stride)
+    sides = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
+    shape = [(n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap in sides]
+    found = weight.flatten(1) @ columns.transpose(0, 1).flatten(1)
+    result = found.view(-1, len(x), *shape).transpose(0, 1)
+    return result.contiguous() if bias is None else result + bias[:, None, None]
 
 
 def _reads_fewer_bits(values: Sequence[Any]) -> bool:

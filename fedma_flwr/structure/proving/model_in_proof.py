@@ -136,7 +136,11 @@ class ModelInProof:
                 if axis.groups & permutations.keys():
                     order = axis.positions(permutations, self.spec.sizes)
                     moved = (order != torch.arange(len(order))).nonzero()[:, 0]
-                    tensor.index_copy_(dim, moved, tensor.index_select(dim, order[moved]))
+                    units = tensor.index_select(dim, order[moved])
+                    if len(moved) == len(order):
+                        tensor.copy_(units)  # faster
+                    else:
+                        tensor.index_copy_(dim, moved, units)
 
     def change(self, state: Mapping[str, Tensor], reference: Outputs) -> float:
         """Relative change of the output when some tensors are replaced, for as long as it takes."""
