@@ -19,6 +19,7 @@ from fedma_flwr.averaging.robust import scale_down
 from fedma_flwr.averaging.server_step import RoundStart, take_step
 from fedma_flwr.averaging.similarity import similarity_of_matched
 from fedma_flwr.matching import Matcher, Matching, check_matching
+from fedma_flwr.matching.arrays import Floats
 from fedma_flwr.matching.threads import threads_for, using_threads
 from fedma_flwr.structure import (
     PermutationSpec,
@@ -27,6 +28,7 @@ from fedma_flwr.structure import (
     signature,
     signature_tensors,
 )
+from fedma_flwr.structure.signatures import is_nested
 
 PLAIN = Averaging()
 
@@ -41,7 +43,8 @@ class _Matched:
     assignments: tuple[dict[str, Tensor], ...]
     widths: dict[str, int] = field(default_factory=dict)
     matchings: dict[str, Matching] = field(default_factory=dict)
-    signatures: dict[str, tuple[str, ...]] = field(default_factory=dict)  # tensors, by group
+    # Tensors, by group, that its rows can be written back into.
+    signatures: dict[str, tuple[str, ...]] = field(default_factory=dict)
     similarity: dict[str, list[float]] = field(default_factory=dict)
     before: Mapping[str, int] = field(default_factory=dict)  # global widths of earlier stages
 
@@ -128,10 +131,8 @@ def settle_stage(
     found.before = matched if isinstance(matched, Mapping) else {}
     earlier = frozenset(matched)
     for number, group in enumerate(stage.groups):
-        found.signatures[group] = signature_tensors(spec, group, earlier | found.widths.keys())
         chosen = (saved or {}).get(group, matcher)
-        names, known = found.signatures[group], found.known
-        units = [signature(spec, group, names, t, known).numpy() for t in found.wide]
+        units = _units_of(spec, group, earlier, found)
         matching = chosen.match(
             units,
             weights=[*weights, 1.0][: len(units)] if weighted else None,
@@ -226,6 +227,19 @@ def _usual_sizes(
     return scale_down(tensors, weights)
 
 
+def _units_of(
+    spec: PermutationSpec, group: str, earlier: frozenset[str], found: _Matched
+) -> list[Floats]:
+    """The rows that everyone's units of a group are matched by."""
+    matched = earlier | found.widths.keys()
+    others = spec.groups.keys() - matched - {group}
+    names = signature_tensors(spec, group, matched)
+    if not is_nested(spec, group, others):
+        found.signatures[group] = names
+    rows = (signature(spec, group, names, t, found.known, unmatched=others) for t in found.wide)
+    return [units.numpy() for units in rows]
+
+
 def _take(spec: PermutationSpec, group: str, matching: Matching, found: _Matched) -> None:
     """Put every client's units of a group where the matching says."""
     found.widths[group], found.matchings[group] = len(matching.units), matching
@@ -271,8 +285,8 @@ def _set_posterior_means(
     spec: PermutationSpec, found: _Matched, settled: dict[str, Tensor]
 ) -> None:
     """Put the matcher's posterior means where all tensors of a signature settle."""
-    for group, matching in found.matchings.items():
-        names = found.signatures[group]
+    for group, names in found.signatures.items():
+        matching = found.matchings[group]
         if all(name in settled for name in names):
             rows = torch.as_tensor(matching.units)
             set_signature(spec, group, names, settled, rows, known=found.known)

@@ -76,25 +76,21 @@ def _is_narrow(*args: Any) -> bool:
     """Whether a convolution has many weights, few positions and nothing unusual about it."""
     if len(args) != _ARGUMENTS or args[-1] != 1 or not isinstance(args[4], tuple):
         return False
-    x, weight = args[:2]
-    return (
-        x.dim() == weight.dim() == _IMAGES
-        and x.dtype == weight.dtype == torch.float64
-        and x.shape[1] == weight.shape[1]
-        and weight.numel() >= _MANY
-        and x.shape[2] * x.shape[3] <= _FEW * math.prod(args[3])
-    )
+    x, weight, stride = args[0], args[1], args[3]
+    if not x.dim() == weight.dim() == _IMAGES or x.shape[1] != weight.shape[1]:
+        return False
+    positions: int = x.shape[2] * x.shape[3]
+    many = weight.numel() >= _MANY and positions <= _FEW * math.prod(stride)
+    return many and bool(x.dtype == weight.dtype == torch.float64)
 
 
-def _convolved(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, _: int
-) -> Tensor:
+def _convolved(*args: Any) -> Tensor:
     """A convolution as one product of matrices for all images."""
-    kernel = weight.shape[2:]
-    columns = functional.unfold(x, kernel, dilation, padding, stride)
-    sides = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
+    x, weight, bias, stride, padding, dilation, _ = args
+    columns = functional.unfold(x, weight.shape[2:], dilation, padding, stride)
+    sides = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     shape = [(n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap in sides]
-    found = weight.flatten(1) @ columns.transpose(0, 1).flatten(1)
+    found: Tensor = weight.flatten(1) @ columns.transpose(0, 1).flatten(1)
     result = found.view(-1, len(x), *shape).transpose(0, 1)
     return result.contiguous() if bias is None else result + bias[:, None, None]
 

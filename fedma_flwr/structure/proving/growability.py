@@ -72,13 +72,22 @@ def why_not_growable(model: ModelInProof, draws: Draws, tolerance: float) -> dic
     between and after the old ones, or spread among them; in evaluation mode and, where the model
     runs in it, in training mode. In the first trial all groups grow together, by different
     amounts. In the others some do: of any two groups each grows once without the other. Where a
-    trial fails, those at fault are found by trials of some of the groups. Where training mode
-    gives the very same numbers, it is tried with all groups together only.
+    trial fails, those at fault are found by trials of some of the groups; what had grown together
+    with them is tried anew without them, since equal growth may only look harmless. Where training
+    mode gives the very same numbers, it is tried with all groups together only.
     """
     groups = [name for name, group in model.spec.groups.items() if group.growable]
     search = _Search(Trials(model, draws, tolerance), groups)
-    for number, trial in enumerate(trials_of(groups) if groups else []):
-        search.narrow(trial, (False,) if number and draws.alike else (False, True))
+    trials = trials_of(groups) if groups else []
+    passed: dict[int, set[str]] = {}
+    while pending := [
+        number
+        for number, trial in enumerate(trials)
+        if number not in passed or passed[number] & search.reasons.keys()
+    ]:
+        for number in pending:
+            modes = (False,) if number and draws.alike else (False, True)
+            passed[number] = set(search.narrow(trials[number], modes))
     return search.reasons
 
 
@@ -90,8 +99,8 @@ class _Search:
         self.number = {name: number for number, name in enumerate(groups)}
         self.reasons: dict[str, str] = {}
 
-    def narrow(self, trial: Mapping[str, int], modes: Sequence[bool]) -> None:
-        """Drop groups until the others grow together in the given trial."""
+    def narrow(self, trial: Mapping[str, int], modes: Sequence[bool]) -> Sequence[str]:
+        """Drop groups until the others grow together in the given trial: those that do."""
         sizes = self.trials.model.spec.sizes
         growth = {
             name: growth_of(sizes[name], self.number[name], way) for name, way in trial.items()
@@ -112,6 +121,7 @@ class _Search:
             found = _alone(left, why, again) or _last_of_shortest(left, why, again)
             self.reasons.update(found)
             left = [name for name in left if name not in found]
+        return left
 
 
 def _alone(groups: Sequence[str], why: str, problem: _Problem) -> dict[str, str]:

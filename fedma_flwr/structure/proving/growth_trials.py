@@ -24,7 +24,9 @@ _AMOUNTS = (1, 2, None, 3)
 _PLACES = ("first", "middle", "last")
 #: Trials that a group grows in beside the one of all groups.
 _OTHERS = 4
-#: Of these the one in which the new units are spread among the old ones.
+#: So many amounts there are in that one, of neighbours all different.
+_UNLIKE = 7
+#: Of the others the one in which the new units are spread among the old ones.
 _SPREAD = 3
 
 Growth = Mapping[str, Tensor]  # for each group that grows (width,) whether a unit is an old one
@@ -58,14 +60,14 @@ def trials_of(groups: Sequence[str]) -> list[dict[str, int]]:
 
 
 def growth_of(size: int, number: int, way: int) -> Tensor:
-    """How a group grows: the ways of a group have all amounts, and all places.
+    """How a group grows: by one to seven units, then in some order by 1, 2, 3 and its width.
 
     Parameters
     ----------
     size : int
         Its width.
     number : int
-        Its number among all groups: neighbours grow by different amounts.
+        Its number among all groups: neighbours grow by different amounts, at different places.
     way : int
         0 to 4.
 
@@ -74,14 +76,13 @@ def growth_of(size: int, number: int, way: int) -> Tensor:
     Tensor
         (width,) whether a unit is an old one.
     """
-    start = ((number + 1) & -(number + 1)).bit_length() - 1
-    more = _AMOUNTS[(start + number + way) % len(_AMOUNTS)] or size
+    more = (1 + number % _UNLIKE) if way == 0 else _AMOUNTS[(number + way) % len(_AMOUNTS)] or size
     old = torch.ones(size + more, dtype=torch.bool)
     if way == _SPREAD:
         old[:] = False
         old[torch.arange(size) * (size + more) // size] = True
         return old
-    place = _PLACES[(start // len(_AMOUNTS) + number + way) % len(_PLACES)]
+    place = _PLACES[(number + way) % len(_PLACES)]
     before = {"first": 0, "middle": (size + 1) // 2, "last": size}[place]
     old[before : before + more] = False
     return old
