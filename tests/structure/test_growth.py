@@ -1,13 +1,14 @@
 """Growth that is called proven holds: by any number, at any place, alone and with others."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from torch import nn
 
 from fedma_flwr.structure import derive_spec, resize
-from fedma_flwr.structure.proving.growth_trials import without_sizes
+from fedma_flwr.structure.proving.growth_trials import growth_of, trials_of, without_sizes
 from tests.structure.networks import LSTM, Net, ResNet, tokens
 
 VECTOR = torch.zeros(4, 6)
@@ -39,6 +40,28 @@ def two_heads(net, x):
     q, k, v = (layer(x).unflatten(-1, (2, -1)).transpose(1, 2) for layer in (net.q, net.k, net.v))
     weights = (q @ k.mT * net.scale).softmax(-1)
     return net.c((weights @ v).transpose(1, 2).flatten(2))
+
+
+class Half(nn.Module):
+    """Two halves by width // 2, behind another layer: growing both alike looks harmless."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.cv = nn.Linear(6, 6), nn.Linear(6, 8)
+        self.out, self.head = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.cv(self.stem(x).relu())
+        half = h.shape[1] // 2
+        h = self.out(torch.cat([h[:, :half].relu(), h[:, half:].tanh()], 1))
+        return self.head(h.relu())
+
+
+def dead_halves(net, x):
+    """With two inputs, a quarter of the units are dead: to cut elsewhere changes nothing there."""
+    h = net.a(x).relu()
+    half = h.shape[1] // 2
+    return net.c(torch.cat([h[:, :half], -h[:, half:]], 1))
 
 
 def linear(inputs, outputs):
@@ -96,6 +119,37 @@ def test_what_grows_may_grow_at_random(name):
         for _ in range(3):
             wide = grown(model, spec, generator).train(training)
             torch.testing.assert_close(wide(inputs), copy.deepcopy(model).train(training)(inputs))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_growth_is_not_proven_by_luck(seed):
+    """Neither by groups that are dropped later, nor by units that are dead."""
+    torch.manual_seed(seed)
+    spec = derive_spec(Half(), (torch.zeros(4, 6),))
+    assert {n for n, g in spec.groups.items() if g.growable} == {"stem", "out"}
+    model = Net(dead_halves, a=linear(6, 8), c=linear(8, 3))
+    spec = derive_spec(model, (torch.zeros(2, 6),))
+    assert not any(group.growable for group in spec.groups.values())
+
+
+def test_of_any_two_groups_each_grows_without_the_other():
+    for count in (1, 2, 5, 6, 40):
+        groups = [str(number) for number in range(count)]
+        first, *others = (set(trial) for trial in trials_of(groups))
+        assert first == set(groups)
+        for one, other in itertools.permutations(groups, 2):
+            assert any(one in trial and other not in trial for trial in others)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("number", range(5))
+def test_a_group_grows_by_one_two_three_and_its_width_at_all_places(size, number):
+    ways = [growth_of(size, number, way) for way in range(1, 5)]
+    assert sorted(len(old) - size for old in ways) == sorted([1, 2, 3, size])
+    assert all(int(old.sum()) == size for old in ways)
+    ways.append(growth_of(size, number, 0))
+    assert any(not old[0] for old in ways)
+    assert any(not old[-1] for old in ways)
 
 
 def test_a_group_that_cannot_grow_takes_growth_from_no_other_and_says_why():

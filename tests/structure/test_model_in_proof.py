@@ -65,7 +65,7 @@ def test_a_run_is_repeatable_if_it_is_finite_and_gives_the_same_twice():
     assert not repeats(lambda n, x: x / 0)
     assert not repeats(counted)
     other = in_proof(lambda n, x: x.relu())
-    other.inputs = (torch.ones(4, 5),)
+    other.inputs = [(torch.ones(4, 5),)]
     assert run_or_none(other) is None
 
 

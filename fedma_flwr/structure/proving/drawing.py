@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fedma_flwr.structure.axes import SpecError
+from fedma_flwr.structure.model_copies import Example
 from fedma_flwr.structure.proving.model_in_proof import ModelInProof, Outputs
 from fedma_flwr.structure.proving.norm_statistics import fit_statistics, has_statistics
 
@@ -43,12 +44,10 @@ def redraw(model: ModelInProof, attempt: int, generator: torch.Generator) -> Out
         if name in model.tied:
             continue
         tensor.copy_(_draw(model, name, attempt, generator))
-    model.inputs = tree_map(
-        lambda value: _draw_input(model, value, attempt, generator), model.example
-    )
+    model.inputs = draw_inputs(model, model.examples, attempt, generator)
     output = _output(model, attempt, generator)
     if output is None:
-        model.inputs = model.example
+        model.inputs = model.examples
         output = _output(model, attempt, generator)
     return output
 
@@ -111,6 +110,16 @@ def _fan_in(model: ModelInProof, name: str) -> float:
     return max(tensor.numel() / tensor.shape[model.spec.output_axis(name)], 1)
 
 
+def draw_inputs(
+    model: ModelInProof, examples: list[Example], attempt: int, generator: torch.Generator
+) -> list[Example]:
+    """Inputs of the same shapes, with values that are drawn."""
+    drawn: list[Example] = tree_map(
+        lambda value: _draw_input(model, value, attempt, generator), examples
+    )
+    return drawn
+
+
 def _draw_input(model: ModelInProof, value: Any, attempt: int, generator: torch.Generator) -> Any:
     if not isinstance(value, Tensor) or value.dtype == torch.bool or value.is_complex():
         return value
@@ -124,12 +133,12 @@ def _draw_input(model: ModelInProof, value: Any, attempt: int, generator: torch.
     return torch.randint(0, high, value.shape, generator=generator, dtype=value.dtype)
 
 
-def with_another_batch(inputs: Any) -> Any:
-    """Inputs with one more entry along the first axis of every tensor: a copy of the first one."""
+def with_another_batch(inputs: Any, more: int = 1) -> Any:
+    """Inputs with more entries along the first axis of every tensor: copies of the first one."""
 
     def widen(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.dim():
             return value
-        return torch.cat([value, value[:1]])
+        return torch.cat([value, *[value[:1]] * more])
 
     return tree_map(widen, inputs)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.proving.drawing import ATTEMPTS, redraw
+from fedma_flwr.structure.proving.drawing import (
+    ATTEMPTS,
+    draw_inputs,
+    redraw,
+    with_another_batch,
+)
 from fedma_flwr.structure.proving.invariance import (
     check_another_batch,
     check_invariance,
@@ -16,6 +24,9 @@ from fedma_flwr.structure.proving.invariance import (
 )
 from fedma_flwr.structure.proving.model_in_proof import ModelInProof, Outputs, relative_change
 from fedma_flwr.structure.proving.sensitivity import all_pairs, sensitive_pairs
+
+# Entries that are added to a batch, for units that no entry of the example's batch sets going.
+_MANY = 14
 
 
 class Draws:
@@ -93,17 +104,45 @@ class Draws:
         self.worst = max(self.worst, check_invariance(model, output, generator))
         self.pending -= seen or sensitive_pairs(model, self.pending, generator, output)
 
+    def look_elsewhere(self) -> bool:
+        """Draw other inputs, many at once where the model takes many; whether it runs on them."""
+        model, generator = self.model, self.generator
+        for more in (_MANY, 0):
+            wide = [with_another_batch(example, more) for example in model.examples]
+            model.inputs = draw_inputs(model, wide, 0, generator)
+            output = run_or_none(model)
+            if output is not None and not is_chaotic(model, output, generator):
+                self.evaluation, self.training_compared = output, False
+                self._run_in_training()
+                return True
+        return False
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Inputs and outputs are afterwards what they were before."""
+        own, inputs = dict(vars(self)), self.model.inputs
+        try:
+            yield
+        finally:
+            vars(self).update(own)
+            self.model.inputs = inputs
+
+    def _run_in_training(self) -> None:
+        self.model.training = True
+        self.training = run_or_none(self.model)
+        self.model.training = False
+        found = self.training
+        self.alike = found is not None and relative_change(found, self.evaluation) == 0.0
+
     def _train(self) -> None:
         """Check invariance in training mode, if it can be; what matters there is struck off."""
+        self._run_in_training()
+        if self.training is None or self.alike:
+            return
         model = self.model
         model.training = True
-        output = run_or_none(model)
-        if output is not None:
-            self.alike = relative_change(output, self.evaluation) == 0.0
-            if not self.alike:
-                output, worst = check_where_it_runs(model, output, self.generator)
-                self.worst = max(self.worst, worst)
-            if output is not None and not self.alike:
-                self.pending -= sensitive_pairs(model, self.pending, self.generator, output)
-        self.training = output
+        self.training, worst = check_where_it_runs(model, self.training, self.generator)
+        self.worst = max(self.worst, worst)
+        if self.training is not None:
+            self.pending -= sensitive_pairs(model, self.pending, self.generator, self.training)
         model.training = False

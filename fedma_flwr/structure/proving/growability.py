@@ -6,13 +6,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from fedma_flwr.structure.proving.draws import Draws
 from fedma_flwr.structure.proving.growth_trials import NOT_FINITE, Trials, growth_of, trials_of
+from fedma_flwr.structure.proving.liveness import dead_units
 from fedma_flwr.structure.proving.model_in_proof import ModelInProof
 from fedma_flwr.structure.proving.spec_changes import with_growth
 from fedma_flwr.structure.spec import PermutationSpec
 
 _Problem = Callable[[Sequence[str]], str]
+# A group of fewer units may look growable by luck, if some of them are dead.
+_NARROW = 32
+# Draws of inputs until all units of such groups are alive.
+_DRAWS = 4
 # So many groups of one kind are tried one by one: mostly all of them are at fault, or none.
 _ONE_BY_ONE = 8
 
@@ -74,20 +81,23 @@ def why_not_growable(model: ModelInProof, draws: Draws, tolerance: float) -> dic
     amounts. In the others some do: of any two groups each grows once without the other. Where a
     trial fails, those at fault are found by trials of some of the groups; what had grown together
     with them is tried anew without them, since equal growth may only look harmless. Where training
-    mode gives the very same numbers, it is tried with all groups together only.
+    mode gives the very same numbers, it is tried with all groups together only. A group of few
+    units of which some are dead (a ReLU that no input sets going) is tried on more inputs.
     """
+    spec = model.spec
     groups = [name for name, group in model.spec.groups.items() if group.growable]
     search = _Search(Trials(model, draws, tolerance), groups)
-    trials = trials_of(groups) if groups else []
-    passed: dict[int, set[str]] = {}
-    while pending := [
-        number
-        for number, trial in enumerate(trials)
-        if number not in passed or passed[number] & search.reasons.keys()
-    ]:
-        for number in pending:
-            modes = (False,) if number and draws.alike else (False, True)
-            passed[number] = set(search.narrow(trials[number], modes))
+    search.run()
+    dead: dict[str, Tensor] = {}
+    with draws.kept():
+        for number in range(_DRAWS):
+            narrow = {n for n in groups if n not in search.reasons and _is_narrow(spec.sizes[n])}
+            found = dead_units(model) if narrow else {}
+            dead = {n: own & dead.get(n, own) for n, own in found.items() if n in narrow}
+            if not any(bool(own.any()) for own in dead.values()) or number == _DRAWS - 1:
+                break
+            if draws.look_elsewhere():
+                search.run()
     return search.reasons
 
 
@@ -98,6 +108,20 @@ class _Search:
         self.trials = trials
         self.number = {name: number for number, name in enumerate(groups)}
         self.reasons: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Drop groups until the others grow together in all trials, without those dropped."""
+        groups = [name for name in self.number if name not in self.reasons]
+        trials = trials_of(groups) if groups else []
+        passed: dict[int, set[str]] = {}
+        while pending := [
+            number
+            for number in range(len(trials))
+            if number not in passed or passed[number] & self.reasons.keys()
+        ]:
+            for number in pending:
+                modes = (False,) if number and self.trials.draws.alike else (False, True)
+                passed[number] = set(self.narrow(trials[number], modes))
 
     def narrow(self, trial: Mapping[str, int], modes: Sequence[bool]) -> Sequence[str]:
         """Drop groups until the others grow together in the given trial: those that do."""
@@ -122,6 +146,10 @@ class _Search:
             self.reasons.update(found)
             left = [name for name in left if name not in found]
         return left
+
+
+def _is_narrow(size: int) -> bool:
+    return size < _NARROW
 
 
 def _alone(groups: Sequence[str], why: str, problem: _Problem) -> dict[str, str]:

@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_map
 
 from fedma_flwr.structure.axes import SpecError
 from fedma_flwr.structure.model_copies import (
+    Example,
     Inputs,
     call,
-    cpu_inputs,
+    cpu_examples,
     plain_attention,
     private_copy,
     quiet,
@@ -42,8 +43,9 @@ class ModelInProof:
         The spec to test.
     model : nn.Module
         The model; it is copied.
-    example_inputs : tuple or dict
-        Inputs as in ``model(*example_inputs)`` or ``model(**example_inputs)``.
+    example_inputs : tuple, dict, or list of them
+        Inputs as in ``model(*example_inputs)`` or ``model(**example_inputs)``; or a list of
+        several such examples. A run is one of all examples.
 
     Raises
     ------
@@ -55,8 +57,8 @@ class ModelInProof:
         if any(tensor.is_meta for tensor in tensors_of(model).values()):
             raise SpecError("The model is on the meta device: it has no weights to prove with.")
         self.module = _in_double(private_copy(model, example_inputs).eval())
-        self.example = tree_map(_as_double, cpu_inputs(example_inputs))
-        self.inputs = self.example
+        self.examples: list[Example] = tree_map(_as_double, cpu_examples(example_inputs))
+        self.inputs = self.examples
         self.training = False  # whether to run in training mode
         self.random: dict[bool, bool] = {}  # by mode, whether the model draws random numbers
         self.spec = spec
@@ -84,23 +86,30 @@ class ModelInProof:
         return self.spec.axes.keys() - set(first.values())
 
     def run(self) -> Outputs:
-        """The output tensors of the model for the present inputs.
+        """The output tensors of the model for the present inputs, of all examples in turn.
 
         Raises
         ------
         SpecError
             If the model does not run.
         """
+        outputs: Outputs = []
+        for number, inputs in enumerate(self.inputs):
+            which = f" (example_inputs[{number}])" if len(self.inputs) > 1 else ""
+            outputs += self._run(inputs, which)
+        return outputs
+
+    def _run(self, inputs: Example, which: str) -> Outputs:
         try:
             mode = training_mode(self.module) if self.training else nullcontext()
             with quiet(), restored(self.module), plain_attention(), InDouble(), mode:
                 torch.default_generator.manual_seed(0)  # alone: the model is on the CPU
                 with self._without_chance():
-                    outputs = call(self.module, tree_map(_copy, self.inputs))
+                    outputs = call(self.module, tree_map(_copy, inputs))
         except Exception as error:
             raise SpecError(
-                f"The model does not run in float64 on these inputs ({type(error).__name__}: "
-                f"{first_line(error)})."
+                f"The model does not run in float64 on these inputs{which} "
+                f"({type(error).__name__}: {first_line(error)})."
             ) from error
         self.progress.step()
         return tensors_in(outputs)

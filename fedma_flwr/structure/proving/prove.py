@@ -77,9 +77,10 @@ def prove_spec(
         The spec, derived or written by hand.
     model : nn.Module
         The model. It is copied, never changed.
-    example_inputs : tuple or dict
+    example_inputs : tuple, dict, or list of them
         Inputs as in ``model(*example_inputs)``, or ``model(**example_inputs)``; their shapes and
-        types matter, and integers stay in range.
+        types matter, and integers stay in range. A list of tuples or dicts is one of several
+        examples, as for `derive_spec`.
     seed : int (default: 0)
         Seed of all draws. The global random generator is left alone.
     drop_unused : bool (default: False)

@@ -115,7 +115,7 @@ def _some(pairs: list[Pair], count: int, generator: torch.Generator) -> list[Pai
 
 def _by_derivative(model: ModelInProof, swaps: _Swaps) -> tuple[set[Pair], set[Pair]]:
     """Pairs whose derivative towards the permuted tensor is not zero, and all that have one."""
-    slopes = _gradients(model, {name for _, name in swaps})
+    slopes = gradients_of(model, {name for _, name in swaps})
     known = {pair: gradient for pair in swaps if (gradient := slopes.get(pair[1])) is not None}
     return {pair for pair in known if swaps[pair].slope(known[pair]) > THRESHOLD}, set(known)
 
@@ -129,7 +129,7 @@ def _not_told_apart(model: ModelInProof, swaps: _Swaps) -> dict[Pair, Swap]:
         with ExitStack() as alike:
             for move in chosen.values():
                 alike.enter_context(move.alike())
-            gradients = _gradients(model, {pair[1] for pair, _ in chosen})
+            gradients = gradients_of(model, {pair[1] for pair, _ in chosen})
             for key, move in chosen.items():
                 gradient = gradients.get(key[0][1])
                 if gradient is not None and move.tells_apart(gradient):
@@ -172,7 +172,7 @@ def _moved_together(model: ModelInProof, swaps: _Swaps, reference: Outputs) -> l
     return found
 
 
-def _gradients(model: ModelInProof, wanted: set[str]) -> dict[str, Tensor | None]:
+def gradients_of(model: ModelInProof, wanted: set[str]) -> dict[str, Tensor | None]:
     """Derivatives of a random combination of all outputs; one backward pass."""
     own = {**dict(model.module.named_parameters()), **dict(model.module.named_buffers())}
     names = sorted(wanted & own.keys())
