@@ -132,24 +132,42 @@ def test_growth_is_not_proven_by_luck(seed):
     assert not any(group.growable for group in spec.groups.values())
 
 
-def test_of_any_two_groups_each_grows_without_the_other():
-    for count in (1, 2, 5, 6, 40):
-        groups = [str(number) for number in range(count)]
-        first, *others = (set(trial) for trial in trials_of(groups))
-        assert first == set(groups)
-        for one, other in itertools.permutations(groups, 2):
-            assert any(one in trial and other not in trial for trial in others)
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 40])
+def test_trials_are_of_all_together_and_of_any_group_doubled_without_any_other(count):
+    groups = [str(number) for number in range(count)]
+    trials = trials_of(groups)
+    assert [set(trial) for trial in trials[:3]] == [set(groups)] * 3
+    doubled = [set(trial) for trial in trials[3:]]
+    for group in groups:
+        assert sorted(trial[group][0] for trial in trials[:3]) == [1, 2, 3]
+        assert {trial[group][1] for trial in trials[:3]} == {"first", "middle", "last"}
+        assert all(trial[group][0] == 0 for trial in trials[3:] if group in trial)
+    for one, other in itertools.permutations(groups, 2):
+        assert any(one in trial and other not in trial for trial in doubled)
+    for one, other in itertools.pairwise(groups):
+        assert any(trial[one][0] != trial[other][0] for trial in trials[:3])
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-@pytest.mark.parametrize("number", range(5))
-def test_a_group_grows_by_one_two_three_and_its_width_at_all_places(size, number):
-    ways = [growth_of(size, number, way) for way in range(1, 5)]
-    assert sorted(len(old) - size for old in ways) == sorted([1, 2, 3, size])
-    assert all(int(old.sum()) == size for old in ways)
-    ways.append(growth_of(size, number, 0))
-    assert any(not old[0] for old in ways)
-    assert any(not old[-1] for old in ways)
+@pytest.mark.parametrize("place", ["first", "middle", "last", "spread"])
+def test_a_group_grows_at_a_place(size, place):
+    for more in (0, 1, 3):
+        old = growth_of(size, (more, place))
+        assert len(old) == size + (more or size)
+        assert int(old.sum()) == size
+        assert bool(old[0]) == (place != "first")
+        assert bool(old[-1]) == (place == "first" or (place == "middle" and size > 1))
+
+
+def test_a_projection_may_not_become_as_wide_as_its_hidden_state():
+    """Only when it is doubled alone, nothing else tells."""
+    model = Net(
+        lambda n, x: n.c(n.rnn(x)[0].mean(1)),
+        rnn=nn.LSTM(6, 8, proj_size=4, batch_first=True),
+        c=linear(4, 3),
+    )
+    spec = derive_spec(model, (SERIES,))
+    assert [group.growable for group in spec.groups.values() if group.size == 4] == [False]
 
 
 def test_a_group_that_cannot_grow_takes_growth_from_no_other_and_says_why():

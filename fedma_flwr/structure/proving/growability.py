@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedma_flwr.structure.proving.draws import Draws
-from fedma_flwr.structure.proving.growth_trials import NOT_FINITE, Trials, growth_of, trials_of
+from fedma_flwr.structure.proving.growth_trials import NOT_FINITE, Trials, Way, growth_of, trials_of
 from fedma_flwr.structure.proving.liveness import dead_units
 from fedma_flwr.structure.proving.model_in_proof import ModelInProof
 from fedma_flwr.structure.proving.spec_changes import with_growth
@@ -77,11 +77,11 @@ def why_not_growable(model: ModelInProof, draws: Draws, tolerance: float) -> dic
     -----
     Every group grows by one, two, three units and to twice its width, with the new units before,
     between and after the old ones, or spread among them; in evaluation mode and, where the model
-    runs in it, in training mode. In the first trial all groups grow together, by different
-    amounts. In the others some do: of any two groups each grows once without the other. Where a
+    runs in it, in training mode. All groups grow together, by different amounts; some are doubled
+    while others keep their width: of any two groups each is doubled once without the other. Where a
     trial fails, those at fault are found by trials of some of the groups; what had grown together
     with them is tried anew without them, since equal growth may only look harmless. Where training
-    mode gives the very same numbers, it is tried with all groups together only. A group of few
+    mode gives the very same numbers, it is tried once with all groups together. A group of few
     units of which some are dead (a ReLU that no input sets going) is tried on more inputs.
     """
     spec = model.spec
@@ -106,12 +106,12 @@ class _Search:
 
     def __init__(self, trials: Trials, groups: Sequence[str]) -> None:
         self.trials = trials
-        self.number = {name: number for number, name in enumerate(groups)}
+        self.groups = groups
         self.reasons: dict[str, str] = {}
 
     def run(self) -> None:
         """Drop groups until the others grow together in all trials, without those dropped."""
-        groups = [name for name in self.number if name not in self.reasons]
+        groups = [name for name in self.groups if name not in self.reasons]
         trials = trials_of(groups) if groups else []
         passed: dict[int, set[str]] = {}
         while pending := [
@@ -123,12 +123,10 @@ class _Search:
                 modes = (False,) if number and self.trials.draws.alike else (False, True)
                 passed[number] = set(self.narrow(trials[number], modes))
 
-    def narrow(self, trial: Mapping[str, int], modes: Sequence[bool]) -> Sequence[str]:
+    def narrow(self, trial: Mapping[str, Way], modes: Sequence[bool]) -> Sequence[str]:
         """Drop groups until the others grow together in the given trial: those that do."""
         sizes = self.trials.model.spec.sizes
-        growth = {
-            name: growth_of(sizes[name], self.number[name], way) for name, way in trial.items()
-        }
+        growth = {name: growth_of(sizes[name], way) for name, way in trial.items()}
 
         def problem(some: Sequence[str], modes: Sequence[bool]) -> str:
             return self.trials.problem({name: growth[name] for name in some}, modes)

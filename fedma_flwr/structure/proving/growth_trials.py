@@ -18,25 +18,22 @@ from fedma_flwr.structure.refusals import first_line
 from fedma_flwr.structure.resizing import resize
 from fedma_flwr.structure.restoring import restored
 
-#: How many units are added; None doubles the group.
-_AMOUNTS = (1, 2, None, 3)
-#: Where the old units come to stand among the new ones: after them, around them, before them.
-_PLACES = ("first", "middle", "last")
-#: Trials that a group grows in beside the one of all groups.
-_OTHERS = 4
-#: So many amounts there are in that one, of neighbours all different.
-_UNLIKE = 7
-#: Of the others the one in which the new units are spread among the old ones.
-_SPREAD = 3
+#: Orders in which neighbours grow by these amounts in the trials of all groups together.
+_AMOUNTS = tuple(itertools.permutations((1, 2, 3)))
+#: Where the new units come to stand: before the old ones, between them, after them, and spread.
+_PLACES = ("first", "middle", "last", "spread")
+#: Fewest trials in which groups are doubled.
+_DOUBLED = 4
 
+Way = tuple[int, str]  # how many units are added (0: as many as there are), and where
 Growth = Mapping[str, Tensor]  # for each group that grows (width,) whether a unit is an old one
 
 #: Why a group cannot grow whose zero-padded units are divided by their norm.
 NOT_FINITE = "zero-padded units make the output infinite or undefined"
 
 
-def trials_of(groups: Sequence[str]) -> list[dict[str, int]]:
-    """What grows in each trial, and which of its ways of growing it takes: one of five.
+def trials_of(groups: Sequence[str]) -> list[dict[str, Way]]:
+    """What grows in each trial, and how.
 
     Parameters
     ----------
@@ -45,44 +42,52 @@ def trials_of(groups: Sequence[str]) -> list[dict[str, int]]:
 
     Returns
     -------
-    list of dict of str to int
-        First all groups together. In the others each group grows four times, so chosen that of
-        any two groups each grows once without the other: no two are chosen alike.
+    list of dict of str to Way
+        First three trials of all groups together, in which each grows by one, two and three units
+        in an order that differs from its neighbours', before, between and after the old ones. In
+        the others some groups are doubled, and the rest keeps its width, so chosen that of any two
+        groups each is doubled once while the other is not: no two are chosen alike.
     """
-    count = _OTHERS
-    while math.comb(count, _OTHERS) < len(groups):
+    numbered = list(enumerate(groups))
+    trials: list[dict[str, Way]] = [
+        {
+            group: (_AMOUNTS[number % len(_AMOUNTS)][trial], _PLACES[(number + trial) % 3])
+            for number, group in numbered
+        }
+        for trial in range(3)
+    ]
+    count = _DOUBLED
+    while math.comb(count, count // 2) < len(groups):
         count += 1
-    trials: list[dict[str, int]] = [{} for _ in range(count)]
-    for group, chosen in zip(groups, itertools.combinations(range(count), _OTHERS), strict=False):
-        for way, trial in enumerate(chosen, start=1):
-            trials[trial][group] = way
-    return [dict.fromkeys(groups, 0), *trials]
+    doubled: list[dict[str, Way]] = [{} for _ in range(count)]
+    chosen = itertools.combinations(range(count), count // 2)
+    for (number, group), own in zip(numbered, chosen, strict=False):
+        for at, trial in enumerate(own):
+            doubled[trial][group] = (0, _PLACES[(number + 1 + 2 * at) % len(_PLACES)])
+    return [trial for trial in (*trials, *doubled) if trial]
 
 
-def growth_of(size: int, number: int, way: int) -> Tensor:
-    """How a group grows: by one to seven units, then in some order by 1, 2, 3 and its width.
+def growth_of(size: int, way: Way) -> Tensor:
+    """How a group grows.
 
     Parameters
     ----------
     size : int
         Its width.
-    number : int
-        Its number among all groups: neighbours grow by different amounts, at different places.
-    way : int
-        0 to 4.
+    way : (int, str)
+        How many units are added, and where.
 
     Returns
     -------
     Tensor
         (width,) whether a unit is an old one.
     """
-    more = (1 + number % _UNLIKE) if way == 0 else _AMOUNTS[(number + way) % len(_AMOUNTS)] or size
+    more, place = way[0] or size, way[1]
     old = torch.ones(size + more, dtype=torch.bool)
-    if way == _SPREAD:
+    if place == "spread":
         old[:] = False
         old[torch.arange(size) * (size + more) // size] = True
         return old
-    place = _PLACES[(number + way) % len(_PLACES)]
     before = {"first": 0, "middle": (size + 1) // 2, "last": size}[place]
     old[before : before + more] = False
     return old
