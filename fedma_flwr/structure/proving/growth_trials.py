@@ -59,8 +59,9 @@ def trials_of(groups: Sequence[str]) -> list[dict[str, Way]]:
     count = _DOUBLED
     while math.comb(count, count // 2) < len(groups):
         count += 1
+    times = next(k for k in range(2, count) if math.comb(count, k) >= len(groups))
     doubled: list[dict[str, Way]] = [{} for _ in range(count)]
-    chosen = itertools.combinations(range(count), count // 2)
+    chosen = itertools.combinations(range(count), times)
     for (number, group), own in zip(numbered, chosen, strict=False):
         for at, trial in enumerate(own):
             doubled[trial][group] = (0, _PLACES[(number + 1 + 2 * at) % len(_PLACES)])
