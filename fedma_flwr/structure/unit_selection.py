@@ -129,26 +129,29 @@ def place_units(
 
 
 def _placed_in_runs(wide: Tensor, tensor: Tensor, places: Mapping[int, Tensor]) -> bool:
-    """Copy a tensor block by block, which is fast, if its places are few runs of neighbours."""
+    """Copy a tensor block by block, which is fast, if its places are few even runs."""
     runs = {dim: _runs(own) for dim, own in places.items()}
     if math.prod(map(len, runs.values())) > _MOST_BLOCKS:
         return False
     for block in itertools.product(*runs.values()):
         source, target = tensor, wide
-        for dim, (start, place, length) in zip(runs, block, strict=True):
-            source = source.narrow(dim, start, length)
-            target = target.narrow(dim, place, length)
+        for dim, (start, put) in zip(runs, block, strict=True):
+            source = source.narrow(dim, start, len(put))
+            target = target[(*[slice(None)] * dim, slice(put.start, put.stop, put.step))]
         target.copy_(source)
     return True
 
 
-def _runs(places: Tensor) -> list[tuple[int, int, int]]:
-    """Where runs of neighbouring places start, where they are put, and their lengths."""
-    breaks = (places.diff() != 1).nonzero()[:, 0] + 1
-    starts = [0, *breaks.tolist()]
+def _runs(places: Tensor) -> list[tuple[int, range]]:
+    """Where runs of evenly spaced places start, and where they are put."""
+    gaps = places.diff()
+    step = max(int(gaps.mode().values), 1) if len(gaps) else 1
+    starts = [0, *((gaps != step).nonzero()[:, 0] + 1).tolist()]
     ends = [*starts[1:], len(places)]
+    if len(starts) > _MOST_BLOCKS:
+        return [(0, range(1))] * len(starts)  # too many to be looked at
     return [
-        (start, int(places[start]), end - start)
+        (start, range(int(places[start]), int(places[end - 1]) + 1, step))
         for start, end in zip(starts, ends, strict=True)
         if end > start
     ]
