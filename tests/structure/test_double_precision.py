@@ -52,3 +52,27 @@ def test_what_is_made_and_cast_inside_is_float64():
     assert [tensor.dtype for tensor in made] == [torch.float64] * 3
     assert whole.dtype == torch.int64
     assert torch.zeros(2).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False},
+        {"padding": 1},
+        {"stride": 2, "padding": 2},
+        {"dilation": 2, "padding": (2, 1)},
+        {"padding": "same"},
+        {"groups": 2},
+    ],
+)
+def test_a_convolution_of_many_weights_is_the_same_product(options):
+    layer = nn.Conv2d(180, 170, 3, **options).double()
+    x = torch.randn(3, 180, 6, 7, dtype=torch.float64, requires_grad=True)
+    wanted = layer(x)
+    with InDouble():
+        found = layer(x)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    (one,) = torch.autograd.grad(found.sum(), x)
+    (other,) = torch.autograd.grad(wanted.sum(), x)
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
