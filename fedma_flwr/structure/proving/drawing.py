@@ -40,26 +40,46 @@ def redraw(model: ModelInProof, attempt: int, generator: torch.Generator) -> Out
         The output for what was drawn; None if the model does not run on it, or if no entry of an
         output is finite.
     """
+    draw_anew(model, attempt, generator)
+    output = _fitted_output(model, attempt, generator)
+    if output is None:
+        model.inputs = model.examples
+        output = _fitted_output(model, attempt, generator)
+    return output
+
+
+def draw_anew(model: ModelInProof, attempt: int, generator: torch.Generator) -> None:
+    """Draw as `redraw`, without a run; running statistics do not fit yet."""
     for name, tensor in model.tensors.items():
         if name in model.tied:
             continue
         tensor.copy_(_draw(model, name, attempt, generator))
     model.inputs = draw_inputs(model, model.examples, attempt, generator)
-    output = _output(model, attempt, generator)
-    if output is None:
-        model.inputs = model.examples
-        output = _output(model, attempt, generator)
-    return output
 
 
-def _output(model: ModelInProof, attempt: int, generator: torch.Generator) -> Outputs | None:
-    """The output, with statistics that fit unless the model's own weights are kept."""
+def _fitted_output(model: ModelInProof, attempt: int, generator: torch.Generator) -> Outputs | None:
     try:
-        if attempt != 1 and any(map(has_statistics, model.module.modules())):
+        if needs_fitting(model, attempt):
             fit_statistics(model, generator)
-        outputs = model.run()
+        return output_of(model)
     except SpecError:
         return None
+
+
+def needs_fitting(model: ModelInProof, attempt: int) -> bool:
+    """Whether there are running statistics, and not the model's own weights that they fit to."""
+    return attempt != 1 and any(map(has_statistics, model.module.modules()))
+
+
+def output_of(model: ModelInProof) -> Outputs | None:
+    """The output; None if no entry of one of its tensors is finite.
+
+    Raises
+    ------
+    SpecError
+        If the model does not run.
+    """
+    outputs = model.run()
     finite = (not out.is_floating_point() or bool(out.isfinite().any()) for out in outputs)
     return outputs if all(finite) else None
 

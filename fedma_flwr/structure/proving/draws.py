@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
 
 from fedma_flwr.structure.axes import SpecError
+from fedma_flwr.structure.model_copies import Example
 from fedma_flwr.structure.proving.drawing import (
     ATTEMPTS,
+    draw_anew,
     draw_inputs,
+    needs_fitting,
+    output_of,
     redraw,
     with_another_batch,
 )
@@ -24,6 +28,7 @@ from fedma_flwr.structure.proving.invariance import (
 )
 from fedma_flwr.structure.proving.model_in_proof import ModelInProof, Outputs, relative_change
 from fedma_flwr.structure.proving.sensitivity import all_pairs, sensitive_pairs
+from fedma_flwr.structure.proving.swaps import Pair
 
 # Entries that are added to a batch, for units that no entry of the example's batch sets going.
 _MANY = 14
@@ -61,7 +66,7 @@ class Draws:
         self.evaluation: Outputs = []
         self.training: Outputs | None = None
         self.alike = self.training_compared = False
-        self._good: tuple[int, Tensor] | None = None
+        self._good: tuple[int, Tensor, list[Example]] | None = None
 
     def run(self) -> None:
         """Draw, and check invariance for each draw that shows anything new.
@@ -82,27 +87,42 @@ class Draws:
                 "unstable that rounding errors change it: nothing can be proven about the model."
             )
         if attempt != self._good[0]:
-            self.generator.set_state(self._good[1])
-            self.evaluation = redraw(self.model, self._good[0], self.generator) or []
+            self._go_back(*self._good)
         self.worst = max(self.worst, check_another_batch(self.model, self.generator))
         self._train()
 
     def _draw(self, attempt: int) -> None:
-        model, generator, again = self.model, self.generator, self._good is not None
+        model, generator = self.model, self.generator
         before = generator.get_state()
-        output = redraw(model, attempt, generator)
-        if output is None:
-            return
-        seen: set[tuple[str, str]] = set()
-        if again:
-            seen = sensitive_pairs(model, self.pending, generator, output, by_trial=False)
-            if not seen:
+        if self._good is None or self._good[2] is model.examples or needs_fitting(model, attempt):
+            output = redraw(model, attempt, generator)
+            if output is None:
+                return
+        else:
+            draw_anew(model, attempt, generator)
+            output = None  # it is time enough when there is anything to see
+        seen: set[Pair] = set()
+        with suppress(SpecError):
+            if self._good is not None and not (seen := self._seen_anew(output)):
                 return  # permuted, it would only be the same evidence once more
-        if is_chaotic(model, output, generator):
+            output = output or output_of(model)
+        if output is None or is_chaotic(model, output, generator):
             return
-        self._good, self.evaluation = (attempt, before), output
+        self._good, self.evaluation = (attempt, before, model.inputs), output
         self.worst = max(self.worst, check_invariance(model, output, generator))
         self.pending -= seen or sensitive_pairs(model, self.pending, generator, output)
+
+    def _go_back(self, attempt: int, state: Tensor, inputs: list[Example]) -> None:
+        """Draw once more what was drawn for the present outputs."""
+        self.generator.set_state(state)
+        if needs_fitting(self.model, attempt):
+            redraw(self.model, attempt, self.generator)
+        else:
+            draw_anew(self.model, attempt, self.generator)
+        self.model.inputs = inputs
+
+    def _seen_anew(self, output: Outputs | None) -> set[Pair]:
+        return sensitive_pairs(self.model, self.pending, self.generator, output, by_trial=False)
 
     def look_elsewhere(self) -> bool:
         """Draw other inputs, many at once where the model takes many; whether it runs on them."""

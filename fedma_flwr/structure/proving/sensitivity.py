@@ -138,14 +138,24 @@ def _not_told_apart(model: ModelInProof, swaps: _Swaps) -> dict[Pair, Swap]:
 
 
 def _choices(moves: _Moves) -> Iterator[_Moves]:
-    """Moves that are left, some of each group: if all its units are alike, nothing differs."""
-    yield {key: move for key, move in moves.items() if move.makes}
-    yield {key: move for key, move in moves.items() if not move.makes}
-    half: _Moves = {}
-    for keys in _by_group(moves, lambda key: key[0][0]):
-        half.update((key, moves[key]) for key in keys[: (len(keys) + 1) // 2])
-    yield half
-    yield {key: move for key, move in moves.items() if key not in half}
+    """Moves that are left, some of each group: if all its units are alike, nothing differs.
+
+    First what makes units, then what reads them; of groups that nothing reads (what attention
+    multiplies), one half and then the other.
+    """
+    made = {key for key, move in moves.items() if move.makes}
+    read = {key[0][0] for key in moves.keys() - made}
+    first = _first_halves(moves)
+    yield {k: m for k, m in moves.items() if k in (made if k[0][0] in read else first)}
+    yield {k: m for k, m in moves.items() if k not in (made if k[0][0] in read else first)}
+    first = _first_halves(moves)
+    yield {key: move for key, move in moves.items() if key in first}
+    yield {key: move for key, move in moves.items() if key not in first}
+
+
+def _first_halves(moves: _Moves) -> set[tuple[Pair, int]]:
+    groups = _by_group(moves, lambda key: key[0][0])
+    return {key for keys in groups for key in keys[: (len(keys) + 1) // 2]}
 
 
 def _by_group(keys: Iterable[_Key], group: Callable[[_Key], str]) -> list[list[_Key]]:
