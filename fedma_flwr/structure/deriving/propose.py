@@ -17,6 +17,7 @@ from fedma_flwr.structure.deriving.atoms import Axes, fixed, free, pin
 from fedma_flwr.structure.deriving.capturing import capture, statistics_of
 from fedma_flwr.structure.deriving.capturing_runs import capture_run, looks_at_values
 from fedma_flwr.structure.deriving.propagation import Propagation
+from fedma_flwr.structure.deriving.run_digests import run_digest
 from fedma_flwr.structure.deriving.spec_building import build_spec
 from fedma_flwr.structure.deriving.trace import Trace
 from fedma_flwr.structure.deriving.twins import unite_twins
@@ -86,12 +87,17 @@ def _follow(model: nn.Module, inputs: Any, trace: Trace) -> None:
         _LOG.info(_BRANCHES, type(model).__name__, looks)
     generator = torch.Generator().manual_seed(0)
     with _weights_kept(model) as weights:
+        ways = set[str]()
+        with suppress(Exception):
+            ways.add(run_digest(model, inputs))
         for scale in _SCALES:
             for weight in weights:
                 weight.copy_(weight.flatten()[_order(weight, generator)].view_as(weight))
+            others = tree_map(partial(_scaled, scale, generator), inputs)
             with suppress(Exception):  # a way that these values cannot take
-                other = capture_run(model, tree_map(partial(_scaled, scale, generator), inputs))
-                Propagation(other, trace).run()
+                if (way := run_digest(model, others)) not in ways:
+                    Propagation(capture_run(model, others), trace).run()
+                    ways.add(way)  # to capture a way takes much longer than to know it again
 
 
 def _order(weight: Tensor, generator: torch.Generator) -> Tensor:
