@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from fedma_flwr.structure.proving.spec_changes import with_growth
 from fedma_flwr.structure.spec import PermutationSpec
 
 _Problem = Callable[[Sequence[str]], str]
+_Kind = tuple[bool, str]
 # A group of fewer units may look growable by luck, if some of them are dead.
 _NARROW = 32
 # Draws of inputs until all units of such groups are alive.
@@ -107,6 +109,7 @@ class _Search:
     def __init__(self, trials: Trials, groups: Sequence[str]) -> None:
         self.trials = trials
         self.groups = groups
+        self.kinds = _kinds(trials.model.spec)
         self.reasons: dict[str, str] = {}
 
     def run(self) -> None:
@@ -140,7 +143,8 @@ class _Search:
             def again(some: Sequence[str], failed: Sequence[bool] = failed) -> str:
                 return problem(some, failed)
 
-            found = _alone(left, why, again) or _last_of_shortest(left, why, again)
+            found = _alone(left, why, again, self.kinds)
+            found = found or _last_of_shortest(left, why, again)
             self.reasons.update(found)
             left = [name for name in left if name not in found]
         return left
@@ -150,7 +154,9 @@ def _is_narrow(size: int) -> bool:
     return size < _NARROW
 
 
-def _alone(groups: Sequence[str], why: str, problem: _Problem) -> dict[str, str]:
+def _alone(
+    groups: Sequence[str], why: str, problem: _Problem, kinds: Mapping[str, _Kind]
+) -> dict[str, str]:
     """Of groups that fail together those that fail by themselves.
 
     Parameters
@@ -161,34 +167,41 @@ def _alone(groups: Sequence[str], why: str, problem: _Problem) -> dict[str, str]
         For what reason; empty if that is only concluded.
     problem : callable
         The reason for which some groups fail; empty if they do not.
+    kinds : mapping of str to _Kind
+        Of each group: those of one kind mostly fail alike.
     """
     if len(groups) == 1:
         why = why or problem(groups)
         return {groups[0]: why} if why else {}
-    parts = _parts(groups)
+    parts = _parts(groups, kinds)
     found: dict[str, str] = {}
     for number, part in enumerate(parts):
         if number == len(parts) - 1 and not found:
-            found |= _alone(part, "", problem)
+            found |= _alone(part, "", problem, kinds)
         elif cause := problem(part):
-            found |= _alone(part, cause, problem)
+            found |= _alone(part, cause, problem, kinds)
     return found
 
 
-def _parts(groups: Sequence[str]) -> list[Sequence[str]]:
+def _parts(groups: Sequence[str], kinds: Mapping[str, _Kind]) -> list[Sequence[str]]:
     """Groups cut in two, those of a kind kept together; a few of one kind one by one."""
-    kinds = {name: re.sub(r"\d+", "", name) for name in groups}
-    ordered = sorted(groups, key=lambda name: list(kinds.values()).index(kinds[name]))
-    several = len(set(kinds.values())) > 1
-    if not several and len(groups) <= _ONE_BY_ONE:
+    order = list(dict.fromkeys(kinds[name] for name in groups))
+    if len(order) == 1 and len(groups) <= _ONE_BY_ONE:
         return [[name] for name in groups]
+    ordered = sorted(groups, key=lambda name: (kinds[name][0], order.index(kinds[name])))
+    pairs = enumerate(itertools.pairwise([kinds[name] for name in ordered]), start=1)
+    starts = {at: one[0] != other[0] for at, (one, other) in pairs if one != other}
     middle = len(groups) // 2
-    if several:
-        starts = [
-            at for at in range(1, len(ordered)) if kinds[ordered[at - 1]] != kinds[ordered[at]]
-        ]
-        middle = min(starts, key=lambda at: abs(at - middle))
+    if starts:  # groups that share axes with others are apart from the rest, if both are here
+        middle = min(starts, key=lambda at: (not starts[at], abs(at - middle)))
     return [ordered[:middle], ordered[middle:]]
+
+
+def _kinds(spec: PermutationSpec) -> dict[str, _Kind]:
+    """What the groups of a spec are: in products with others or not, named alike or not."""
+    terms = {term for axes in spec.axes.values() for axis in axes for term in axis.terms}
+    nested = {f for term in terms if sum(isinstance(f, str) for f in term) > 1 for f in term}
+    return {name: (name in nested, re.sub(r"\d+", "", name)) for name in spec.groups}
 
 
 def _last_of_shortest(groups: Sequence[str], why: str, problem: _Problem) -> dict[str, str]:
