@@ -64,10 +64,14 @@ def test_what_is_made_and_cast_inside_is_float64():
         {"dilation": 2, "padding": (2, 1)},
         {"padding": "same"},
         {"groups": 2},
+        {"groups": 180, "outputs": 180, "stride": 2, "padding": 1},
+        {"groups": 180, "outputs": 180, "dilation": 2, "bias": False},
+        {"groups": 180, "outputs": 360},
     ],
 )
 def test_a_convolution_of_many_weights_is_the_same_product(options):
-    layer = nn.Conv2d(180, 170, 3, **options).double()
+    options = dict(options)
+    layer = nn.Conv2d(180, options.pop("outputs", 170), 3, **options).double()
     x = torch.randn(3, 180, 6, 7, dtype=torch.float64, requires_grad=True)
     wanted = layer(x)
     with InDouble():

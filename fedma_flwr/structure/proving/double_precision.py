@@ -20,9 +20,9 @@ _GROUPED = frozenset({torch._grouped_mm, getattr(functional, "grouped_mm", torch
 _EXPERTS = 3  # axes of the experts' matrices
 
 _CONVOLUTIONS = frozenset({torch.conv2d, functional.conv2d})
-# Entries of weights, and positions of an image, for which torch's own convolution in float64
-# mostly waits for memory: it reads the weights once for each image.
-_MANY, _FEW = 2**18, 64
+# Torch's own convolution in float64 reads the weights once for each image, and goes through groups
+# one by one: slow for so many weights, or channels of their own, and so few positions of an image.
+_MANY, _CHANNELS, _FEW = 2**18, 64, 64
 _ARGUMENTS, _IMAGES = 7, 4  # of a convolution; axes of a batch of images
 
 
@@ -74,24 +74,31 @@ def _grouped(rows: Tensor, experts: Tensor, offs: Tensor, **_: object) -> Tensor
 
 def _is_narrow(*args: Any) -> bool:
     """Whether a convolution has many weights, few positions and nothing unusual about it."""
-    if len(args) != _ARGUMENTS or args[-1] != 1 or not isinstance(args[4], tuple):
+    if len(args) != _ARGUMENTS or not isinstance(args[4], tuple):
         return False
-    x, weight, stride = args[0], args[1], args[3]
-    if not x.dim() == weight.dim() == _IMAGES or x.shape[1] != weight.shape[1]:
+    x, weight, stride, groups = args[0], args[1], args[3], args[6]
+    if not x.dim() == weight.dim() == _IMAGES or not x.dtype == weight.dtype == torch.float64:
         return False
-    positions: int = x.shape[2] * x.shape[3]
-    many = weight.numel() >= _MANY and positions <= _FEW * math.prod(stride)
-    return many and bool(x.dtype == weight.dtype == torch.float64)
+    if x.shape[2] * x.shape[3] > _FEW * math.prod(stride):
+        return False
+    if groups == 1:
+        return bool(x.shape[1] == weight.shape[1] and weight.numel() >= _MANY)
+    return bool(_CHANNELS <= groups == x.shape[1] == len(weight) and weight.shape[1] == 1)
 
 
 def _convolved(*args: Any) -> Tensor:
-    """A convolution as one product of matrices for all images."""
-    x, weight, bias, stride, padding, dilation, _ = args
+    """A convolution as one product for all images, and for all channels if it is depthwise."""
+    x, weight, bias, stride, padding, dilation, groups = args
     columns = functional.unfold(x, weight.shape[2:], dilation, padding, stride)
     sides = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     shape = [(n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap in sides]
-    found: Tensor = weight.flatten(1) @ columns.transpose(0, 1).flatten(1)
-    result = found.view(-1, len(x), *shape).transpose(0, 1)
+    result: Tensor
+    if groups == 1:
+        found = weight.flatten(1) @ columns.transpose(0, 1).flatten(1)
+        result = found.view(-1, len(x), *shape).transpose(0, 1)
+    else:
+        each = columns.view(len(x), groups, -1, columns.shape[-1])
+        result = torch.einsum("bckp,ck->bcp", each, weight.flatten(1)).view(len(x), -1, *shape)
     return result.contiguous() if bias is None else result + bias[:, None, None]
 
 
