@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from fedma_flwr.structure.axes import SpecError
 from fedma_flwr.structure.model_copies import Example
@@ -30,8 +31,9 @@ from fedma_flwr.structure.proving.model_in_proof import ModelInProof, Outputs, r
 from fedma_flwr.structure.proving.sensitivity import all_pairs, sensitive_pairs
 from fedma_flwr.structure.proving.swaps import Pair
 
-# Entries that are added to a batch, for units that no entry of the example's batch sets going.
-_MANY = 14
+# Examples that are added to a batch, for units that none of the batch sets going: where all
+# together have few entries, and where they have more.
+_MANY, _SOME, _SMALL = 14, 2, 2**12
 
 
 class Draws:
@@ -125,15 +127,18 @@ class Draws:
         return sensitive_pairs(self.model, self.pending, self.generator, output, by_trial=False)
 
     def look_elsewhere(self) -> bool:
-        """Draw other inputs, many at once where the model takes many; whether it runs on them."""
+        """Draw other inputs, more at once where the model takes more; whether it runs on them.
+
+        From then on there are outputs of evaluation mode only.
+        """
         model, generator = self.model, self.generator
-        for more in (_MANY, 0):
+        entries = sum(x.numel() for x in tree_leaves(model.examples) if isinstance(x, Tensor))
+        for more in (_MANY if entries <= _SMALL else _SOME, 0):
             wide = [with_another_batch(example, more) for example in model.examples]
             model.inputs = draw_inputs(model, wide, 0, generator)
             output = run_or_none(model)
             if output is not None and not is_chaotic(model, output, generator):
-                self.evaluation, self.training_compared = output, False
-                self._run_in_training()
+                self.evaluation, self.training = output, None
                 return True
         return False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -99,7 +99,7 @@ def why_not_growable(model: ModelInProof, draws: Draws, tolerance: float) -> dic
             if not any(bool(own.any()) for own in dead.values()) or number == _DRAWS - 1:
                 break
             if draws.look_elsewhere():
-                search.run()
+                search.run(narrow)  # all: to be cut elsewhere shows in the units of others
     return search.reasons
 
 
@@ -112,9 +112,10 @@ class _Search:
         self.kinds = _kinds(trials.model.spec)
         self.reasons: dict[str, str] = {}
 
-    def run(self) -> None:
+    def run(self, only: Collection[str] | None = None) -> None:
         """Drop groups until the others grow together in all trials, without those dropped."""
-        groups = [name for name in self.groups if name not in self.reasons]
+        asked = self.groups if only is None else [name for name in self.groups if name in only]
+        groups = [name for name in asked if name not in self.reasons]
         trials = trials_of(groups) if groups else []
         passed: dict[int, set[str]] = {}
         while pending := [
