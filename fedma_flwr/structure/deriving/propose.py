@@ -134,7 +134,7 @@ def _pin_constants(trace: Trace, statistics: Set[str], values: Mapping[str, Tens
     To permute them with their units would leave one model's function as it is; but units that
     differ by constants of the code must not be matched, and their constants not be averaged.
     """
-    for name in (trace.buffers & trace.state.keys()) - statistics:
+    for name in sorted((trace.buffers & trace.state.keys()) - statistics):
         for dim, axis in enumerate(trace.state[name]):
             if not _is_uniform(values[name], dim):
                 pin(axis, f"the constants in {name!r} tell its positions apart")
