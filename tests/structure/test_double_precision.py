@@ -80,3 +80,20 @@ def test_a_convolution_of_many_weights_is_the_same_product(options):
     (one,) = torch.autograd.grad(found.sum(), x)
     (other,) = torch.autograd.grad(wanted.sum(), x)
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "runs"), [(8, 12, True), (8, 13, False), (9, 12, False)]
+)
+def test_experts_of_odd_widths_do_not_run_in_float64_either(inputs, outputs, runs):
+    """Else they would look growable: torch's own product of groups wants rows of 16 bytes."""
+    rows, experts = torch.randn(6, inputs).double(), torch.randn(2, inputs, outputs).double()
+    offs = torch.tensor([2, 6], dtype=torch.int32)
+    with InDouble():
+        if runs:
+            found = torch._grouped_mm(rows, experts, offs=offs)
+            torch.testing.assert_close(found[:2], rows[:2] @ experts[0])
+            torch.testing.assert_close(found[2:], rows[2:] @ experts[1])
+        else:
+            with pytest.raises(RuntimeError, match="16 bytes"):
+                torch._grouped_mm(rows, experts, offs=offs)

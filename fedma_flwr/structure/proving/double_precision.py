@@ -18,6 +18,7 @@ _COMPLEX_CASTS = frozenset({getattr(Tensor, name) for name in ("cfloat", "chalf"
 
 _GROUPED = frozenset({torch._grouped_mm, getattr(functional, "grouped_mm", torch._grouped_mm)})
 _EXPERTS = 3  # axes of the experts' matrices
+_ALIGNED = 4  # numbers of float32 in the 16 bytes that torch's own wants rows to be multiples of
 
 _CONVOLUTIONS = frozenset({torch.conv2d, functional.conv2d})
 # Torch's own convolution in float64 reads the weights once for each image, and goes through groups
@@ -67,6 +68,9 @@ def _grouped(rows: Tensor, experts: Tensor, offs: Tensor, **_: object) -> Tensor
     offs : Tensor
         (experts,) the end of each expert's rows.
     """
+    steps = [step for own in (rows, experts) for step in own.stride() if step != 1]
+    if any(step % _ALIGNED for step in steps):
+        raise RuntimeError("strides should be multiple of 16 bytes")  # as in float32
     ends = [0, *offs.tolist()]
     parts = [rows[a:b] @ own for a, b, own in zip(ends, ends[1:], experts, strict=False)]
     return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], experts.shape[-1])])
