@@ -17,11 +17,14 @@ import os
 import resource
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.zoo_checks import check
 from benchmarks.zoo_models import LIBRARIES, build, names_of
@@ -41,17 +44,37 @@ def run_here(library: str, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     start = time.process_time()
     try:
-        spec = derive_spec(model, inputs)
+        with counted_passes(model) as passes:
+            spec = derive_spec(model, inputs)
     except UnsupportedModelError as error:
         return {**found, "outcome": "refused", "why": str(error)[:300]}
     except Exception as error:
         return {**found, "outcome": "internal error", "why": f"{type(error).__name__}: {error}"}
     found["seconds"] = round(time.process_time() - start, 1)
+    found["passes"] = len(passes)
     found["matched"] = round(spec.matched_share(), 3)
     found["groups"] = len(spec.groups)
     found["growable"] = sum(group.growable for group in spec.groups.values())
     wrong = check(model, inputs, spec)
     return {**found, "outcome": "wrong" if wrong else "right", "why": wrong}
+
+
+@contextmanager
+def counted_passes(model: nn.Module) -> Iterator[list[bool]]:
+    """A list that has one entry more for each pass of the model, or of a copy of it."""
+    passes: list[bool] = []
+    vars(model)["_is_counted"] = True  # copies have it, too
+
+    def count(module: nn.Module, _: object) -> None:
+        if "_is_counted" in vars(module):
+            passes.append(module.training)
+
+    hook = nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        yield passes
+    finally:
+        hook.remove()
+        del vars(model)["_is_counted"]
 
 
 def _send(library: str, name: str, gigabytes: int, out: Connection) -> None:
@@ -83,18 +106,30 @@ def run_apart(library: str, name: str, seconds: int, gigabytes: int) -> dict[str
 def table(results: dict[str, dict[str, Any]]) -> str:
     """One row a model, and a line of counts."""
     lines = [
-        "| model | parameters | outcome | matched | groups (that grow) | s |",
-        "|---|---|---|---|---|---|",
+        "| model | parameters | outcome | matched | groups (that grow) | passes | s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, row in results.items():
         said = f"{row['outcome']}: {row['why']}" if row.get("why") else row["outcome"]
         groups = f"{row['groups']} ({row['growable']})" if "groups" in row else ""
         share = f"{row['matched']:.0%}" if "matched" in row else ""
         cells = (name, str(row.get("parameters", "")), said.replace("|", "/"), share, groups)
-        lines.append("| " + " | ".join([*cells, str(row.get("seconds", ""))]) + " |")
+        cells = (*cells, str(row.get("passes", "")), str(row.get("seconds", "")))
+        lines.append("| " + " | ".join(cells) + " |")
     counts = Counter(row["outcome"] for row in results.values())
     told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
-    return "\n".join([*lines, "", f"{len(results)} models: {told}."])
+    return "\n".join([*lines, "", f"{len(results)} models: {told}.", *_middles(results)])
+
+
+def _middles(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Median and 95th percentile of passes and of CPU seconds, of what was derived."""
+    lines = []
+    for name in ("passes", "seconds"):
+        values = sorted(row[name] for row in results.values() if name in row)
+        if values:
+            middle, most = (values[int(share * (len(values) - 1))] for share in (0.5, 0.95))
+            lines.append(f"{name.capitalize()}: median {middle}, 95th percentile {most}.")
+    return lines
 
 
 def main() -> None:

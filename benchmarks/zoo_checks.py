@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from fedma_flwr.structure import PermutationSpec, resize
 #: Largest relative difference that counts as none: code may compute in float32 here and there.
 _TOLERANCE = 1e-4
 _GROWN = (1, 3)
+_DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")
 
 
 def check(model: nn.Module, inputs: Any, spec: PermutationSpec) -> str:
@@ -128,13 +131,20 @@ def _pass(
     model = copy.deepcopy(model).train(training)
     torch.manual_seed(0)
     given = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
-    outputs = list(_tensors(model(**given) if isinstance(given, dict) else model(*given)))
+    with ExitStack() as without:  # dropout by a function has no module to be set to 0
+        for name in _DROPOUTS:
+            without.enter_context(mock.patch.object(nn.functional, name, _kept))
+        outputs = list(_tensors(model(**given) if isinstance(given, dict) else model(*given)))
     floats = [out for out in outputs if out.is_floating_point() and out.requires_grad]
     gradients: dict[str, Tensor] = {}
     if floats:
         torch.stack([out.square().mean() for out in floats]).sum().backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return [out.detach() for out in outputs], gradients
+
+
+def _kept(value: Tensor, *_: object, **__: object) -> Tensor:
+    return value
 
 
 def _repeats(model: nn.Module, inputs: Any, outputs: list[Tensor], *, training: bool) -> bool:

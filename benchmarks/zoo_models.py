@@ -89,8 +89,9 @@ _PAIRS = [
 _LAYERED: dict[str, dict[str, Any]] = {
     "Swin": {"embed_dim": 12, "depths": [1, 1], "num_heads": [2, 2],
              "window_size": 2, "patch_size": 4},
-    "ConvNext": {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1]},
-    "ConvNextV2": {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1]},
+    "ConvNext": {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1], "patch_size": 4},
+    "ConvNextV2": {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1], "patch_size": 4},
+    "Phi": {"hidden_size": 32},
     "ResNet": {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 1]},
     "RegNet": {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 1], "groups_width": 8},
     "PoolFormer": {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1]},
@@ -119,7 +120,9 @@ def _transformer(name: str) -> Built:
     library = importlib.import_module("transformers")
     known = vars(getattr(library, f"{name}Config")())
     wanted = {**_SMALL, **_LAYERED.get(name, {})}
-    options = {key: value for key, value in wanted.items() if key in known or key in _SMALL_ALIASES}
+    # An alias of a stage's own numbers would put one number in place of several.
+    aliases = frozenset[str]() if name in _LAYERED else _SMALL_ALIASES
+    options = {key: value for key, value in wanted.items() if key in known or key in aliases}
     config = getattr(library, f"{name}Config")(**options)
     if name in _IMAGES:
         size = int(wanted["image_size"])

@@ -56,9 +56,10 @@ class FedMA(StagedCohort):
 
     Parameters
     ----------
-    model, example_inputs : nn.Module, and Tensor, tuple or dict, optional
+    model, example_inputs : nn.Module, and Tensor, tuple, dict, or list of them, optional
         The model, and inputs for which ``model(*example_inputs)`` works (a dict: ``**``; a tensor
-        is the only argument): the spec is derived from them and proven.
+        is the only argument): the spec is derived from them and proven. A list of tuples or dicts
+        is one of several examples.
     spec : PermutationSpec, optional
         A spec made by hand. It is proven if `model` and `example_inputs` are given too.
     spec_cache : str or Path, optional

@@ -30,6 +30,7 @@ from fedma_flwr.structure import (
     signature,
     signature_tensors,
 )
+from fedma_flwr.structure.signatures import is_nested
 
 PLAIN = Averaging()
 
@@ -44,7 +45,8 @@ class _Matched:
     assignments: tuple[dict[str, Tensor], ...]
     widths: dict[str, int] = field(default_factory=dict)
     matchings: dict[str, Matching] = field(default_factory=dict)
-    signatures: dict[str, tuple[str, ...]] = field(default_factory=dict)  # tensors, by group
+    # Tensors, by group, that its rows can be written back into.
+    signatures: dict[str, tuple[str, ...]] = field(default_factory=dict)
     similarity: dict[str, list[float]] = field(default_factory=dict)
     before: Mapping[str, int] = field(default_factory=dict)  # global widths of earlier stages
 
@@ -132,9 +134,8 @@ def settle_stage(
     found.before = matched if isinstance(matched, Mapping) else {}
     earlier = frozenset(matched)
     for number, group in enumerate(stage.groups):
-        found.signatures[group] = signature_tensors(spec, group, earlier | found.widths.keys())
         chosen = (saved or {}).get(group, matcher)
-        units = _units_of(spec, group, found, chosen)
+        units = _units_of(spec, group, earlier, found, chosen)
         matching = chosen.match(
             units,
             weights=[*weights, 1.0][: len(units)] if weighted else None,
@@ -230,16 +231,23 @@ def _usual_sizes(
 
 
 def _units_of(
-    spec: PermutationSpec, group: str, found: _Matched, matcher: Matcher
+    spec: PermutationSpec, group: str, earlier: frozenset[str], found: _Matched, matcher: Matcher
 ) -> Sequence[Floats]:
-    """The clients' signatures: one by one, where the matcher need not hold all of them."""
-    names, known, wide = found.signatures[group], found.known, found.wide
+    """The rows that everyone's units of a group are matched by.
+
+    One by one, where the matcher need not hold all of them.
+    """
+    known, wide, matched = found.known, found.wide, earlier | found.widths.keys()
+    others = spec.groups.keys() - matched - {group}
+    names, nested = signature_tensors(spec, group, matched), is_nested(spec, group, others)
+    if not nested:
+        found.signatures[group] = names
 
     def units(client: int) -> Floats:
-        rows: Floats = signature(spec, group, names, wide[client], known).numpy()
+        rows: Floats = signature(spec, group, names, wide[client], known, unmatched=others).numpy()
         return rows
 
-    if len(wide) <= getattr(matcher, "anchors", math.inf):
+    if nested or len(wide) <= getattr(matcher, "anchors", math.inf):
         return [units(client) for client in range(len(wide))]
     return UnitsOnDemand([tensors.width(group, names, known) for tensors in wide], units)
 
@@ -285,8 +293,8 @@ def _set_posterior_means(
     spec: PermutationSpec, found: _Matched, settled: dict[str, Tensor]
 ) -> None:
     """Put the matcher's posterior means where all tensors of a signature settle."""
-    for group, matching in found.matchings.items():
-        names = found.signatures[group]
+    for group, names in found.signatures.items():
+        matching = found.matchings[group]
         if all(name in settled for name in names):
             rows = torch.as_tensor(matching.units)
             set_signature(spec, group, names, settled, rows, known=found.known)

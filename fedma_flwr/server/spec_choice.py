@@ -63,7 +63,8 @@ def _tell_not_reached(names: Sequence[str]) -> None:
             "forward does not reach %s of the model's parameters (%s%s): they are averaged by "
             "examples, as in FedAvg, unless they are named in FedMA(personal=...). If other code "
             "feeds hidden units to them, give FedMA a model whose forward does so, or "
-            "max_growth=1 and matcher=IdentityMatching().",
+            "max_growth=1 and matcher=IdentityMatching(). If forward uses them for other inputs, "
+            "add such inputs: example_inputs=[(x,), (other,)].",
             len(names),
             ", ".join(names[:3]),
             ", ..." * (len(names) > 3),

@@ -28,9 +28,12 @@ def derive_spec(model: nn.Module, example_inputs: Inputs) -> PermutationSpec:
     ----------
     model : nn.Module
         Any model that ``torch.export`` can capture. It is copied, never changed.
-    example_inputs : Tensor, tuple or dict
+    example_inputs : Tensor, tuple, dict, or list of them
         Inputs as in ``model(*example_inputs)``, or ``model(**example_inputs)``; a tensor is the
-        only argument. Batches of at least two let training-only branches be seen as well.
+        only argument. Batches of at least two let training-only branches be seen as well. A list
+        whose entries are all tuples or dicts is one of several examples, for branches, other
+        lengths, optional arguments: the spec holds for all of them. What none of them does is not
+        promised. A list of anything else is one example, like a tuple.
 
     Returns
     -------

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from fedma_flwr.structure.axes import UnsupportedModelError
 from fedma_flwr.structure.refusals import first_line, unsupported
 
-#: The only argument, positional arguments, or keyword arguments by name.
+#: The only argument, positional arguments, or keyword arguments by name; or a list of several such
+#: examples.
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+#: One example.
+Example = tuple[Any, ...] | dict[str, Any]
 
 
 def private_copy(model: nn.Module, example_inputs: Inputs) -> nn.Module:
@@ -33,7 +36,7 @@ def private_copy(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """
     check_model_and_inputs(model, example_inputs)
     model = with_lazy_layers_built(model, example_inputs)
-    for value in torch.utils._pytree.tree_leaves(_plain(example_inputs)):
+    for value in torch.utils._pytree.tree_leaves(examples_of(example_inputs)):
         if isinstance(value, Tensor) and not value.numel():
             raise UnsupportedModelError(
                 f"example_inputs must have entries, but one has the shape {tuple(value.shape)}."
@@ -116,13 +119,18 @@ def check_model_and_inputs(model: object, example_inputs: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"model must be an nn.Module, but was {type(model).__name__}.")
-    if isinstance(example_inputs, Mapping) and all(isinstance(k, str) for k in example_inputs):
-        return
-    if not isinstance(example_inputs, Tensor | tuple | list):
-        raise UnsupportedModelError(
-            "example_inputs must be a tensor, a tuple of them, as in model(*example_inputs), or a "
-            f"dict of them, as in model(**example_inputs), but was {type(example_inputs).__name__}."
-        )
+    if not isinstance(example_inputs, Tensor | tuple | list | Mapping):
+        _refuse_inputs(type(example_inputs).__name__)
+    for example in examples_of(cast(Inputs, example_inputs)):
+        if isinstance(example, dict) and not all(isinstance(key, str) for key in example):
+            _refuse_inputs("a dict with other keys than names")
+
+
+def _refuse_inputs(what: str) -> None:
+    raise UnsupportedModelError(
+        "example_inputs must be a tensor, a tuple of them, as in model(*example_inputs), a dict of "
+        f"them, as in model(**example_inputs), or a list of several such examples, but was {what}."
+    )
 
 
 def _check_state(model: nn.Module) -> None:
@@ -154,27 +162,47 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
 
 
-def cpu_inputs(example_inputs: Inputs) -> tuple[Any, ...] | dict[str, Any]:
-    """The example inputs with every tensor on the CPU, free of gradients."""
+def examples_of(example_inputs: Inputs) -> list[Example]:
+    """All examples: a list of tuples and dicts only is one of examples, all else is one example.
+
+    Parameters
+    ----------
+    example_inputs : tuple, dict, or list
+        A list of tensors is one example, its positional arguments, as a tuple is.
+    """
+    if isinstance(example_inputs, list) and example_inputs:
+        several = [own for own in example_inputs if isinstance(own, (tuple, Mapping))]
+        if len(several) == len(example_inputs):
+            return [_plain(own) for own in several]
+    return [_plain(example_inputs)]
+
+
+def cpu_inputs(example_inputs: Inputs) -> Example:
+    """The first example with every tensor on the CPU, free of gradients."""
+    return cpu_examples(example_inputs)[0]
+
+
+def cpu_examples(example_inputs: Inputs) -> list[Example]:
+    """All examples with every tensor on the CPU, free of gradients."""
 
     def move(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         return value.detach().clone() if value.is_meta else value.detach().cpu().clone()
 
-    moved: tuple[Any, ...] | dict[str, Any]
-    moved = torch.utils._pytree.tree_map(move, _plain(example_inputs))
+    moved: list[Example]
+    moved = torch.utils._pytree.tree_map(move, examples_of(example_inputs))
     return moved
 
 
-def _plain(example_inputs: Inputs) -> tuple[Any, ...] | dict[str, Any]:
+def _plain(example_inputs: Inputs) -> Example:
     """A tuple or dict of whatever tensor, sequence or mapping (a tokenizer's result) they are."""
     if isinstance(example_inputs, Tensor):
         return (example_inputs,)
     return dict(example_inputs) if isinstance(example_inputs, Mapping) else tuple(example_inputs)
 
 
-def call(model: nn.Module, inputs: tuple[Any, ...] | dict[str, Any]) -> Any:
+def call(model: nn.Module, inputs: Example) -> Any:
     """What a model makes of positional or of keyword arguments."""
     return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedma_flwr.structure.model_copies import Inputs
+from fedma_flwr.structure.model_copies import Inputs, examples_of
 
 #: What of a module's attributes is said elsewhere.
 _ELSEWHERE = {"_parameters", "_buffers", "_modules"}
@@ -33,7 +33,7 @@ def model_digest(model: nn.Module, example_inputs: Inputs) -> str:
     ----------
     model : nn.Module
         The model.
-    example_inputs : Tensor, tuple or dict
+    example_inputs : Tensor, tuple, dict, or list of them
         As for `derive_spec`.
 
     Raises
@@ -101,7 +101,7 @@ def _texts(model: nn.Module, example_inputs: Inputs) -> Iterator[str]:
             yield f"{name} {_text(buffer)} {name in module._non_persistent_buffers_set}"
         attributes = {n: value for n, value in vars(module).items() if n not in _ELSEWHERE}
         yield _text(attributes)
-    yield _text(example_inputs)
+    yield _text(examples_of(example_inputs))
 
 
 def _text(value: Any, depth: int = 0) -> str:

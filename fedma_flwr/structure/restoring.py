@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,10 +59,12 @@ def _same(container: Any, contents: Any) -> bool:
     """Whether a list or dict holds the very same objects in the same order."""
     if len(container) != len(contents):
         return False
+    if not contents:
+        return True
     if isinstance(container, dict):
-        pairs = zip(container.items(), contents.items(), strict=True)
-        return all(k == other and v is value for (k, v), (other, value) in pairs)
-    return all(one is other for one, other in zip(container, contents, strict=True))
+        same = all(map(operator.is_, container.values(), contents.values()))
+        return same and list(container) == list(contents)
+    return all(map(operator.is_, container, contents))
 
 
 def _restore(container: Any, contents: Any) -> None:

@@ -7,12 +7,13 @@ its biases and its norm parameters, over all tensors whose output axis carries t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fedma_flwr.structure.axes import AxisExpression
+from fedma_flwr.structure.nested_units import sorted_rows
 from fedma_flwr.structure.spec import PermutationSpec, StateDict
 
 
@@ -51,6 +52,8 @@ def signature(
     names: Sequence[str],
     state_dict: StateDict,
     known: Mapping[str, int] | None = None,
+    *,
+    unmatched: Collection[str] = (),
 ) -> Tensor:
     """The signature rows of a group.
 
@@ -66,6 +69,9 @@ def signature(
         One client's tensors, their input axes at the global widths.
     known : mapping of str to int, optional
         Widths that these tensors may not tell: of two groups that share an axis.
+    unmatched : collection of str, optional
+        Groups whose units have another order at each client. Where they share an axis with the
+        group (heads x units), rows do not depend on it: see `sorted_rows`.
 
     Returns
     -------
@@ -75,10 +81,54 @@ def signature(
     """
     tensors = {name: state_dict[name] for name in names}
     widths = {**spec.sizes, **(known or {}), **spec.widths(tensors, known)}
-    blocks = [
-        rows for name in names for rows in _unit_blocks(spec, name, group, state_dict[name], widths)
-    ]
-    return torch.cat([_as_rows(block) for block in blocks], dim=1)
+    rows: list[Tensor] = []
+    nested: dict[tuple[str, ...], list[Tensor]] = {}  # by what the units hold
+    for name in names:
+        axis = spec.axes[name][spec.output_axis(name)]
+        terms = [term for term in axis.terms if group in term]
+        blocks = _unit_blocks(spec, name, group, state_dict[name], widths)
+        for term, block in zip(terms, blocks, strict=True):
+            inner = _inner_groups(term, group, unmatched)
+            if inner:
+                nested.setdefault(inner, []).append(_inner_first(block, term, group, inner, widths))
+            else:
+                rows.append(_as_rows(block))
+    for inner, found in nested.items():
+        rows.append(sorted_rows(found, math.prod(spec.sizes[own] for own in inner)))
+    return torch.cat(rows, dim=1)
+
+
+def is_nested(spec: PermutationSpec, group: str, unmatched: Collection[str]) -> bool:
+    """Whether units of a group hold units of others, whose order differs between clients.
+
+    Its signature then says what they hold, and cannot be written back into tensors.
+    """
+    axes = (spec.axes[n][spec.output_axis(n)] for n in spec.axes if group in spec.output_groups(n))
+    return any(_inner_groups(term, group, unmatched) for axis in axes for term in axis.terms)
+
+
+def _inner_groups(
+    term: tuple[int | str, ...], group: str, unmatched: Collection[str]
+) -> tuple[str, ...]:
+    if group not in term:
+        return ()
+    return tuple(own for own in term if isinstance(own, str) and own != group and own in unmatched)
+
+
+def _inner_first(
+    block: Tensor,
+    term: tuple[int | str, ...],
+    group: str,
+    inner: tuple[str, ...],
+    widths: Mapping[str, int],
+) -> Tensor:
+    """(units, inner units, rest...) of a block (units, before, after, rest...) of a term."""
+    others = [factor for factor in term if factor != group]
+    sizes = [widths[own] if isinstance(own, str) else own for own in others]
+    block = block.reshape(len(block), *sizes, -1)
+    places = [1 + at for at, own in enumerate(others) if own in inner]
+    block = block.movedim(places, list(range(1, 1 + len(places))))
+    return block.flatten(1, len(places))
 
 
 def set_signature(
@@ -142,4 +192,4 @@ def _unit_blocks(
         offset += length
 
 
-__all__ = ["set_signature", "signature", "signature_tensors"]
+__all__ = ["is_nested", "set_signature", "signature", "signature_tensors"]

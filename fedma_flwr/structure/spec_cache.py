@@ -27,7 +27,7 @@ def cached_spec(
     ----------
     model : nn.Module
         As for `derive_spec`.
-    example_inputs : Tensor, tuple or dict
+    example_inputs : Tensor, tuple, dict, or list of them
         The same.
     folder : str or Path
         Is made if it does not exist. A spec is found by `model_digest`; a change of the model's

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fedma_flwr.structure.axes import AxisExpression, SpecError
+
+# Blocks that are copied one by one, rather than place by place.
+_MOST_BLOCKS = 16
 
 
 def check_units(
@@ -105,9 +110,48 @@ def place_units(
     Tensor
         A new one, or the same if it has none of the groups.
     """
-    for dim, axis in enumerate(axes):
-        if axis.groups & units.keys():
-            shape = (*tensor.shape[:dim], axis.size(widths), *tensor.shape[dim + 1 :])
-            places = axis.positions(units, widths).to(tensor.device)
-            tensor = tensor.new_full(shape, paddings[dim]).index_copy(dim, places, tensor)
+    places = {
+        dim: axis.positions(units, widths)
+        for dim, axis in enumerate(axes)
+        if axis.groups & units.keys()
+    }
+    if len({paddings[dim] for dim in places}) == 1:
+        shape = [axes[d].size(widths) if d in places else n for d, n in enumerate(tensor.shape)]
+        wide = tensor.new_full(shape, paddings[next(iter(places))])
+        if _placed_in_runs(wide, tensor, places):
+            return wide
+    for dim, own in places.items():
+        shape = [*tensor.shape]
+        shape[dim] = axes[dim].size(widths)
+        wide = tensor.new_full(shape, paddings[dim])
+        tensor = wide.index_copy_(dim, own.to(tensor.device), tensor)
     return tensor
+
+
+def _placed_in_runs(wide: Tensor, tensor: Tensor, places: Mapping[int, Tensor]) -> bool:
+    """Copy a tensor block by block, which is fast, if its places are few even runs."""
+    runs = {dim: _runs(own) for dim, own in places.items()}
+    if math.prod(map(len, runs.values())) > _MOST_BLOCKS:
+        return False
+    for block in itertools.product(*runs.values()):
+        source, target = tensor, wide
+        for dim, (start, put) in zip(runs, block, strict=True):
+            source = source.narrow(dim, start, len(put))
+            target = target[(*[slice(None)] * dim, slice(put.start, put.stop, put.step))]
+        target.copy_(source)
+    return True
+
+
+def _runs(places: Tensor) -> list[tuple[int, range]]:
+    """Where runs of evenly spaced places start, and where they are put."""
+    gaps = places.diff()
+    step = max(int(gaps.mode().values), 1) if len(gaps) else 1
+    starts = [0, *((gaps != step).nonzero()[:, 0] + 1).tolist()]
+    ends = [*starts[1:], len(places)]
+    if len(starts) > _MOST_BLOCKS:
+        return [(0, range(1))] * len(starts)  # too many to be looked at
+    return [
+        (start, range(int(places[start]), int(places[end - 1]) + 1, step))
+        for start, end in zip(starts, ends, strict=True)
+        if end > start
+    ]

@@ -52,3 +52,48 @@ def test_what_is_made_and_cast_inside_is_float64():
     assert [tensor.dtype for tensor in made] == [torch.float64] * 3
     assert whole.dtype == torch.int64
     assert torch.zeros(2).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False},
+        {"padding": 1},
+        {"stride": 2, "padding": 2},
+        {"dilation": 2, "padding": (2, 1)},
+        {"padding": "same"},
+        {"groups": 2},
+        {"groups": 180, "outputs": 180, "stride": 2, "padding": 1},
+        {"groups": 180, "outputs": 180, "dilation": 2, "bias": False},
+        {"groups": 180, "outputs": 360},
+    ],
+)
+def test_a_convolution_of_many_weights_is_the_same_product(options):
+    options = dict(options)
+    layer = nn.Conv2d(180, options.pop("outputs", 170), 3, **options).double()
+    x = torch.randn(3, 180, 6, 7, dtype=torch.float64, requires_grad=True)
+    wanted = layer(x)
+    with InDouble():
+        found = layer(x)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    (one,) = torch.autograd.grad(found.sum(), x)
+    (other,) = torch.autograd.grad(wanted.sum(), x)
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "runs"), [(8, 12, True), (8, 13, False), (9, 12, False)]
+)
+def test_experts_of_odd_widths_do_not_run_in_float64_either(inputs, outputs, runs):
+    """Else they would look growable: torch's own product of groups wants rows of 16 bytes."""
+    rows, experts = torch.randn(6, inputs).double(), torch.randn(2, inputs, outputs).double()
+    offs = torch.tensor([2, 6], dtype=torch.int32)
+    with InDouble():
+        if runs:
+            found = torch._grouped_mm(rows, experts, offs=offs)
+            torch.testing.assert_close(found[:2], rows[:2] @ experts[0])
+            torch.testing.assert_close(found[2:], rows[2:] @ experts[1])
+        else:
+            with pytest.raises(RuntimeError, match="16 bytes"):
+                torch._grouped_mm(rows, experts, offs=offs)

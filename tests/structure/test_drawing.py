@@ -58,7 +58,7 @@ def test_the_second_draw_keeps_them_nearly():
 
 def test_the_third_draw_has_no_negative_weights_and_inputs():
     in_proof, _ = drawn(2)
-    for tensor in (in_proof.tensors["a.weight"], in_proof.tensors["b.weight"], *in_proof.inputs):
+    for tensor in (in_proof.tensors["a.weight"], in_proof.tensors["b.weight"], *in_proof.inputs[0]):
         assert tensor.min() >= 0
 
 
@@ -90,8 +90,8 @@ def test_tokens_are_of_all_that_the_smallest_table_and_the_example_have(example,
     mask = torch.ones(2, 100, dtype=torch.bool)
     in_proof = ModelInProof(PermutationSpec({"g": 8}, axes), model, (tokens, mask))
     assert redraw(in_proof, 3, torch.Generator().manual_seed(0))
-    assert in_proof.inputs[0].unique().tolist() == list(range(smallest))
-    assert torch.equal(in_proof.inputs[1], mask)
+    assert in_proof.inputs[0][0].unique().tolist() == list(range(smallest))
+    assert torch.equal(in_proof.inputs[0][1], mask)
 
 
 def test_a_proof_goes_back_to_the_last_draw_that_was_good():

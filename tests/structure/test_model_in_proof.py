@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedma_flwr.structure import PermutationSpec
-from fedma_flwr.structure.proving.invariance import is_repeatable
+from fedma_flwr.structure.proving.invariance import is_repeatable, run_or_none
 from fedma_flwr.structure.proving.model_in_proof import ModelInProof, relative_change
 from tests.structure.networks import mlp
 
@@ -55,13 +55,18 @@ def test_a_run_is_repeatable_if_it_is_finite_and_gives_the_same_twice():
         runs.append(x)
         return x + len(runs)
 
-    assert is_repeatable(in_proof(lambda n, x: x.relu()))
-    assert is_repeatable(in_proof(lambda n, x: x + torch.rand(8)))  # one seed for all runs
-    assert not is_repeatable(in_proof(lambda n, x: x / 0))
-    assert not is_repeatable(in_proof(counted))
+    def repeats(hidden):
+        model = in_proof(hidden)
+        output = run_or_none(model)
+        return output is not None and is_repeatable(model, output)
+
+    assert repeats(lambda n, x: x.relu())
+    assert repeats(lambda n, x: x + torch.rand(8))  # one seed for all runs
+    assert not repeats(lambda n, x: x / 0)
+    assert not repeats(counted)
     other = in_proof(lambda n, x: x.relu())
-    other.inputs = (torch.ones(4, 5),)
-    assert not is_repeatable(other)
+    other.inputs = [(torch.ones(4, 5),)]
+    assert run_or_none(other) is None
 
 
 def test_attention_runs_without_its_fast_path():

@@ -21,7 +21,7 @@ def test_every_norm_reads_what_its_statistics_say():
     model = deep(20)
     in_proof = ModelInProof(sequential_spec(model), model, (torch.zeros(4, 1, 4, 4),))
     generator = torch.Generator().manual_seed(0)
-    in_proof.inputs = (torch.randn(4, 1, 4, 4, generator=generator, dtype=torch.float64),)
+    in_proof.inputs = [(torch.randn(4, 1, 4, 4, generator=generator, dtype=torch.float64),)]
     fit_statistics(in_proof, generator)
     seen = []
     for module in in_proof.module.modules():
@@ -37,7 +37,7 @@ def test_statistics_are_off_by_a_quarter_at_most_to_either_side():
     model = nn.Sequential(nn.Linear(6, 50), nn.BatchNorm1d(50), nn.ReLU(), nn.Linear(50, 2))
     in_proof = ModelInProof(sequential_spec(model), model, (torch.randn(40, 6),))
     fit_statistics(in_proof, torch.Generator().manual_seed(0))
-    variance, mean = torch.var_mean(in_proof.module[0](in_proof.inputs[0]), 0, correction=0)
+    variance, mean = torch.var_mean(in_proof.module[0](in_proof.inputs[0][0]), 0, correction=0)
     shares = in_proof.tensors["1.running_var"] / variance - 1
     shifts = (in_proof.tensors["1.running_mean"] - mean) / variance.sqrt()
     for off in (shares, shifts):

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fedma_flwr.structure.deriving.captured import Captured, state_names
+from fedma_flwr.structure.deriving.captured import Captured, location, source_line, state_names
 from fedma_flwr.structure.model_copies import call, plain_attention, quiet
 from fedma_flwr.structure.output_tensors import tensors_in
 from fedma_flwr.structure.restoring import buffers_kept, restored
@@ -48,9 +48,10 @@ def capture_run(model: nn.Module, inputs: tuple[Any, ...] | dict[str, Any]) -> C
     return captured
 
 
-def looks_at_values(captured: Captured) -> bool:
-    """Whether the code that was captured may do something else for other values."""
-    return any(str(node.target).startswith(_LOOKS) for node in captured.module.graph.nodes)
+def looks_at_values(captured: Captured) -> str | None:
+    """Where the code that was captured may do something else for other values; None if nowhere."""
+    nodes = (n for n in captured.module.graph.nodes if str(n.target).startswith(_LOOKS))
+    return next((f"{location(node)}, {source_line(node)}" for node in nodes), None)
 
 
 def _record(

@@ -7,7 +7,7 @@ of both must then keep one order, or the update would mix units that have nothin
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,15 +23,15 @@ Pair = tuple[str, str]  # names of tensors, or paths of modules
 _NETWORK = 2
 
 
-def unite_twins(model: nn.Module, inputs: Any, trace: Trace) -> set[str]:
+def unite_twins(model: nn.Module, examples: Sequence[Any], trace: Trace) -> set[str]:
     """Require that the units of networks in pairs are permuted alike.
 
     Parameters
     ----------
     model : nn.Module
         A private copy, as its code has built it.
-    inputs : tuple or dict
-        Positional or keyword arguments.
+    examples : list of (tuple or dict)
+        Positional or keyword arguments, one or more times.
     trace : Trace
         What propagation has learned; tensors that `forward` does not reach, but whose twins it
         does, count as used like them.
@@ -47,7 +47,8 @@ def unite_twins(model: nn.Module, inputs: Any, trace: Trace) -> set[str]:
     or, for networks of which training moves one only, the same names and shapes. Layers of one list
     follow one another, and are no pairs.
     """
-    found = _Twins(model, trace, without_gradient(model, inputs))
+    unmoved = set.intersection(*(without_gradient(model, inputs) for inputs in examples))
+    found = _Twins(model, trace, unmoved)
     pairs = sorted({*found.by_values(), *found.by_structure()})
     for twin, own in pairs:
         for one, other in zip(trace.axes_of(twin), trace.axes_of(own), strict=True):

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fedma_flwr.structure.axes import SpecError
-from fedma_flwr.structure.proving.model_in_proof import ModelInProof
-from fedma_flwr.structure.proving.norm_statistics import fit_statistics
+from fedma_flwr.structure.model_copies import Example
+from fedma_flwr.structure.proving.model_in_proof import ModelInProof, Outputs
+from fedma_flwr.structure.proving.norm_statistics import fit_statistics, has_statistics
 
 _GAINS = (1.4, 1.0, 2.0, 1.4)
 ATTEMPTS = len(_GAINS)
 
 
-def redraw(model: ModelInProof, attempt: int, generator: torch.Generator) -> bool:
+def redraw(model: ModelInProof, attempt: int, generator: torch.Generator) -> Outputs | None:
     """Draw new tensors and inputs in place.
 
     Parameters
@@ -35,29 +36,52 @@ def redraw(model: ModelInProof, attempt: int, generator: torch.Generator) -> boo
 
     Returns
     -------
-    bool
-        Whether the model runs on what was drawn, with a finite output.
+    list of Tensor or None
+        The output for what was drawn; None if the model does not run on it, or if no entry of an
+        output is finite.
     """
+    draw_anew(model, attempt, generator)
+    output = _fitted_output(model, attempt, generator)
+    if output is None:
+        model.inputs = model.examples
+        output = _fitted_output(model, attempt, generator)
+    return output
+
+
+def draw_anew(model: ModelInProof, attempt: int, generator: torch.Generator) -> None:
+    """Draw as `redraw`, without a run; running statistics do not fit yet."""
     for name, tensor in model.tensors.items():
         if name in model.tied:
             continue
         tensor.copy_(_draw(model, name, attempt, generator))
-    model.inputs = tree_map(
-        lambda value: _draw_input(model, value, attempt, generator), model.example
-    )
-    if not _runs(model):
-        model.inputs = model.example
-    if attempt != 1:
-        fit_statistics(model, generator)
-    return _runs(model)
+    model.inputs = draw_inputs(model, model.examples, attempt, generator)
 
 
-def _runs(model: ModelInProof) -> bool:
+def _fitted_output(model: ModelInProof, attempt: int, generator: torch.Generator) -> Outputs | None:
     try:
-        outputs = model.run()
+        if needs_fitting(model, attempt):
+            fit_statistics(model, generator)
+        return output_of(model)
     except SpecError:
-        return False
-    return all(not out.is_floating_point() or bool(out.isfinite().any()) for out in outputs)
+        return None
+
+
+def needs_fitting(model: ModelInProof, attempt: int) -> bool:
+    """Whether there are running statistics, and not the model's own weights that they fit to."""
+    return attempt != 1 and any(map(has_statistics, model.module.modules()))
+
+
+def output_of(model: ModelInProof) -> Outputs | None:
+    """The output; None if no entry of one of its tensors is finite.
+
+    Raises
+    ------
+    SpecError
+        If the model does not run.
+    """
+    outputs = model.run()
+    finite = (not out.is_floating_point() or bool(out.isfinite().any()) for out in outputs)
+    return outputs if all(finite) else None
 
 
 def _draw(model: ModelInProof, name: str, attempt: int, generator: torch.Generator) -> Tensor:
@@ -106,6 +130,16 @@ def _fan_in(model: ModelInProof, name: str) -> float:
     return max(tensor.numel() / tensor.shape[model.spec.output_axis(name)], 1)
 
 
+def draw_inputs(
+    model: ModelInProof, examples: list[Example], attempt: int, generator: torch.Generator
+) -> list[Example]:
+    """Inputs of the same shapes, with values that are drawn."""
+    drawn: list[Example] = tree_map(
+        lambda value: _draw_input(model, value, attempt, generator), examples
+    )
+    return drawn
+
+
 def _draw_input(model: ModelInProof, value: Any, attempt: int, generator: torch.Generator) -> Any:
     if not isinstance(value, Tensor) or value.dtype == torch.bool or value.is_complex():
         return value
@@ -119,12 +153,12 @@ def _draw_input(model: ModelInProof, value: Any, attempt: int, generator: torch.
     return torch.randint(0, high, value.shape, generator=generator, dtype=value.dtype)
 
 
-def with_another_batch(inputs: Any) -> Any:
-    """Inputs with one more entry along the first axis of every tensor: a copy of the first one."""
+def with_another_batch(inputs: Any, more: int = 1) -> Any:
+    """Inputs with more entries along the first axis of every tensor: copies of the first one."""
 
     def widen(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.dim():
             return value
-        return torch.cat([value, value[:1]])
+        return torch.cat([value, *[value[:1]] * more])
 
     return tree_map(widen, inputs)

@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from fedma_flwr.structure.proving.invariance import is_chaotic, is_repeatable
-from fedma_flwr.structure.proving.model_in_proof import ModelInProof, relative_change
+from fedma_flwr.structure.proving.draws import Draws
+from fedma_flwr.structure.proving.growth_trials import NOT_FINITE, Trials, Way, growth_of, trials_of
+from fedma_flwr.structure.proving.liveness import dead_units
+from fedma_flwr.structure.proving.model_in_proof import ModelInProof
 from fedma_flwr.structure.proving.spec_changes import with_growth
-from fedma_flwr.structure.refusals import first_line
-from fedma_flwr.structure.resizing import resize
-from fedma_flwr.structure.restoring import restored
 from fedma_flwr.structure.spec import PermutationSpec
 
-#: How many units are added; None doubles the group.
-_AMOUNTS = (1, 2, None, 3)
-#: Where the old units come to stand among the new ones: after them, around them, before them.
-_PLACES = ("first", "middle", "last")
-
-Growth = Mapping[str, Tensor]  # for each group that grows (width,) whether a unit is an old one
-
-
-#: Why a group cannot grow whose zero-padded units are divided by their norm.
-_NOT_FINITE = "zero-padded units make the output infinite or undefined"
+_Problem = Callable[[Sequence[str]], str]
+_Kind = tuple[bool, str]
+# A group of fewer units may look growable by luck, if some of them are dead.
+_NARROW = 32
+# Draws of inputs until all units of such groups are alive.
+_DRAWS = 4
+# So many groups of one kind are tried one by one: mostly all of them are at fault, or none.
+_ONE_BY_ONE = 8
 
 
-def with_proven_growth(
-    model: ModelInProof, tolerance: float, generator: torch.Generator
-) -> PermutationSpec:
+def with_proven_growth(model: ModelInProof, draws: Draws, tolerance: float) -> PermutationSpec:
     """The spec of a model in proof with what was found about the growth of its groups.
 
     Parameters
     ----------
     model : ModelInProof
         The model in proof, at weights on which its output depends.
+    draws : Draws
+        What it gives as it is, in both modes.
     tolerance : float
         Relative change that counts as none.
-    generator : torch.Generator
-        Where rounding errors come from that tell whether training mode can be compared.
 
     Notes
     -----
@@ -49,8 +44,8 @@ def with_proven_growth(
     their norm: they are padded with ones then, and kept as `directions` if that helps.
     """
     spec = model.spec
-    reasons = why_not_growable(model, tolerance, generator)
-    undefined = {group for group, why in reasons.items() if _NOT_FINITE in why}
+    reasons = why_not_growable(model, draws, tolerance)
+    undefined = {group for group, why in reasons.items() if NOT_FINITE in why}
     made = {
         name: spec.output_axis(name)
         for name, axes in spec.axes.items()
@@ -59,7 +54,7 @@ def with_proven_growth(
     if not made:
         return with_growth(spec, reasons)
     model.spec = replace(spec, directions={**spec.directions, **made})
-    found = why_not_growable(model, tolerance, generator)
+    found = why_not_growable(model, draws, tolerance)
     better = {
         name: dim for name, dim in made.items() if not spec.output_groups(name) & found.keys()
     }
@@ -68,86 +63,149 @@ def with_proven_growth(
     return with_growth(replace(spec, directions={**spec.directions, **better}), found)
 
 
-def why_not_growable(
-    model: ModelInProof, tolerance: float, generator: torch.Generator
-) -> dict[str, str]:
+def why_not_growable(model: ModelInProof, draws: Draws, tolerance: float) -> dict[str, str]:
     """For every group that must keep its width, why.
 
     Parameters
     ----------
     model : ModelInProof
         The model in proof, at weights on which its output depends.
+    draws : Draws
+        What it gives as it is, in both modes.
     tolerance : float
         Relative change that counts as none.
-    generator : torch.Generator
-        Where rounding errors come from that tell whether training mode can be compared.
 
     Notes
     -----
-    Every group grows by one, two, three units and to twice its width, each with the new units
-    before, between and after the old ones; in evaluation mode and, where the model runs in it, in
-    training mode. All groups grow together, by different amounts, in twelve trials. In a few more,
-    trial ``k`` lets the groups grow whose number has bit ``k`` set: of any two groups one then
-    grows without the other. Where a trial fails, those at fault are found by bisection.
+    Every group grows by one, two, three units and to twice its width, with the new units before,
+    between and after the old ones, or spread among them; in evaluation mode and, where the model
+    runs in it, in training mode. All groups grow together, by different amounts; some are doubled
+    while others keep their width: of any two groups each is doubled once without the other. Where a
+    trial fails, those at fault are found by trials of some of the groups; what had grown together
+    with them is tried anew without them, since equal growth may only look harmless. Where training
+    mode gives the very same numbers, it is tried once with all groups together. A group of few
+    units of which some are dead (a ReLU that no input sets going) is tried on more inputs.
     """
+    spec = model.spec
     groups = [name for name, group in model.spec.groups.items() if group.growable]
-    search = _Search(_Trial(model, tolerance, generator), groups)
-    for bit in range(len(groups).bit_length()):
-        search.narrow(bit, [g for number, g in enumerate(groups, start=1) if number >> bit & 1])
-    for number in range(len(_AMOUNTS) * len(_PLACES)):
-        search.narrow(number, groups)
+    search = _Search(Trials(model, draws, tolerance), groups)
+    search.run()
+    dead: dict[str, Tensor] = {}
+    with draws.kept():
+        for number in range(_DRAWS):
+            narrow = {n for n in groups if n not in search.reasons and _is_narrow(spec.sizes[n])}
+            found = dead_units(model) if narrow else {}
+            dead = {n: own & dead.get(n, own) for n, own in found.items() if n in narrow}
+            if not any(bool(own.any()) for own in dead.values()) or number == _DRAWS - 1:
+                break
+            if draws.look_elsewhere():
+                search.run(narrow)  # all: to be cut elsewhere shows in the units of others
     return search.reasons
 
 
 class _Search:
     """The groups that are at fault, found by trials of many at once."""
 
-    def __init__(self, trial: _Trial, groups: Sequence[str]) -> None:
-        self.trial = trial
-        self.number = {name: number for number, name in enumerate(groups)}
+    def __init__(self, trials: Trials, groups: Sequence[str]) -> None:
+        self.trials = trials
+        self.groups = groups
+        self.kinds = _kinds(trials.model.spec)
         self.reasons: dict[str, str] = {}
 
-    def narrow(self, trial: int, groups: Sequence[str]) -> None:
-        """Drop groups until the others grow together in the given trial."""
+    def run(self, only: Collection[str] | None = None) -> None:
+        """Drop groups until the others grow together in all trials, without those dropped."""
+        asked = self.groups if only is None else [name for name in self.groups if name in only]
+        groups = [name for name in asked if name not in self.reasons]
+        trials = trials_of(groups) if groups else []
+        passed: dict[int, set[str]] = {}
+        while pending := [
+            number
+            for number in range(len(trials))
+            if number not in passed or passed[number] & self.reasons.keys()
+        ]:
+            for number in pending:
+                modes = (False,) if number and self.trials.draws.alike else (False, True)
+                passed[number] = set(self.narrow(trials[number], modes))
 
-        def problem(some: Sequence[str]) -> str:
-            return self.trial.problem({name: self._growth(trial, name) for name in some})
+    def narrow(self, trial: Mapping[str, Way], modes: Sequence[bool]) -> Sequence[str]:
+        """Drop groups until the others grow together in the given trial: those that do."""
+        sizes = self.trials.model.spec.sizes
+        growth = {name: growth_of(sizes[name], way) for name, way in trial.items()}
 
-        left = [name for name in groups if name not in self.reasons]
-        while left and (why := problem(left)):
-            found = _alone(left, why, problem) or _last_of_shortest(left, why, problem)
+        def problem(some: Sequence[str], modes: Sequence[bool]) -> str:
+            return self.trials.problem({name: growth[name] for name in some}, modes)
+
+        left = [name for name in trial if name not in self.reasons]
+        while left and (why := problem(left, modes)):
+            failed = (self.trials.failed_in_training,)
+            if failed[0] and self.trials.give_up_training_mode():
+                continue
+
+            def again(some: Sequence[str], failed: Sequence[bool] = failed) -> str:
+                return problem(some, failed)
+
+            found = _alone(left, why, again, self.kinds)
+            found = found or _last_of_shortest(left, why, again)
             self.reasons.update(found)
             left = [name for name in left if name not in found]
+        return left
 
-    def _growth(self, trial: int, name: str) -> Tensor:
-        size, number = self.trial.model.spec.sizes[name], self.number[name]
-        more = _AMOUNTS[(trial + number) % len(_AMOUNTS)] or size
-        place = _PLACES[(trial // len(_AMOUNTS) + number) % len(_PLACES)]
-        before = {"first": 0, "middle": (size + 1) // 2, "last": size}[place]
-        old = torch.ones(size + more, dtype=torch.bool)
-        old[before : before + more] = False
-        return old
+
+def _is_narrow(size: int) -> bool:
+    return size < _NARROW
 
 
 def _alone(
-    groups: Sequence[str], why: str, problem: Callable[[Sequence[str]], str]
+    groups: Sequence[str], why: str, problem: _Problem, kinds: Mapping[str, _Kind]
 ) -> dict[str, str]:
-    """Of groups that fail together those that fail by themselves."""
+    """Of groups that fail together those that fail by themselves.
+
+    Parameters
+    ----------
+    groups : sequence of str
+        They fail together.
+    why : str
+        For what reason; empty if that is only concluded.
+    problem : callable
+        The reason for which some groups fail; empty if they do not.
+    kinds : mapping of str to _Kind
+        Of each group: those of one kind mostly fail alike.
+    """
     if len(groups) == 1:
-        return {groups[0]: why}
+        why = why or problem(groups)
+        return {groups[0]: why} if why else {}
+    parts = _parts(groups, kinds)
+    found: dict[str, str] = {}
+    for number, part in enumerate(parts):
+        if number == len(parts) - 1 and not found:
+            found |= _alone(part, "", problem, kinds)
+        elif cause := problem(part):
+            found |= _alone(part, cause, problem, kinds)
+    return found
+
+
+def _parts(groups: Sequence[str], kinds: Mapping[str, _Kind]) -> list[Sequence[str]]:
+    """Groups cut in two, those of a kind kept together; a few of one kind one by one."""
+    order = list(dict.fromkeys(kinds[name] for name in groups))
+    if len(order) == 1 and len(groups) <= _ONE_BY_ONE:
+        return [[name] for name in groups]
+    ordered = sorted(groups, key=lambda name: (kinds[name][0], order.index(kinds[name])))
+    pairs = enumerate(itertools.pairwise([kinds[name] for name in ordered]), start=1)
+    starts = {at: one[0] != other[0] for at, (one, other) in pairs if one != other}
     middle = len(groups) // 2
-    halves = [(half, problem(half)) for half in (groups[:middle], groups[middle:])]
-    return {
-        name: reason
-        for half, cause in halves
-        if cause
-        for name, reason in _alone(half, cause, problem).items()
-    }
+    if starts:  # groups that share axes with others are apart from the rest, if both are here
+        middle = min(starts, key=lambda at: (not starts[at], abs(at - middle)))
+    return [ordered[:middle], ordered[middle:]]
 
 
-def _last_of_shortest(
-    groups: Sequence[str], why: str, problem: Callable[[Sequence[str]], str]
-) -> dict[str, str]:
+def _kinds(spec: PermutationSpec) -> dict[str, _Kind]:
+    """What the groups of a spec are: in products with others or not, named alike or not."""
+    terms = {term for axes in spec.axes.values() for axis in axes for term in axis.terms}
+    nested = {f for term in terms if sum(isinstance(f, str) for f in term) > 1 for f in term}
+    return {name: (name in nested, re.sub(r"\d+", "", name)) for name in spec.groups}
+
+
+def _last_of_shortest(groups: Sequence[str], why: str, problem: _Problem) -> dict[str, str]:
     """The last of as few of the first groups as fail together."""
     works, fails = 0, len(groups)
     while fails - works > 1:
@@ -157,53 +215,3 @@ def _last_of_shortest(
         else:
             works = middle
     return {groups[fails - 1]: f"together with others: {why}"}
-
-
-class _Trial:
-    def __init__(self, model: ModelInProof, tolerance: float, generator: torch.Generator) -> None:
-        self.model = model
-        self.tolerance = tolerance
-        self.references = {False: model.run()}
-        model.training = True
-        if is_repeatable(model) and not is_chaotic(model, generator):
-            self.references[True] = model.run()
-        model.training = False
-
-    def problem(self, growth: Growth) -> str:
-        """What goes wrong when groups grow as given; empty if nothing."""
-        model = self.model
-        widths = {name: len(old) for name, old in growth.items()}
-        places = {name: old.nonzero()[:, 0] for name, old in growth.items()}
-        state = model.spec.expand(model.tensors, places, widths)
-        try:
-            with restored(model.module):
-                own = resize(model.module, state).state_dict()
-                for name, tensor in state.items():
-                    if tensor is not model.tensors[name]:
-                        own[name].copy_(tensor)
-                return self._change()
-        except Exception as error:  # whatever goes wrong, the group keeps its width
-            cause = first_line(error.__cause__ or error)
-            return f"the model does not run with more units ({without_sizes(cause)})"
-        finally:
-            model.training = False
-
-    def _change(self) -> str:
-        for training, reference in self.references.items():
-            self.model.training = training
-            outputs = self.model.run()
-            if not relative_change(outputs, reference) < self.tolerance:
-                where = " in training mode" if training else ""
-                if not all(_as_finite(*pair) for pair in zip(outputs, reference, strict=False)):
-                    return _NOT_FINITE + where
-                return f"zero-padded units change the output{where}"
-        return ""
-
-
-def _as_finite(output: Tensor, reference: Tensor) -> bool:
-    return bool(output.isfinite().all()) or not bool(reference.isfinite().all())
-
-
-def without_sizes(text: str) -> str:
-    """A message without the sizes in it, which example inputs decide."""
-    return re.sub(r"\b\d+(x\d+)*\b", "N", text)

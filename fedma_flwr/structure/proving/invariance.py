@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from fedma_flwr.structure.axes import SpecError
 from fedma_flwr.structure.proving.diagnosis import diagnose
 from fedma_flwr.structure.proving.drawing import with_another_batch
-from fedma_flwr.structure.proving.model_in_proof import ModelInProof, relative_change
+from fedma_flwr.structure.proving.model_in_proof import ModelInProof, Outputs, relative_change
 
 # Largest relative change of the output, in float64, that counts as none.
 TOLERANCE = 1e-9
@@ -20,22 +20,66 @@ TOLERANCE = 1e-9
 _SMALL = 2**14
 
 
-def check_invariance(model: ModelInProof, generator: torch.Generator) -> float:
+def check_invariance(model: ModelInProof, reference: Outputs, generator: torch.Generator) -> float:
     """Permute all groups at once, in two ways; the largest relative change of the output.
+
+    Parameters
+    ----------
+    model : ModelInProof
+        The model in proof.
+    reference : list of Tensor
+        Its output as it is.
+    generator : torch.Generator
+        Where permutations come from.
 
     Raises
     ------
     SpecError
         If it is more than rounding errors; the message names the group and tensor.
     """
-    reference = model.run()
+    worst, permutations = _worst_change(model, reference, generator)
+    if permutations is not None:
+        raise SpecError(diagnose(model, reference, TOLERANCE, permutations))
+    return worst
+
+
+def check_where_it_runs(
+    model: ModelInProof, reference: Outputs, generator: torch.Generator
+) -> tuple[Outputs | None, float]:
+    """Check invariance in a mode, or on inputs, in which a model may give other numbers each time.
+
+    Returns
+    -------
+    list of Tensor or None
+        `reference`, the output as it is; None if it is not repeatable, or chaotic, so that nothing
+        can be compared. What permutations do not change needs no look at that.
+    float
+        The largest relative change.
+
+    Raises
+    ------
+    SpecError
+        As `check_invariance`.
+    """
+    worst, permutations = _worst_change(model, reference, generator)
+    if permutations is None:
+        return reference, worst
+    if not is_comparable(model, reference, generator):
+        return None, 0.0
+    raise SpecError(diagnose(model, reference, TOLERANCE, permutations))
+
+
+def _worst_change(
+    model: ModelInProof, reference: Outputs, generator: torch.Generator
+) -> tuple[float, dict[str, Tensor] | None]:
+    """Largest change, and the permutations that change too much, if any do."""
     worst = 0.0
     for permutations in generating_permutations(model.spec.sizes, generator):
         change = relative_change(model.permuted(permutations), reference)
         if not change < TOLERANCE:
-            raise SpecError(diagnose(model, reference, TOLERANCE, permutations))
+            return change, permutations
         worst = max(worst, change)
-    return worst
+    return worst, None
 
 
 def generating_permutations(
@@ -65,9 +109,9 @@ def generating_permutations(
     return (cycles, swaps) if cycles else ()
 
 
-def is_chaotic(model: ModelInProof, generator: torch.Generator) -> bool:
+def is_chaotic(model: ModelInProof, reference: Outputs, generator: torch.Generator) -> bool:
     """Whether rounding errors of inputs and small tensors alone come near the tolerance."""
-    reference, inputs = model.run(), model.inputs
+    inputs = model.inputs
 
     def shake(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.dtype != torch.float64:
@@ -84,19 +128,35 @@ def is_chaotic(model: ModelInProof, generator: torch.Generator) -> bool:
 
 def check_another_batch(model: ModelInProof, generator: torch.Generator) -> float:
     """Code may take another way for a batch of another size; where it runs, it is tried."""
-    inputs = model.inputs
-    model.inputs = with_another_batch(inputs)
+    inputs, worst = model.inputs, 0.0
     try:
-        return check_invariance(model, generator) if is_repeatable(model) else 0.0
+        for example in inputs:
+            model.inputs = [with_another_batch(example)]
+            if (output := run_or_none(model)) is not None:
+                worst = max(worst, check_where_it_runs(model, output, generator)[1])
+        return worst
     finally:
         model.inputs = inputs
 
 
-def is_repeatable(model: ModelInProof) -> bool:
-    """Whether the model runs in this mode on these inputs, and twice with the same result."""
+def run_or_none(model: ModelInProof) -> Outputs | None:
+    """The output; None where the model does not run or the output is not finite throughout."""
     try:
-        first, second = model.run(), model.run()
+        outputs = model.run()
+    except SpecError:
+        return None
+    finite = all(not out.is_floating_point() or bool(out.isfinite().all()) for out in outputs)
+    return outputs if finite else None
+
+
+def is_comparable(model: ModelInProof, reference: Outputs, generator: torch.Generator) -> bool:
+    """Whether the model gives this output again, also with rounding errors in what it reads."""
+    return is_repeatable(model, reference) and not is_chaotic(model, reference, generator)
+
+
+def is_repeatable(model: ModelInProof, reference: Outputs) -> bool:
+    """Whether the model gives the same output again."""
+    try:
+        return relative_change(model.run(), reference) == 0.0
     except SpecError:
         return False
-    finite = all(not out.is_floating_point() or bool(out.isfinite().all()) for out in first)
-    return finite and relative_change(first, second) == 0.0

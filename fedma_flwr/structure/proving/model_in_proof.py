@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_map
 from fedma_flwr.structure.axes import SpecError
 from fedma_flwr.structure.failing_calls import refuse_failing_call
 from fedma_flwr.structure.model_copies import (
+    Example,
     Inputs,
     call,
-    cpu_inputs,
+    cpu_examples,
     plain_attention,
     private_copy,
     quiet,
@@ -43,8 +44,9 @@ class ModelInProof:
         The spec to test.
     model : nn.Module
         The model; it is copied.
-    example_inputs : Tensor, tuple or dict
-        Inputs as in ``model(*example_inputs)`` or ``model(**example_inputs)``.
+    example_inputs : Tensor, tuple, dict, or list of them
+        Inputs as in ``model(*example_inputs)`` or ``model(**example_inputs)``; or a list of
+        several such examples. A run is one of all examples.
 
     Raises
     ------
@@ -56,8 +58,8 @@ class ModelInProof:
         if any(tensor.is_meta for tensor in tensors_of(model).values()):
             raise SpecError("The model is on the meta device: it has no weights to prove with.")
         self.module = _in_double(private_copy(model, example_inputs).eval())
-        self.example = tree_map(_as_double, cpu_inputs(example_inputs))
-        self.inputs = self.example
+        self.examples: list[Example] = tree_map(_as_double, cpu_examples(example_inputs))
+        self.inputs = self.examples
         self.training = False  # whether to run in training mode
         self.random: dict[bool, bool] = {}  # by mode, whether the model draws random numbers
         self.spec = spec
@@ -89,23 +91,30 @@ class ModelInProof:
         return self.spec.axes.keys() - set(first.values())
 
     def run(self) -> Outputs:
-        """The output tensors of the model for the present inputs.
+        """The output tensors of the model for the present inputs, of all examples in turn.
 
         Raises
         ------
         SpecError
             If the model does not run.
         """
+        outputs: Outputs = []
+        for number, inputs in enumerate(self.inputs):
+            which = f" (example_inputs[{number}])" if len(self.inputs) > 1 else ""
+            outputs += self._run(inputs, which)
+        return outputs
+
+    def _run(self, inputs: Example, which: str) -> Outputs:
         try:
             mode = training_mode(self.module) if self.training else nullcontext()
             with quiet(), restored(self.module), plain_attention(), InDouble(), mode:
                 torch.default_generator.manual_seed(0)  # alone: the model is on the CPU
                 with self._without_chance():
-                    outputs = call(self.module, tree_map(_copy, self.inputs))
+                    outputs = call(self.module, tree_map(_copy, inputs))
         except Exception as error:
             raise SpecError(
-                f"The model does not run in float64 on these inputs ({type(error).__name__}: "
-                f"{first_line(error)})."
+                f"The model does not run in float64 on these inputs{which} "
+                f"({type(error).__name__}: {first_line(error)})."
             ) from error
         self.progress.step()
         return tensors_in(outputs)
@@ -137,10 +146,15 @@ class ModelInProof:
     def _permute(self, permutations: Mapping[str, Tensor]) -> None:
         # One tensor at a time, and in place: large models are in memory once.
         for name, tensor in self.tensors.items():
-            own = self.spec.tensor_groups(name) & permutations.keys()
-            if own and name not in self.tied:
-                orders = {group: permutations[group] for group in own}
-                tensor.copy_(self.spec.select({name: tensor}, orders)[name])
+            for dim, axis in enumerate(self.spec.axes[name] if name not in self.tied else ()):
+                if axis.groups & permutations.keys():
+                    order = axis.positions(permutations, self.spec.sizes)
+                    moved = (order != torch.arange(len(order))).nonzero()[:, 0]
+                    units = tensor.index_select(dim, order[moved])
+                    if len(moved) == len(order):
+                        tensor.copy_(units)  # faster
+                    else:
+                        tensor.index_copy_(dim, moved, units)
 
     def change(self, state: Mapping[str, Tensor], reference: Outputs) -> float:
         """Relative change of the output when some tensors are replaced, for as long as it takes."""

@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from fedma_flwr.structure.axes import SpecError
 from fedma_flwr.structure.proving.model_in_proof import ModelInProof
 
 # Variances below this are raised to it: dividing by less would magnify rounding errors.
 _LEAST_VARIANCE = 1e-4
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer that keeps running statistics."""
+    return isinstance(module, nn.modules.batchnorm._NormBase) and module.running_var is not None
 
 
 def fit_statistics(model: ModelInProof, generator: torch.Generator) -> None:
@@ -29,6 +33,11 @@ def fit_statistics(model: ModelInProof, generator: torch.Generator) -> None:
         Where the deviations from the exact statistics come from. With exact ones, or with those
         that a layer would have if no other deviated, deep networks saturate: what is 10 % off at
         one layer is many standard deviations off some layers later.
+
+    Raises
+    ------
+    SpecError
+        If the model does not run.
     """
     fitted: set[nn.Module] = set()
 
@@ -40,12 +49,10 @@ def fit_statistics(model: ModelInProof, generator: torch.Generator) -> None:
     hooks = [
         module.register_forward_pre_hook(fit)
         for module in model.module.modules()
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_var is not None
+        if has_statistics(module)
     ]
     try:
         model.run()
-    except SpecError:
-        return  # the caller finds out whether the model runs
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedma_flwr.structure.axes import SpecError
 from fedma_flwr.structure.model_copies import (
@@ -16,18 +16,12 @@ from fedma_flwr.structure.model_copies import (
     quiet,
     with_lazy_layers_built,
 )
-from fedma_flwr.structure.proving.drawing import ATTEMPTS, redraw
+from fedma_flwr.structure.proving.draws import Draws
 from fedma_flwr.structure.proving.growability import with_proven_growth
-from fedma_flwr.structure.proving.invariance import (
-    TOLERANCE,
-    check_another_batch,
-    check_invariance,
-    is_chaotic,
-    is_repeatable,
-)
+from fedma_flwr.structure.proving.invariance import TOLERANCE
 from fedma_flwr.structure.proving.model_in_proof import ModelInProof
-from fedma_flwr.structure.proving.sensitivity import Pair, all_pairs, sensitive_pairs
 from fedma_flwr.structure.proving.spec_changes import without_groups
+from fedma_flwr.structure.proving.swaps import Pair
 from fedma_flwr.structure.spec import PermutationSpec
 
 # Memory that a proof takes for a parameter, measured: weights and their derivatives in float64,
@@ -83,9 +77,10 @@ def prove_spec(
         The spec, derived or written by hand.
     model : nn.Module
         The model. It is copied, never changed.
-    example_inputs : Tensor, tuple or dict
+    example_inputs : Tensor, tuple, dict, or list of them
         Inputs as in ``model(*example_inputs)``, or ``model(**example_inputs)``; their shapes and
-        types matter, and integers stay in range.
+        types matter, and integers stay in range. A list of tuples or dicts is one of several
+        examples, as for `derive_spec`.
     seed : int (default: 0)
         Seed of all draws. The global random generator is left alone.
     drop_unused : bool (default: False)
@@ -110,7 +105,9 @@ def prove_spec(
     _check_memory(model)
     generator = torch.Generator().manual_seed(seed)
     in_proof = ModelInProof(spec, model, example_inputs)
-    pending, worst = _try_draws(in_proof, generator)
+    draws = Draws(in_proof, generator)
+    draws.run()
+    pending = draws.pending
     unused = [g for g in spec.groups if all(pair in pending for pair in _pairs_of(spec, g))]
     if unused and not drop_unused:
         raise SpecError(
@@ -120,7 +117,7 @@ def prove_spec(
     spec = without_groups(spec, unused, "the output does not depend on it")
     in_proof.spec = spec
     inert = tuple(sorted(pair for pair in pending if pair[0] not in unused))
-    return SpecProof(with_proven_growth(in_proof, TOLERANCE, generator), worst, inert)
+    return SpecProof(with_proven_growth(in_proof, draws, TOLERANCE), draws.worst, inert)
 
 
 def _check_memory(model: nn.Module) -> None:
@@ -141,47 +138,6 @@ def _physical_memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
-
-
-def _try_draws(model: ModelInProof, generator: torch.Generator) -> tuple[set[Pair], float]:
-    """Draw until the output depends on all pairs; those left, and the largest relative change.
-
-    The model is left at the last draw that was good for anything.
-    """
-    pending, worst = all_pairs(model), 0.0
-    good: tuple[int, Tensor] | None = None
-    for attempt in range(ATTEMPTS):
-        before = generator.get_state()
-        if not redraw(model, attempt, generator) or is_chaotic(model, generator):
-            continue
-        good = attempt, before
-        worst = max(worst, check_invariance(model, generator))
-        pending -= sensitive_pairs(model, pending, generator)
-        if not pending:
-            break
-    if good is None:
-        raise SpecError(
-            "For all weights and inputs tried, the model's output is not finite, or so unstable "
-            "that rounding errors change it: nothing can be proven about the model."
-        )
-    if attempt != good[0]:
-        generator.set_state(good[1])
-        redraw(model, good[0], generator)
-    worst = max(worst, check_another_batch(model, generator))
-    return pending, max(worst, _try_training_mode(model, pending, generator))
-
-
-def _try_training_mode(
-    model: ModelInProof, pending: set[Pair], generator: torch.Generator
-) -> float:
-    """Check invariance in training mode, if it can be; what the output depends on is struck off."""
-    model.training = True
-    worst = 0.0
-    if is_repeatable(model) and not is_chaotic(model, generator):
-        worst = check_invariance(model, generator)
-        pending -= sensitive_pairs(model, pending, generator)
-    model.training = False
-    return worst
 
 
 def _pairs_of(spec: PermutationSpec, group: str) -> Iterable[Pair]:
