@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedma_flwr.averaging.client_update import ClientUpdate
 from fedma_flwr.averaging.robust import SMALL, lower_median, row_sizes
+from fedma_flwr.matching.memory import give_back
 from fedma_flwr.structure import PermutationSpec
 
 #: Times the median client's size, and so many times the clients' median distance from it beyond it:
@@ -63,7 +64,10 @@ def bound_units(
     for name in next(iter(updates.values())).tensors:
         if not model[name].dtype.is_floating_point or not model[name].dim():
             continue
-        sizes = {node: unit_sizes(spec, name, u.tensors[name]) for node, u in updates.items()}
+        sizes = {}
+        for number, (node, update) in enumerate(updates.items()):
+            sizes[node] = unit_sizes(spec, name, update.tensors[name])
+            give_back(number)
         for node, factors in _factors(spec, name, sizes, model[name], max_norm_ratio).items():
             changed[node][name] = cut_rows(spec, name, updates[node].tensors[name], factors)
     return {
