@@ -1,5 +1,7 @@
 """SuperNodes that die or leave in the middle of a round, and come back."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 from simulations.commands import free_ports
 
 STAGES = ("local", "retrain", "retrain", "head")  # LeNet's, and those of the app's network
@@ -16,7 +18,8 @@ class Script:
 
     def __init__(self, federation, run):
         self.federation, self.nodes, self.run = federation, federation.nodes, run
-        self.killed, self.left, self.back = set(), False, False
+        self.killed, self.leaving, self.back = set(), None, False
+        self.pool = ThreadPoolExecutor(1)
 
     def __call__(self):
         for stage in range(len(STAGES)):
@@ -24,13 +27,14 @@ class Script:
                 self.nodes[stage].kill()
                 assert self.nodes[stage].processes() == []
                 self.killed.add(stage)
-        if not self.left and self.works_on(LEAVES, 1):
-            self.stop(LEAVES)
-            self.left = True
+        if self.leaving is None and self.works_on(LEAVES, 1):
+            # It takes seconds, in which the node that is to be killed could answer.
+            self.leaving = self.pool.submit(self.stop, LEAVES)
         if not self.back and self.run.rounds():
             # Round 2 waits for those that died, so the node that stayed is idle.
             self.stop(FORGETS)
             self.nodes[FORGETS].start()
+            self.leaving.result()
             self.replace(LEAVES)
             self.back = True
         if self.back:
